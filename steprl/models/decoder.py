@@ -1,0 +1,211 @@
+"""One decoder for the Llama / Qwen2 / Qwen3 / SmolLM families, as Flax NNX modules.
+
+RMSNorm before each block, rotary positions, grouped-query attention, SwiGLU. The modules are used
+only behind the pure functions of `steprl.models.policy`.
+
+The KV cache needs no lengths and no pointers: **slot s of a row holds the token at position s**. A
+padding token has segment 0 and is written nowhere; a query at position p sees slots 0..p.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from steprl.models.presets import DecoderConfig
+
+
+class KVCache(NamedTuple):
+    """Keys and values of each layer, [B, length, K, head_dim] each."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+def init_cache(config: DecoderConfig, batch: int, length: int) -> KVCache:
+    """An empty cache for `batch` rows of at most `length` tokens."""
+    shape = (batch, length, config.num_kv_heads, config.head_dim)
+    layers = tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
+    return KVCache(layers, layers)
+
+
+def rotary(x_BTHK: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
+    """Turns each pair (i, i + K/2) by position * theta^(-2i/K) (RoFormer, arXiv 2104.09864)."""
+    half = x_BTHK.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (positions_BT.astype(jnp.float32)[:, :, None] * frequency[None, None, :])[:, :, None, :]
+    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTHK.dtype)
+
+
+def write_cache(cache_BSKh: jax.Array, new_BTKh: jax.Array, slots_BT: jax.Array) -> jax.Array:
+    """Puts token t of row b into slot slots[b, t]; a slot out of range is dropped."""
+    rows_BT = jnp.arange(cache_BSKh.shape[0])[:, None]
+    return cache_BSKh.at[rows_BT, slots_BT].set(new_BTKh.astype(cache_BSKh.dtype), mode="drop")
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention; softmax in float32."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
+
+        def linear(inputs: int, outputs: int, bias: bool) -> nnx.Linear:
+            return nnx.Linear(
+                inputs, outputs, use_bias=bias, dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs
+            )
+
+        self.query = linear(config.d_model, heads * size, config.attention_bias)
+        self.key = linear(config.d_model, kv_heads * size, config.attention_bias)
+        self.value = linear(config.d_model, kv_heads * size, config.attention_bias)
+        self.out = linear(heads * size, config.d_model, False)
+        if config.qk_norm:
+            self.query_norm = _norm(config, size, rngs)
+            self.key_norm = _norm(config, size, rngs)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        mask_BTS: jax.Array,
+        layer_cache: tuple[jax.Array, jax.Array] | None,
+        slots_BT: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        config = self.config
+        batch, length, _ = x_BTD.shape
+        q = self.query(x_BTD).reshape(batch, length, config.num_heads, config.head_dim)
+        k = self.key(x_BTD).reshape(batch, length, config.num_kv_heads, config.head_dim)
+        v = self.value(x_BTD).reshape(batch, length, config.num_kv_heads, config.head_dim)
+        if config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q = rotary(q, positions_BT, config.rope_theta)
+        k = rotary(k, positions_BT, config.rope_theta)
+        if layer_cache is not None and slots_BT is not None:
+            k = write_cache(layer_cache[0], k, slots_BT)
+            v = write_cache(layer_cache[1], v, slots_BT)
+            layer_cache = (k, v)
+        out = jax.nn.dot_product_attention(
+            q, k.astype(q.dtype), v.astype(q.dtype), mask=mask_BTS[:, None], implementation="xla"
+        )
+        return self.out(out.reshape(batch, length, -1)), layer_cache
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        def linear(inputs: int, outputs: int) -> nnx.Linear:
+            return nnx.Linear(
+                inputs, outputs, use_bias=False, dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs
+            )
+
+        self.gate = linear(config.d_model, config.d_ff)
+        self.up = linear(config.d_model, config.d_ff)
+        self.down = linear(config.d_ff, config.d_model)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Block(nnx.Module):
+    """One layer: attention and feed-forward, each behind a norm and a residual."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.attention_norm = _norm(config, config.d_model, rngs)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = _norm(config, config.d_model, rngs)
+        self.mlp = SwiGLU(config, rngs)
+
+    def __call__(self, x_BTD, positions_BT, mask_BTS, layer_cache, slots_BT):  # type: ignore[no-untyped-def]
+        attended, layer_cache = self.attention(
+            self.attention_norm(x_BTD), positions_BT, mask_BTS, layer_cache, slots_BT
+        )
+        x_BTD = x_BTD + attended
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), layer_cache
+
+
+class Decoder(nnx.Module):
+    """Tokens to hidden states (after the final norm) and hidden states to logits."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = nnx.Embed(
+            config.vocab_size,
+            config.d_model,
+            embedding_init=nnx.initializers.normal(0.02),
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            rngs=rngs,
+        )
+        self.layers = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
+        self.final_norm = _norm(config, config.d_model, rngs)
+        if not config.tie_embeddings:
+            self.head = nnx.Param(
+                nnx.initializers.lecun_normal()(
+                    rngs.params(), (config.d_model, config.vocab_size), config.param_dtype
+                )
+            )
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        real_BT = segment_ids_BT > 0
+        # Whatever id stands at a padding place, even one out of range, must not matter.
+        x_BTD = self.embedding(jnp.where(real_BT, tokens_BT, 0))
+        positions_BT = jnp.where(real_BT, positions_BT, 0)
+        if cache is None:
+            slots_BT = None
+            mask_BTS = (
+                (positions_BT[:, :, None] >= positions_BT[:, None, :])
+                & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
+                & real_BT[:, None, :]
+            )
+        else:
+            length = cache.keys[0].shape[1]
+            slots_BT = jnp.where(real_BT, positions_BT, length)
+            mask_BTS = jnp.arange(length)[None, None, :] <= positions_BT[:, :, None]
+        keys, values = [], []
+        for index, block in enumerate(self.layers):
+            layer_cache = None if cache is None else (cache.keys[index], cache.values[index])
+            run = jax.checkpoint(block) if self.config.remat and cache is None else block
+            x_BTD, layer_cache = run(x_BTD, positions_BT, mask_BTS, layer_cache, slots_BT)
+            if layer_cache is not None:
+                keys.append(layer_cache[0])
+                values.append(layer_cache[1])
+        new_cache = None if cache is None else KVCache(tuple(keys), tuple(values))
+        return self.final_norm(x_BTD), new_cache
+
+    def unembed(self, hidden_D: jax.Array) -> jax.Array:
+        """Logits in float32, [..., V]."""
+        if self.config.tie_embeddings:
+            weight_VD = self.embedding.embedding[...].astype(hidden_D.dtype)
+            return jnp.einsum("...d,vd->...v", hidden_D, weight_VD, preferred_element_type=jnp.float32)
+        weight_DV = self.head[...].astype(hidden_D.dtype)
+        return jnp.einsum("...d,dv->...v", hidden_D, weight_DV, preferred_element_type=jnp.float32)
+
+
+class ValueHead(nnx.Module):
+    """tanh layer and a linear output that starts at zero, so that a new critic claims nothing."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.hidden = nnx.Linear(config.d_model, config.d_model, param_dtype=config.param_dtype, rngs=rngs)
+        self.out = nnx.Linear(
+            config.d_model, 1, kernel_init=nnx.initializers.zeros, param_dtype=config.param_dtype, rngs=rngs
+        )
+
+    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
+        return self.out(jnp.tanh(self.hidden(hidden_BTD.astype(jnp.float32))))[..., 0]
+
+
+def _norm(config: DecoderConfig, size: int, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        size, epsilon=config.norm_eps, dtype=config.dtype, param_dtype=config.param_dtype, rngs=rngs
+    )

@@ -1,0 +1,87 @@
+"""The door of the model room: NNX modules inside, pure functions on a pytree of parameters outside."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from steprl.models.decoder import Decoder, KVCache, ValueHead, init_cache
+from steprl.models.presets import DecoderConfig
+from steprl.types import Params, Policy
+
+
+class _Parts(nnx.Module):
+    """What a policy is made of; never seen outside this file."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.decoder = Decoder(config, rngs)
+        if config.value_head != "none":
+            self.value = ValueHead(config, rngs)
+        if config.value_head == "separate":
+            self.critic = Decoder(config, rngs)
+
+
+def make_policy(config: DecoderConfig) -> Policy:
+    """A decoder of the given shape as pure functions (see `steprl.types.Policy`).
+
+    Parameters are nested dicts with string keys: "decoder", and with a value head "value", and with
+    a separate critic its trunk "critic".
+    """
+    if config.value_head not in ("shared", "separate", "none"):
+        raise ValueError(f"value_head={config.value_head!r}: allowed are shared, separate, none")
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: _Parts(config, nnx.Rngs(0))))
+
+    def build(params: Params) -> _Parts:
+        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy, so that the template stays clean
+        nnx.replace_by_pure_dict(state, _digit_keys_to_int(params))
+        return nnx.merge(graph, state)
+
+    def init(key: jax.Array) -> Params:
+        _, state = nnx.split(_Parts(config, nnx.Rngs(params=key)))
+        return _int_keys_to_str(nnx.to_pure_dict(state))
+
+    def apply(
+        params: Params,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        return build(params).decoder(tokens_BT, positions_BT, segment_ids_BT, cache)
+
+    def unembed(params: Params, hidden_D: jax.Array) -> jax.Array:
+        return build(params).decoder.unembed(hidden_D)
+
+    def value(
+        params: Params,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+        hidden_BTD: jax.Array,
+    ) -> jax.Array:
+        parts = build(params)
+        if config.value_head == "separate":
+            hidden_BTD, _ = parts.critic(tokens_BT, positions_BT, segment_ids_BT)
+        return parts.value(hidden_BTD).astype(jnp.float32)
+
+    return Policy(
+        init=init,
+        apply=apply,
+        unembed=unembed,
+        value=None if config.value_head == "none" else value,
+        init_cache=lambda batch, length: init_cache(config, batch, length),
+    )
+
+
+def _int_keys_to_str(tree: Any) -> Any:
+    """Layer numbers as strings, so that names of parameters are plain paths."""
+    if not isinstance(tree, dict):
+        return tree
+    return {str(key): _int_keys_to_str(value) for key, value in tree.items()}
+
+
+def _digit_keys_to_int(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {int(k) if k.isdigit() else k: _digit_keys_to_int(v) for k, v in tree.items()}

@@ -1,0 +1,103 @@
+"""The data that flows: host records of what happened, arrays for the update, and the axis legend.
+
+Axis legend, used in every name of the project:
+
+    ops           _t token   _s step   _n row of a flat batch
+    batched code  N trajectory row   T token   S step   A action token   B sampling row   C prompt chunk
+                  D model width   V vocabulary   H query head   K key/value head
+
+One idea carries the design: tokens point at steps. ``step_ids[n, t]`` is the index, in row n's own
+table of steps, of the step whose action sampled token t, and -1 for prompt, observation and padding.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Params = Any
+"""A pytree of arrays: nested dicts with string keys."""
+
+STOP_REASONS = ("running", "stop_token", "length", "context_full")
+"""Why an action ended: index into this tuple is what compiled code returns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One decision: what was read, the complete action, and what the environment answered.
+
+    ``observation_ids`` are the tokens that this step added to the context, ``action_ids`` the tokens
+    exactly as sampled, stop token included. Text is only a view of them.
+    """
+
+    observation: str
+    action: str
+    observation_ids: np.ndarray
+    action_ids: np.ndarray
+    logprobs: np.ndarray
+    entropies: np.ndarray
+    reward: float
+    terminated: bool
+    truncated: bool
+    stop_reason: str
+    valid: bool = True
+    info: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """The steps of one attempt at one task; ``parent`` is (trajectory, step) for a branch."""
+
+    task: int
+    sample: int
+    steps: tuple[Step, ...]
+    success: bool
+    parent: tuple[int, int] | None = None
+
+    @property
+    def total_reward(self) -> float:
+        """Undiscounted return."""
+        return sum(step.reward for step in self.steps)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepBatch:
+    """Trajectories as arrays, one row each; holes and padding are allowed anywhere in a row."""
+
+    tokens_NT: jax.Array  # int32, exactly the ids that were read and sampled
+    positions_NT: jax.Array  # int32, place of the token in its context, 0 at padding
+    segment_ids_NT: jax.Array  # int32, 0 at padding, 1 for the row's context
+    step_ids_NT: jax.Array  # int32, step that sampled the token, -1 elsewhere
+    logprob_NT: jax.Array  # float32, log-prob under the distribution really sampled from
+    entropy_NT: jax.Array  # float32, entropy of that distribution
+    reward_NS: jax.Array  # float32, reward of the step
+    mask_NS: jax.Array  # bool, the step exists
+    terminated_NS: jax.Array  # bool, the environment ended here
+    truncated_NS: jax.Array  # bool, a limit ended the trajectory here
+    valid_NS: jax.Array  # bool, the environment understood the action
+    success_N: jax.Array  # bool, the task was solved
+    task_N: jax.Array  # int32, id of the task
+    sample_N: jax.Array  # int32, which attempt at the task
+    action_width: int = dataclasses.field(metadata=dict(static=True), default=0)
+    # ^ at least the number of sampled tokens of any row: heads run on these tokens only
+
+
+class Policy(NamedTuple):
+    """A language model as pure functions on a parameter pytree; users may pass their own.
+
+    init(key) -> params
+    apply(params, tokens_BT, positions_BT, segment_ids_BT, cache=None) -> (hidden_BTD, cache)
+    unembed(params, hidden_..D) -> logits_..V in float32
+    value(params, tokens_BT, positions_BT, segment_ids_BT, hidden_BTD) -> value_BT in float32, or None
+        where the model has no value head
+    init_cache(batch, length) -> cache; slot s of a row holds the token at position s
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., tuple[jax.Array, Any]]
+    unembed: Callable[[Params, jax.Array], jax.Array]
+    value: Callable[..., jax.Array] | None
+    init_cache: Callable[[int, int], Any]
