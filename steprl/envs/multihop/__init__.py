@@ -1,0 +1,16 @@
+"""A question over a small random graph of people, answered by searching it one relation at a time."""
+
+from steprl.envs.multihop.env import Multihop, MultihopState
+from steprl.envs.multihop.expert import demonstrate
+from steprl.envs.multihop.language import ENTITIES, RELATIONS, vocabulary
+from steprl.envs.multihop.text import MultihopText
+
+__all__ = [
+    "ENTITIES",
+    "RELATIONS",
+    "Multihop",
+    "MultihopState",
+    "MultihopText",
+    "demonstrate",
+    "vocabulary",
+]

@@ -1,0 +1,43 @@
+"""A demonstrator that knows the chain, with weaknesses to be learnt away."""
+
+import jax
+import jax.numpy as jnp
+
+from steprl.config import MultihopConfig
+from steprl.envs.multihop import language as words
+from steprl.envs.multihop.env import MultihopState
+
+
+def demonstrate(config: MultihopConfig, state: MultihopState, key: jax.Array) -> jax.Array:
+    """Next action of the demonstrator, [4] tokens.
+
+    A lazy one (drawn once an episode, with `demo_lazy`; less often for two hops) answers after two
+    hops, or after one where two are asked. After a failed search it tries again with `demo_retry`
+    and otherwise answers with what it has. Some queries are random (`demo_noise`).
+
+    Args:
+        config: its `demo_*` settings.
+        state: of one episode.
+        key: of the trajectory, the same at each step.
+    """
+    lazy_key, key = jax.random.split(key)
+    noise_key, retry_key, name_key, relation_key = jax.random.split(jax.random.fold_in(key, state.turn), 4)
+    chance = jnp.where(state.hops == 2, 0.375 * config.demo_lazy, config.demo_lazy)
+    lazy = jax.random.uniform(lazy_key) < chance
+    enough = jnp.where(lazy, jnp.minimum(2, state.hops - 1), state.hops)
+    gives_up = state.failed & (jax.random.uniform(retry_key) >= config.demo_retry)
+    answers = (state.found >= enough) | gives_up
+
+    noisy = ~answers & (jax.random.uniform(noise_key) < config.demo_noise)
+    entity = state.chain[state.found]
+    relation = state.relations[jnp.minimum(state.found, config.max_hops - 1)]
+    entity = jnp.where(noisy, jax.random.randint(name_key, (), 0, config.num_entities), entity)
+    relation = jnp.where(
+        noisy, jax.random.randint(relation_key, (), 0, len(words.RELATIONS)), relation
+    )
+    name = entity + words.FIRST_ENTITY
+    search = jnp.stack([jnp.full_like(name, words.SEARCH), name, relation + words.FIRST_RELATION,
+                        jnp.full_like(name, words.END_ID)])  # fmt: skip
+    answer = jnp.stack([jnp.full_like(name, words.ANSWER), name, jnp.full_like(name, words.END_ID),
+                        jnp.full_like(name, words.PAD_ID)])  # fmt: skip
+    return jnp.where(answers, answer, search).astype(jnp.int32)

@@ -1,0 +1,201 @@
+"""Whole episodes inside one compiled program, for environments written on token arrays.
+
+A row holds the prompt, then a block a step: the action (A tokens) and what was answered (O tokens).
+Blocks have fixed places, what is shorter leaves holes; positions count real tokens only.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from steprl.sampling import generate, trajectory_key
+from steprl.types import Params, Policy, StepBatch
+
+
+class DeviceEnv(Protocol):
+    """An environment whose `reset` and `step` run under `jit` and `vmap`, one episode each."""
+
+    prompt_width: int
+    action_width: int
+    observation_width: int
+    max_steps: int
+    stop_ids: tuple[int, ...]
+
+    def reset(self, task: Any, key: jax.Array) -> tuple[Any, jax.Array]: ...
+    def step(self, state: Any, action: jax.Array) -> tuple[Any, Any]: ...
+
+
+class _Turn(NamedTuple):
+    """One step of all rows, as the scan emits it."""
+
+    action: jax.Array  # [N, A]
+    action_mask: jax.Array
+    logprob: jax.Array
+    entropy: jax.Array
+    observation: jax.Array  # [N, O]
+    observation_mask: jax.Array
+    reward: jax.Array  # [N]
+    alive: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    valid: jax.Array
+    success: jax.Array
+
+
+def rollout(
+    policy: Policy,
+    env: DeviceEnv,
+    params: Params,
+    key: jax.Array,
+    task_N: jax.Array,
+    sample_N: jax.Array,
+    temperature: float | jax.Array = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> StepBatch:
+    """One episode a row, sampled from the policy.
+
+    Args:
+        key: of the run; each token draws from fold_in(task, sample, step, token) of it.
+        task_N, sample_N: which task, and which attempt at it, each row plays.
+        temperature: may be traced, 0 is greedy.
+    """
+    length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
+    rows = task_N.shape[0]
+    keys_N = jax.vmap(trajectory_key, in_axes=(None, 0, 0))(key, task_N, sample_N)
+
+    def begin(prompt_NP: jax.Array, prompt_length_N: jax.Array) -> Any:
+        # All but the last token of the prompt; that one begins the first chunk.
+        index = jnp.broadcast_to(jnp.arange(prompt_NP.shape[1])[None, :], prompt_NP.shape)
+        real = index < (prompt_length_N - 1)[:, None]
+        _, cache = policy.apply(
+            params, prompt_NP, index, real.astype(jnp.int32), policy.init_cache(rows, length)
+        )
+        last = jnp.take_along_axis(prompt_NP, (prompt_length_N - 1)[:, None], axis=1)
+        return cache, jnp.pad(last, ((0, 0), (0, env.observation_width))), jnp.ones(rows, jnp.int32)
+
+    def act(memory: Any, start_N: jax.Array, alive_N: jax.Array, turn: jax.Array) -> Any:
+        cache, chunk_NC, chunk_length_N = memory
+        out = generate(
+            policy, params, cache, chunk_NC, chunk_length_N, start_N,
+            jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_N, turn), alive_N,
+            max_tokens=env.action_width, stop_ids=env.stop_ids,
+            temperature=temperature, top_k=top_k, top_p=top_p,
+        )  # fmt: skip
+        return (out.tokens_BA, out.mask_BA, out.logprob_BA, out.entropy_BA), out.cache
+
+    def remember(cache: Any, action_NA: jax.Array, size_N: jax.Array, seen_NO: jax.Array) -> Any:
+        last = jnp.take_along_axis(action_NA, jnp.maximum(size_N - 1, 0)[:, None], axis=1)
+        return cache, jnp.concatenate([last, seen_NO], axis=1), 1 + jnp.sum(seen_NO != 0, axis=1)
+
+    return _episodes(env, keys_N, task_N, sample_N, begin, act, remember)
+
+
+def demonstrations(
+    env: DeviceEnv,
+    expert: Callable[[Any, jax.Array], jax.Array],
+    key: jax.Array,
+    task_N: jax.Array,
+) -> StepBatch:
+    """One episode a row, played by `expert(state, trajectory_key) -> action tokens [A]`."""
+    sample_N = jnp.zeros_like(task_N)
+    keys_N = jax.vmap(trajectory_key, in_axes=(None, 0, 0))(key, task_N, sample_N)
+
+    def act(memory: Any, start_N: jax.Array, alive_N: jax.Array, turn: jax.Array, state: Any) -> Any:
+        action_NA = jax.vmap(expert)(state, keys_N) * alive_N[:, None]
+        zero = jnp.zeros(action_NA.shape, jnp.float32)
+        return (action_NA, action_NA != 0, zero, zero), memory
+
+    nothing = lambda *_: jnp.zeros(())  # noqa: E731
+    return _episodes(env, keys_N, task_N, sample_N, nothing, act, nothing, act_sees_state=True)
+
+
+def _episodes(
+    env: DeviceEnv,
+    keys_N: jax.Array,
+    task_N: jax.Array,
+    sample_N: jax.Array,
+    begin: Callable[..., Any],
+    act: Callable[..., Any],
+    remember: Callable[..., Any],
+    act_sees_state: bool = False,
+) -> StepBatch:
+    """The loop of agent and environment; what the agent keeps between turns is its own affair."""
+    # The environment's own chance gets a stream apart from the tokens' (whose steps count from 0).
+    env_keys_N = jax.vmap(lambda k: jax.random.fold_in(k, 2**31 - 1))(keys_N)
+    state, prompt_NP = jax.vmap(env.reset)(task_N, env_keys_N)
+    prompt_length_N = jnp.sum(prompt_NP != 0, axis=1)
+    alive_N = jnp.ones(task_N.shape, bool)
+
+    def turn_of(carry: Any, turn: jax.Array) -> Any:
+        state, memory, start_N, chunk_N, alive_N = carry
+        extra = (state,) if act_sees_state else ()
+        (action, mask, logprob, entropy), memory = act(memory, start_N, alive_N, turn, *extra)
+        new_state, seen = jax.vmap(env.step)(state, action)
+        size_N = jnp.sum(mask, axis=1)
+        over_N = seen.terminated | seen.truncated
+        shown = (seen.tokens != 0) & alive_N[:, None]
+        memory = remember(memory, action, size_N, jnp.where(shown, seen.tokens, 0))
+        # The next chunk begins with this action's last token, at the place behind the others.
+        start_N = start_N + chunk_N + size_N - 1
+        carry = (new_state, memory, start_N, 1 + jnp.sum(shown, axis=1), alive_N & ~over_N)
+        out = _Turn(
+            action=action,
+            action_mask=mask,
+            logprob=logprob,
+            entropy=entropy,
+            observation=jnp.where(shown, seen.tokens, 0),
+            observation_mask=shown,
+            reward=seen.reward * alive_N,
+            alive=alive_N,
+            terminated=seen.terminated & alive_N,
+            truncated=seen.truncated & alive_N,
+            valid=seen.valid & alive_N,
+            success=seen.success & alive_N,
+        )
+        return carry, out
+
+    carry = (
+        state, begin(prompt_NP, prompt_length_N), prompt_length_N - 1, jnp.ones_like(prompt_length_N), alive_N
+    )  # fmt: skip
+    _, turns = jax.lax.scan(turn_of, carry, jnp.arange(env.max_steps))
+    return _as_batch(env, prompt_NP, turns, task_N, sample_N)
+
+
+def _as_batch(
+    env: DeviceEnv, prompt_NP: jax.Array, turns: _Turn, task_N: jax.Array, sample_N: jax.Array
+) -> StepBatch:
+    rows = prompt_NP.shape[0]
+
+    def layout(prompt: jax.Array, action: jax.Array, observation: jax.Array) -> jax.Array:
+        blocks = jnp.concatenate([action, observation], axis=2)  # [S, N, A + O]
+        return jnp.concatenate([prompt, jnp.moveaxis(blocks, 0, 1).reshape(rows, -1)], axis=1)
+
+    real = layout(prompt_NP != 0, turns.action_mask, turns.observation_mask)
+    step = jnp.arange(env.max_steps, dtype=jnp.int32)[:, None, None]
+    step_ids = layout(
+        jnp.full_like(prompt_NP, -1),
+        jnp.where(turns.action_mask, step, -1),
+        jnp.full(turns.observation.shape, -1, jnp.int32),
+    )
+    nothing = jnp.zeros(prompt_NP.shape, jnp.float32)
+    unseen = jnp.zeros(turns.observation.shape, jnp.float32)
+    return StepBatch(
+        tokens_NT=layout(prompt_NP, turns.action, turns.observation),
+        positions_NT=jnp.where(real, jnp.cumsum(real, axis=1) - 1, 0).astype(jnp.int32),
+        segment_ids_NT=real.astype(jnp.int32),
+        step_ids_NT=step_ids,
+        logprob_NT=layout(nothing, turns.logprob, unseen),
+        entropy_NT=layout(nothing, turns.entropy, unseen),
+        reward_NS=turns.reward.T,
+        mask_NS=turns.alive.T,
+        terminated_NS=turns.terminated.T,
+        truncated_NS=turns.truncated.T,
+        valid_NS=turns.valid.T,
+        success_N=jnp.any(turns.success, axis=0),
+        task_N=task_N,
+        sample_N=sample_N,
+        action_width=env.max_steps * env.action_width,
+    )
