@@ -1,0 +1,57 @@
+"""What holds for every test: 8 virtual CPU devices, strict shapes, and no write outside the repo.
+
+The settings must stand before jax is imported, so they are made here, at import, and in the
+environment, where subprocesses and the workers of pytest-xdist inherit them.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+if "jax" in sys.modules:
+    raise RuntimeError("jax was imported before tests/conftest.py could choose its devices.")
+
+# A cache that git ignores. On CPU it saves most of the time of a second run.
+CACHE = Path(__file__).resolve().parent.parent / ".cache"
+DEVICES = 8
+_DEVICE_FLAG = f"--xla_force_host_platform_device_count={DEVICES}"
+_TEST_ONLY = ("JAX_NUMPY_RANK_PROMOTION", "XLA_FLAGS")
+_original = {name: os.environ.get(name) for name in _TEST_ONLY}
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_FLAG}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the accelerator of a machine is for benchmarks
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["MPLCONFIGDIR"] = str(CACHE / "matplotlib")
+os.environ["HF_HOME"] = str(CACHE / "huggingface")
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network is a broken test
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["HOME"] = str(CACHE / "home")
+for _name in ("MPLCONFIGDIR", "HF_HOME", "HOME"):
+    Path(os.environ[_name]).mkdir(parents=True, exist_ok=True)
+
+
+@pytest.fixture
+def devices() -> list:
+    """The 8 virtual CPU devices."""
+    import jax
+
+    found = jax.devices("cpu")
+    assert len(found) == DEVICES
+    return found
+
+
+@pytest.fixture
+def plain_env() -> dict[str, str]:
+    """The environment for a subprocess that stands for a user: one device, usual shape rules."""
+    env = dict(os.environ)
+    for name, value in _original.items():
+        if value is None:
+            env.pop(name, None)
+        else:
+            env[name] = value
+    return env
