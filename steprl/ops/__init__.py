@@ -1,0 +1,63 @@
+"""Pure functions on arrays: segments, returns, losses. No model, config or batch type.
+
+Suffixes name axes: `_t` token, `_s` step, `_n` row of a flat batch. Functions on one row are lifted
+with `jax.vmap`; see `segments` for the rules on step ids and dark tokens.
+"""
+
+from steprl.ops.aggregation import REDUCTIONS, aggregate, aggregation_weights
+from steprl.ops.losses import (
+    KL_KINDS,
+    LEVELS,
+    adaptive_kl_coefficient,
+    entropy_from_logits,
+    kl_penalty,
+    log_ratio,
+    policy_loss,
+    value_loss,
+)
+from steprl.ops.returns import (
+    RunningMoments,
+    discounted_returns,
+    reverse_recurrence,
+    step_gae,
+    token_gae,
+    update_running_moments,
+)
+from steprl.ops.segments import (
+    broadcast_steps,
+    masked_mean,
+    masked_sum,
+    masked_variance,
+    masked_whiten,
+    reduce_steps,
+    step_ids_from_mask,
+    step_starts,
+)
+
+__all__ = [
+    "KL_KINDS",
+    "LEVELS",
+    "REDUCTIONS",
+    "RunningMoments",
+    "adaptive_kl_coefficient",
+    "aggregate",
+    "aggregation_weights",
+    "broadcast_steps",
+    "discounted_returns",
+    "entropy_from_logits",
+    "kl_penalty",
+    "log_ratio",
+    "masked_mean",
+    "masked_sum",
+    "masked_variance",
+    "masked_whiten",
+    "policy_loss",
+    "reduce_steps",
+    "reverse_recurrence",
+    "step_gae",
+    "step_ids_from_mask",
+    "step_starts",
+    "token_gae",
+    "update_running_moments",
+    "value_loss",
+]
