@@ -1,0 +1,74 @@
+# Everything sets itself up: a machine with Python >= 3.11 (and pip) is enough.
+#
+#   make quickstart     train a small agent on the CPU
+#   make test           the whole test suite
+#
+# Overridable: PYTHON=python3.12, VENV=path, PYTEST_ARGS="-k checkpoint", VECTORS=path.
+
+PYTHON ?= python3
+VENV ?= .venv
+VECTORS ?= ../shared/vectors
+# JAX compiles on one core and tests are many: workers pay off. More than 4 fight for memory.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); \
+	if [ "$$n" -gt 4 ]; then echo 4; else echo "$$n"; fi)
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-fast lint types conformance clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.installed ## Train a small agent on the CPU, evaluate it, and draw its curves.
+	@echo "==> Training the quickstart agent (a few minutes on 2 cores)"
+	@$(BIN)/steprl train configs/quickstart.yaml --overwrite
+
+test: $(VENV)/.installed-dev ## Run the whole test suite.
+	@echo "==> Running all tests with $(WORKERS) workers"
+	@$(PYTEST) $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.installed-dev ## Run the tests that are not marked slow.
+	@echo "==> Running the fast tests with $(WORKERS) workers"
+	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## Check style and formatting.
+	@echo "==> Checking style with ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev ## Check types.
+	@echo "==> Checking types with mypy"
+	@$(BIN)/mypy
+
+conformance: $(VENV)/.installed-dev ## Compare with recorded values of other implementations (VECTORS=path).
+	@if [ ! -d "$(VECTORS)" ]; then \
+	  echo "error: no recorded values in $(VECTORS); pass VECTORS=path" >&2; exit 1; fi
+	@echo "==> Comparing with the recorded values in $(VECTORS)"
+	@STEPRL_VECTORS="$(abspath $(VECTORS))" $(PYTEST) -n 0 tests/conformance $(PYTEST_ARGS)
+
+clean: ## Remove the environment and all caches; runs are kept.
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp that is newer than pyproject.toml says that the environment is up to date.
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: there is no '$(PYTHON)'; name one, e.g. make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: steprl needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
+	    "name another, e.g. make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "==> Creating the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "==> Installing steprl and what it needs (about a minute)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	@echo "==> Installing steprl with its test tools (about a minute)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.installed
