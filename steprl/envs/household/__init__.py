@@ -1,0 +1,17 @@
+"""ALFWorld's household text game in plain Python: same texts, same rules, endless games.
+
+    from steprl.envs.household import Household
+
+    env = Household(split="train", max_steps=30)
+    state, text = env.reset(0)
+    state, text, reward, terminated, truncated, info = env.step(state, "go to desk 1")
+
+`expert` plays it well for demonstrations; `vocabulary` lists the phrases its texts are made of.
+"""
+
+from steprl.envs.household.catalogue import ROOM_KINDS, TASK_TYPES
+from steprl.envs.household.environment import Household
+from steprl.envs.household.game import Game, State
+from steprl.envs.household.rooms import SPLITS
+
+__all__ = ["ROOM_KINDS", "SPLITS", "TASK_TYPES", "Game", "Household", "State"]

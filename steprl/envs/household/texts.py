@@ -1,0 +1,87 @@
+"""What the agent reads: the sentences of ALFWorld's grammar (`alfworld/data/alfred.twl2`)."""
+
+from steprl.envs.household.game import NOWHERE, Game, State, start
+
+NOTHING_HAPPENS = "Nothing happens."
+HELP = """
+Available commands:
+  look:                             look around your current location
+  inventory:                        check your current inventory
+  go to (receptacle):               move to a receptacle
+  open (receptacle):                open a receptacle
+  close (receptacle):               close a receptacle
+  take (object) from (receptacle):  take an object from a receptacle
+  move (object) to (receptacle):  place an object in or on a receptacle
+  examine (something):              examine a receptacle or an object
+  use (object):                     use an object
+  heat (object) with (receptacle):  heat an object using a receptacle
+  clean (object) with (receptacle): clean an object using a receptacle
+  cool (object) with (receptacle):  cool an object using a receptacle
+  slice (object) with (object):     slice an object using a sharp object
+"""
+
+
+def welcome(game: Game) -> str:
+    """The first observation: the room and the goal."""
+    room = look(start(game))
+    return (
+        f"-= Welcome to TextWorld, ALFRED! =-\n\n{room}\n\nYour task is to: {game.goal.sentence}."
+    )
+
+
+def contents(state: State, receptacle: int) -> list[int]:
+    """Objects in a receptacle, in listing order, whether one can see them or not."""
+    return [thing for thing, place in enumerate(state.places) if place == receptacle]
+
+
+def is_accessible(state: State, receptacle: int) -> bool:
+    """Has it no door, or is the door open?"""
+    return receptacle not in state.game.table.openable or bool(state.opened >> receptacle & 1)
+
+
+def enumerate_names(names: list[str]) -> str:
+    """ "a fork 2, a fork 1, and a knife 1", as the engine writes lists."""
+    if not names:
+        return "nothing"
+    listed = ["a " + name for name in names]
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])}, and {listed[-1]}"
+
+
+def look(state: State) -> str:
+    names = state.game.table.receptacle_names
+    if state.at != NOWHERE:
+        return f"You are facing the {names[state.at]}. Next to it, you see nothing."
+    seen = enumerate_names(list(names))
+    return f"You are in the middle of a room. Looking quickly around you, you see {seen}."
+
+
+def view(state: State, receptacle: int) -> str:
+    """What one sees of a receptacle when standing there."""
+    table = state.game.table
+    name = table.receptacle_names[receptacle]
+    if not is_accessible(state, receptacle):
+        return f"The {name} is closed."
+    seen = enumerate_names([table.object_names[thing] for thing in contents(state, receptacle)])
+    if receptacle in table.openable:
+        return f"The {name} is open. In it, you see {seen}."
+    return f"On the {name}, you see {seen}."
+
+
+def view_object(state: State, thing: int) -> str:
+    """What one sees of the object in hand."""
+    table = state.game.table
+    name = table.object_names[thing]
+    if thing in table.vessels:
+        return f"This is a normal {name}. In it, you see nothing."
+    clean, sliced = state.clean >> thing & 1, state.sliced >> thing & 1
+    warmth = "hot" if state.hot >> thing & 1 else "cool" if state.cool >> thing & 1 else ""
+    kind = f"sliced {name}" if sliced else name
+    if warmth and clean:
+        return f"This is a {warmth} and clean {kind}."
+    if warmth:
+        return f"This is a {'cold' if warmth == 'cool' and not sliced else warmth} {kind}."
+    if clean:
+        return f"This is a clean {kind}."
+    if sliced:
+        return f"This is a {kind}."
+    return f"There's nothing special about {name}."
