@@ -280,7 +280,8 @@ def kl_penalty(
     if name in ("kl", "k1"):
         estimate = difference
     elif name == "abs":
-        estimate = jnp.abs(difference)
+        # jnp.abs has gradient 1 at 0, where policy and reference agree; the sign there is 0.
+        estimate = difference * jax.lax.stop_gradient(jnp.sign(difference))
     elif name in ("mse", "k2"):
         estimate = 0.5 * jnp.square(difference)
     else:

@@ -54,16 +54,14 @@ def reverse_recurrence(
     if x.shape[0] == 0:
         return x
     c = jnp.broadcast_to(jnp.asarray(c, x.dtype), x.shape)
-    # The last element is done by hand: a carry computed from the inputs has their type, also the
-    # part of the type that says how they vary over a mesh under shard_map.
-    last = x[-1] + c[-1] * jnp.broadcast_to(jnp.asarray(initial, x.dtype), x.shape[1:])
+    # A carry made from an element of x varies over a mesh as x does: shard_map asks for that.
+    behind = jnp.zeros_like(x[0]) + jnp.asarray(initial, x.dtype)
 
     def visit(after: jax.Array, here: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         y = here[0] + here[1] * after
         return y, y
 
-    _, earlier = jax.lax.scan(visit, last, (x[:-1], c[:-1]), reverse=True)
-    return jnp.concatenate([earlier, last[None]])
+    return jax.lax.scan(visit, behind, (x, c), reverse=True)[1]
 
 
 def discounted_returns(
