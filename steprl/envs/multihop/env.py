@@ -51,7 +51,7 @@ class Multihop:
     """
 
     config: MultihopConfig = MultihopConfig()
-    heldout: bool = False
+    heldout: bool | jax.Array = False  # may be traced: one program serves both splits
 
     action_width = 4  # search <name> <relation> <end>
     observation_width = 1
@@ -72,7 +72,8 @@ class Multihop:
         """The state and the tokens of the question, [prompt_width]; `task` fixes the question."""
         config = self.config
         entities, relations = config.num_entities, len(words.RELATIONS)
-        draw = jax.random.fold_in(jax.random.key(1 if self.heldout else 0), task)
+        split = jax.random.fold_in(jax.random.key(0), jnp.asarray(self.heldout, jnp.uint32))
+        draw = jax.random.fold_in(split, task)
         graph_key, start_key, hops_key, chain_key = jax.random.split(draw, 4)
         graph = jax.random.randint(graph_key, (entities, relations), 0, entities, jnp.int32)
         start = jax.random.randint(start_key, (), 0, entities, jnp.int32)

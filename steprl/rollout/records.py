@@ -1,0 +1,118 @@
+"""Between records and arrays: collate trajectories into a batch, and read a batch back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from steprl.models.tokenizer import detokenize
+from steprl.types import StepBatch, Step, Trajectory
+
+
+def collate(
+    trajectories: Sequence[Trajectory], max_steps: int, lengths: Sequence[int]
+) -> StepBatch:
+    """One row a trajectory: observation and action tokens in turn.
+
+    Args:
+        trajectories: the records; none may be longer than the largest of `lengths`.
+        max_steps: S of the table of steps.
+        lengths: allowed row lengths, ascending; the smallest that fits is used, so that few shapes
+            are ever compiled. Half of it is the room for sampled tokens.
+
+    Raises:
+        ValueError: a trajectory does not fit; nothing is cut silently.
+    """
+    rows = len(trajectories)
+    tokens = [sum(len(s.observation_ids) + len(s.action_ids) for s in t.steps) for t in trajectories]
+    sampled = [sum(len(s.action_ids) for s in t.steps) for t in trajectories]
+    needed = max(max(tokens, default=1), 2 * max(sampled, default=1))
+    fitting = [length for length in lengths if length >= needed]
+    if not fitting or max(len(t.steps) for t in trajectories) > max_steps:
+        raise ValueError(
+            f"a trajectory of {max(tokens)} tokens ({max(sampled)} sampled) in "
+            f"{max(len(t.steps) for t in trajectories)} steps does not fit into rows of "
+            f"{max(lengths)} tokens and {max_steps} steps"
+        )
+    length = fitting[0]
+    token_NT = {name: np.zeros((rows, length), np.int32) for name in ("tokens", "positions", "segments")}
+    step_ids_NT = np.full((rows, length), -1, np.int32)
+    float_NT = {name: np.zeros((rows, length), np.float32) for name in ("logprob", "entropy")}
+    reward_NS = np.zeros((rows, max_steps), np.float32)
+    flag_NS = {k: np.zeros((rows, max_steps), bool) for k in ("mask", "terminated", "truncated", "valid")}
+    for row, trajectory in enumerate(trajectories):
+        place = 0
+        for number, step in enumerate(trajectory.steps):
+            place += _put(token_NT["tokens"][row], place, step.observation_ids)
+            span = slice(place, place + len(step.action_ids))
+            step_ids_NT[row, span] = number
+            float_NT["logprob"][row, span] = step.logprobs
+            float_NT["entropy"][row, span] = step.entropies
+            place += _put(token_NT["tokens"][row], place, step.action_ids)
+            reward_NS[row, number] = step.reward
+            flag_NS["mask"][row, number] = True
+            flag_NS["terminated"][row, number] = step.terminated
+            flag_NS["truncated"][row, number] = step.truncated
+            flag_NS["valid"][row, number] = step.valid
+        token_NT["positions"][row, :place] = np.arange(place)
+        token_NT["segments"][row, :place] = 1
+    return StepBatch(
+        tokens_NT=token_NT["tokens"],
+        positions_NT=token_NT["positions"],
+        segment_ids_NT=token_NT["segments"],
+        step_ids_NT=step_ids_NT,
+        logprob_NT=float_NT["logprob"],
+        entropy_NT=float_NT["entropy"],
+        reward_NS=reward_NS,
+        mask_NS=flag_NS["mask"],
+        terminated_NS=flag_NS["terminated"],
+        truncated_NS=flag_NS["truncated"],
+        valid_NS=flag_NS["valid"],
+        success_N=np.array([t.success for t in trajectories]),
+        task_N=np.array([t.task for t in trajectories], np.int32),
+        sample_N=np.array([t.sample for t in trajectories], np.int32),
+        action_width=length // 2,
+    )  # type: ignore[arg-type]
+
+
+def _put(row: np.ndarray, place: int, ids: np.ndarray) -> int:
+    row[place : place + len(ids)] = ids
+    return len(ids)
+
+
+def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
+    """The records of a batch; the text is a view of the ids, which stay exactly as they were."""
+    batch = jax.device_get(batch)
+    found = []
+    for row in range(batch.tokens_NT.shape[0]):
+        real = np.flatnonzero(batch.segment_ids_NT[row] > 0)
+        ids, step_of = batch.tokens_NT[row][real], batch.step_ids_NT[row][real]
+        logprob, entropy = batch.logprob_NT[row][real], batch.entropy_NT[row][real]
+        steps, begin = [], 0
+        for number in range(int(batch.mask_NS[row].sum())):
+            mine = np.flatnonzero(step_of == number)
+            first, last = mine[0], mine[-1] + 1
+            stopped = ids[last - 1] == tokenizer.eos_token_id
+            steps.append(
+                Step(
+                    observation=detokenize(tokenizer, ids[begin:first]),
+                    action=detokenize(tokenizer, ids[first:last]),
+                    observation_ids=ids[begin:first],
+                    action_ids=ids[first:last],
+                    logprobs=logprob[first:last],
+                    entropies=entropy[first:last],
+                    reward=float(batch.reward_NS[row, number]),
+                    terminated=bool(batch.terminated_NS[row, number]),
+                    truncated=bool(batch.truncated_NS[row, number]),
+                    stop_reason="stop_token" if stopped else "length",
+                    valid=bool(batch.valid_NS[row, number]),
+                )
+            )
+            begin = last
+        found.append(
+            Trajectory(
+                int(batch.task_N[row]), int(batch.sample_N[row]), tuple(steps), bool(batch.success_N[row])
+            )
+        )
+    return found

@@ -1,0 +1,88 @@
+"""Where arrays live: one mesh with axes (data, fsdp), and a short table from names to placements.
+
+Rows of a batch are split over both axes, parameters over `fsdp`. XLA inserts the communication.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from steprl.config import MeshConfig
+
+PARAMETER_RULES: tuple[tuple[str, P], ...] = (
+    (r"embedding/embedding$", P(None, "fsdp")),
+    (r"(decoder|critic)/head$", P("fsdp", None)),
+    (r"(query|key|value|gate|up)/kernel$", P("fsdp", None)),
+    (r"(attention/out|down)/kernel$", P(None, "fsdp")),
+    (r"value/(hidden|out)/kernel$", P()),
+    (r"(scale|bias)$", P()),
+)
+"""First match on the path wins; a parameter that no rule covers is an error."""
+
+BATCH = P(("data", "fsdp"))
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: list[Any] | None = None) -> Mesh:
+    """A mesh over all devices.
+
+    Raises:
+        ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count, fsdp = len(devices), config.fsdp
+    data = count // fsdp if config.data == -1 else config.data
+    if data * fsdp != count:
+        raise ValueError(
+            f"mesh.data={config.data} and mesh.fsdp={fsdp} do not multiply to the {count} devices here"
+        )
+    return Mesh(np.asarray(devices).reshape(data, fsdp), ("data", "fsdp"))
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """Placement of one parameter, or of an optimiser's array of the same name.
+
+    Raises:
+        ValueError: no rule covers the name, or the mesh does not divide the shape.
+    """
+    if not shape:
+        return P()
+    for pattern, spec in PARAMETER_RULES:
+        if re.search(pattern, path):
+            for size, axis in zip(shape, spec, strict=False):
+                if axis is not None and size % mesh.shape[axis]:
+                    raise ValueError(
+                        f"mesh.{axis}={mesh.shape[axis]} does not divide {path} of shape {shape}"
+                    )
+            return spec
+    raise ValueError(f"no sharding rule covers {path} of shape {shape}; see PARAMETER_RULES")
+
+
+def state_shardings(tree: Any, mesh: Mesh) -> Any:
+    """The placement of each leaf of parameters or of a train state, by its path."""
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+        return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows split over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def shard_rows(tree: Any, mesh: Mesh) -> Any:
+    """Puts arrays whose first axis is rows onto the mesh.
+
+    Raises:
+        ValueError: the number of rows is not a multiple of the number of devices.
+    """
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    if rows % mesh.size:
+        raise ValueError(f"{rows} rows cannot be split over {mesh.size} devices: use a multiple")
+    return jax.device_put(tree, batch_sharding(mesh))
