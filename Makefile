@@ -47,7 +47,7 @@ conformance: $(VENV)/.installed-dev ## Compare with recorded values of other imp
 	@if [ ! -d "$(VECTORS)" ]; then \
 	  echo "error: no recorded values in $(VECTORS); pass VECTORS=path" >&2; exit 1; fi
 	@echo "==> Comparing with the recorded values in $(VECTORS)"
-	@STEPRL_VECTORS="$(abspath $(VECTORS))" $(PYTEST) -n 0 tests/conformance $(PYTEST_ARGS)
+	@JAX_PLATFORMS=cpu $(BIN)/python benchmarks/conformance.py "$(VECTORS)"
 
 clean: ## Remove the environment and all caches; runs are kept.
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -68,7 +68,7 @@ def imports_of(root: Path) -> list[Import]:
 
 
 def room_of(file: Path, root: Path) -> str:
-    """`ops` for `steprl/ops/losses.py`, `train` for `steprl/train.py`, "" for the package itself."""
+    """`ops` for `steprl/ops/losses.py`, `train` for `steprl/train.py`, "" for the package."""
     parts = file.relative_to(root / PACKAGE).with_suffix("").parts
     return "" if parts == ("__init__",) else parts[0]
 
