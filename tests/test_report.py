@@ -75,7 +75,7 @@ def test_learning_curves_without_a_success_rate(tmp_path):
     assert not (tmp_path / "d.svg").exists()
 
 
-TOKENS = ["<go>", " to", "\n", "up", "$", "down"]
+TOKENS = ["<go>", " to", "\n", "up", "$x^2$", "down"]
 STEP_IDS = np.array([-1, 0, 0, -1, 1, 1])
 ADVANTAGE = np.array([math.nan, 0.5, 0.5, math.nan, -1.0, -0.5])
 VALUE = np.array([9.0, 0.25, 7.0, 9.0, -0.125, 7.0])
@@ -86,7 +86,7 @@ def test_credit_says_the_numbers_of_each_step(tmp_path):
     path = plot_credit(TOKENS, STEP_IDS, ADVANTAGE, VALUE, REWARD, tmp_path / "c.svg", "a title")
     text = words(path)
     assert "a title" in text
-    assert {"<go>", "·to", "↵", "up", "$", "down"} <= {*text}  # a dollar sign starts no formula
+    assert {"<go>", "·to", "↵", "up", "$x^2$", "down"} <= {*text}  # a dollar sign starts no formula
     # Mean advantage, value at the first token, sum of rewards; nothing of what was only read.
     zero, one = text.index("step 0"), text.index("step 1")
     assert text[zero + 1 : zero + 4] == ["+0.50", "+0.25", "+0.00"]
