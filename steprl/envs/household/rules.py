@@ -4,10 +4,10 @@ A state is a tuple of small integers and one tuple of places; acting returns a n
 the list of admissible commands equal those of ALFWorld's own engine (`PddlEnv` of TextWorld with
 `alfworld/data/alfred.pddl` and `alfred.twl2`), which a differential test checks.
 
-Rules that surprise: `examine` works on the object in hand and on the place one stands at;
-cleaning, heating and cooling need the object in hand but no open door; one object at a time;
-a lamp cannot be switched off; slicing reaches into closed receptacles; heat and cold replace
-each other, cleanness stays.
+Rules that surprise: `examine` works on the object in hand and on the place one stands at, but not
+on things that lie there; cleaning, heating and cooling need the object in hand but no open door;
+there is one hand; a lamp cannot be switched off; `look` sees nothing before the first walk;
+slicing reaches into closed receptacles; heat and cold replace each other, cleanness stays.
 
     state = start(game)
     text = welcome(game)

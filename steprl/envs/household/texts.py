@@ -1,9 +1,9 @@
 """What the agent reads: the sentences of ALFWorld's grammar (`alfworld/data/alfred.twl2`)."""
 
-from steprl.envs.household.game import NOWHERE, Game, State, start
+from steprl.envs.household.game import NOWHERE, Game, State
 
 NOTHING_HAPPENS = "Nothing happens."
-HELP = """
+HELP = """\
 Available commands:
   look:                             look around your current location
   inventory:                        check your current inventory
@@ -21,11 +21,16 @@ Available commands:
 """
 
 
+_MIDDLE = "You are in the middle of a room. Looking quickly around you, you see"
+
+
 def welcome(game: Game) -> str:
     """The first observation: the room and the goal."""
-    room = look(start(game))
+    room = enumerate_names(list(game.table.receptacle_names))
     return (
-        f"-= Welcome to TextWorld, ALFRED! =-\n\n{room}\n\nYour task is to: {game.goal.sentence}."
+        "-= Welcome to TextWorld, ALFRED! =-\n\n"
+        f"{_MIDDLE} {room}.\n\n"
+        f"Your task is to: {game.goal.sentence}."
     )
 
 
@@ -48,11 +53,11 @@ def enumerate_names(names: list[str]) -> str:
 
 
 def look(state: State) -> str:
-    names = state.game.table.receptacle_names
-    if state.at != NOWHERE:
-        return f"You are facing the {names[state.at]}. Next to it, you see nothing."
-    seen = enumerate_names(list(names))
-    return f"You are in the middle of a room. Looking quickly around you, you see {seen}."
+    """What "look" answers; before the first walk that is "nothing", as in the engine."""
+    if state.at == NOWHERE:
+        return f"{_MIDDLE} nothing."
+    name = state.game.table.receptacle_names[state.at]
+    return f"You are facing the {name}. Next to it, you see nothing."
 
 
 def view(state: State, receptacle: int) -> str:

@@ -1,0 +1,150 @@
+"""Our household game against ALFWorld's own engine: the same games, the same commands.
+
+Skipped where alfworld is missing: it builds GPL parts, so the project never depends on it.
+
+    python3 -m venv /tmp/alf && /tmp/alf/bin/pip install alfworld==0.4.2 pytest
+    PYTHONPATH=. /tmp/alf/bin/python -m pytest --noconftest -p no:cacheprovider \
+        tests/envs/test_household_differential.py
+"""
+
+import json
+import os
+import random
+
+import pytest
+
+from steprl.envs.household import TASK_TYPES, Household
+from steprl.envs.household import expert as experts
+from steprl.envs.household.catalogue import catalogue, kind_of_floor_plan
+from steprl.envs.household.game import Game, State, Thing
+
+RANDOM_STEPS = 24
+EXPERT_STEPS = 20
+# (task type, kind of room, rooms, task number): every task type in every kind of room it occurs in
+CASES = [
+    (task_type, kind, rooms, task)
+    for task_type in TASK_TYPES
+    for kind in sorted(catalogue().room_kinds[task_type])
+    for rooms, task in (("real", 1), ("real", 2), ("generated", 3))
+]
+MANGLING = (("-", "_minus_"), ("#", "-"), ("|", "_bar_"), ("+", "_plus_"), (".", "_dot_"))
+
+
+@pytest.fixture(scope="module")
+def alfworld(tmp_path_factory):
+    """The engine's modules; importing alfworld creates a folder, so it gets one of ours."""
+    os.environ["ALFWORLD_DATA"] = str(tmp_path_factory.mktemp("alfworld"))
+    pytest.importorskip("alfworld", reason="alfworld is not installed (it is optional: GPL parts)")
+    import textworld
+    from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+    from alfworld.gen.goal_library import gdict
+    from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
+    from textworld.envs import PddlEnv
+
+    infos = textworld.EnvInfos(won=True, admissible_commands=True)
+
+    def load(game: Game, path) -> tuple:
+        with open(ALFRED_PDDL_PATH) as domain, open(ALFRED_TWL2_PATH) as grammar:
+            description = {
+                "pddl_domain": domain.read(),
+                "grammar": grammar.read().replace("UNKNOWN GOAL", game.goal.sentence),
+                "pddl_problem": pddl_problem(game, gdict),
+            }
+        path.write_text(json.dumps(description))
+        engine = AlfredDemangler(PddlEnv(infos), shuffle=False)
+        engine.load(str(path))
+        return engine, engine.reset()
+
+    return load
+
+
+def identifier(thing: Thing) -> str:
+    """An id that the engine turns into our name: it numbers the sorted ids of a type downwards."""
+    position = f"+{99 - thing.number:02d}.00|+00.00|+00.00"
+    if thing.type.endswith("Basin"):
+        return f"{thing.type.removesuffix('Basin')}|{position}|{thing.type}"
+    return f"{thing.type}|{position}"
+
+
+def pddl_problem(game: Game, goals: dict) -> str:
+    """The game as the problem text of a `.tw-pddl` file, in ALFWorld's spelling."""
+    facts = catalogue()
+    ids = {t: identifier(t) for t in (*game.receptacles, *game.objects)}
+    object_types = sorted({t.type for t in game.objects} | {game.goal.object})
+    receptacle_types = sorted({t.type for t in game.receptacles})
+    locations = {t: f"loc|{i}|0|0|30" for i, t in enumerate(game.receptacles)}
+    outside = "loc|99|0|0|30"
+    lines = ["(define (problem plan_0)", "(:domain alfred)", "(:objects", "agent1 # agent"]
+    lines += [f"{outside} # location", *(f"{place} # location" for place in locations.values())]
+    lines += [f"{t}Type # otype" for t in object_types]
+    lines += [f"{t}Type # rtype" for t in receptacle_types]
+    lines += [f"{ids[t]} # object" for t in game.objects]
+    lines += [f"{ids[t]} # receptacle" for t in game.receptacles]
+    lines += [")", "(:init", f"(atLocation agent1 {outside})"]
+    for kind in receptacle_types:
+        fitting = [t for t in object_types if t in facts.fits[kind]]
+        lines += [f"(canContain {kind}Type {t}Type)" for t in fitting]
+    for t in game.receptacles:
+        lines += [f"(receptacleType {ids[t]} {t.type}Type)"]
+        lines += [f"(receptacleAtLocation {ids[t]} {locations[t]})"]
+        lines += [f"(openable {ids[t]})"] if t.type in facts.openable else []
+    for t, place in zip(game.objects, game.places, strict=True):
+        receptacle = game.receptacles[place]
+        lines += [
+            f"(objectType {ids[t]} {t.type}Type)",
+            f"(inReceptacle {ids[t]} {ids[receptacle]})",
+        ]
+        lines += [f"(objectAtLocation {ids[t]} {locations[receptacle]})"]
+        properties = [name for name, types in facts.properties.items() if t.type in types]
+        properties += ["isReceptacleObject"] if t.type in facts.movable_receptacles else []
+        properties += ["pickupable"] if any(t.type in fits for fits in facts.fits.values()) else []
+        lines += [f"({name} {ids[t]})" for name in properties]
+    text = "\n".join([*lines, ")"])
+    text += goals[game.goal.task_type]["pddl"].format(
+        obj=game.goal.object, recep=game.goal.receptacle, toggle=game.goal.lamp
+    )
+    for plain, mangled in MANGLING:
+        text = text.replace(plain, mangled)
+    return text
+
+
+def random_command(env: Household, state: State, rng: random.Random) -> str:
+    """Mostly something admissible, and rather an act than a walk; sometimes nonsense."""
+    admissible = env.admissible_commands(state)
+    if rng.random() < 0.1:
+        names = [t.name for t in (*state.game.objects, *state.game.receptacles)]
+        first, second = rng.choice(names), rng.choice(names)
+        verb, joint = rng.choice(
+            [("take", " from "), ("move", " to "), ("heat", " with "), ("slice", " with ")]
+        )
+        single = rng.choice(["use ", "open ", "examine ", "go to ", "close ", "dance with "])
+        return rng.choice([f"{verb} {first}{joint}{second}", single + first])
+    acts = [c for c in admissible if not c.startswith(("go to", "look", "help", "inventory"))]
+    return rng.choice(acts if acts and rng.random() < 0.6 else admissible)
+
+
+@pytest.mark.parametrize(("task_type", "kind", "rooms", "task"), CASES)
+def test_texts_commands_and_wins_equal_alfworlds(alfworld, tmp_path, task_type, kind, rooms, task):
+    env = Household(task_types=(task_type,), room_kinds=(kind,), rooms=rooms, max_steps=10_000)
+    state, text = env.reset(task)
+    assert rooms == "generated" or kind_of_floor_plan(state.game.room) == kind
+    engine, theirs = alfworld(state.game, tmp_path / "game.tw-pddl")
+    assert text == theirs.feedback
+    assert list(env.admissible_commands(state)) == theirs["admissible_commands"]
+
+    rng = random.Random(task)
+    success = False
+    for step in range(RANDOM_STEPS + EXPERT_STEPS):
+        if step < RANDOM_STEPS:
+            command = random_command(env, state, rng)
+        else:  # the expert goes on from wherever the walk has led
+            command = experts.act(experts.knowing_all(state))
+        state, text, reward, success, _, info = env.step(state, command)
+        theirs, score, done = engine.step(command)
+        assert (step, command, text) == (step, command, theirs.feedback)
+        assert list(info["admissible_commands"]) == theirs["admissible_commands"], command
+        assert (reward, success, success) == (score, done, theirs["won"]), command
+        assert info["valid"] or text == "Nothing happens."
+        if success and step >= RANDOM_STEPS:
+            break
+    assert success
