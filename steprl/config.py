@@ -42,7 +42,8 @@ class HouseholdConfig:
     rooms: str = _field("real", choices=("real", "generated"))
     task_types: list[str] = dataclasses.field(default_factory=lambda: ["all"])
     max_steps: int = _field(30, 1, 200)
-    demo_give_up: float = _field(0.0, 0.0, 1.0)  # chance that a demonstration is cut short
+    demo_wander: float = _field(0.0, 0.0, 1.0)  # chance a step that a demonstration walks about
+    demo_give_up: float = _field(0.0, 0.0, 1.0)  # chance a step that a demonstration ends unfinished
 
 
 @dataclasses.dataclass(frozen=True)

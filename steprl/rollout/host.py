@@ -151,29 +151,36 @@ class _Episode:
 
 
 def scripted(
-    env: Env, tokenizer: Any, task: int, actions: Any, max_steps: int, context_length: int
+    env: Env, tokenizer: Any, task: int, actions: Sequence[str], max_steps: int, context_length: int
 ) -> Trajectory:
-    """The trajectory of a demonstrator: `actions(observation, info) -> str`, or None to stop."""
+    """The trajectory of a demonstrator's actions, as many as fit into the context."""
     state, observation = env.reset(task)
-    info: dict[str, Any] = {}
     steps: list[Step] = []
     used, success = 0, False
-    for _ in range(max_steps):
-        action = actions(observation, info)
-        if action is None:
-            break
+    for action in actions[:max_steps]:
         seen_ids = np.asarray(tokenizer.encode(observation), np.int32)
         action_ids = np.asarray([*tokenizer.encode(action), tokenizer.eos_token_id], np.int32)
         used += len(seen_ids) + len(action_ids)
         if used > context_length:
             break
         state, next_observation, reward, terminated, truncated, info = env.step(state, action)
-        zeros = np.zeros(len(action_ids), np.float32)
+        unknown = np.zeros(len(action_ids), np.float32)
         success |= bool(info["success"])
         steps.append(
-            Step(observation, action, seen_ids, action_ids, zeros, zeros, float(reward),
-                 bool(terminated), bool(truncated), "stop_token", bool(info["valid"]))
-        )  # fmt: skip
+            Step(
+                observation=observation,
+                action=action,
+                observation_ids=seen_ids,
+                action_ids=action_ids,
+                logprobs=unknown,
+                entropies=unknown,
+                reward=float(reward),
+                terminated=bool(terminated),
+                truncated=bool(truncated),
+                stop_reason="stop_token",
+                valid=bool(info["valid"]),
+            )
+        )
         observation = next_observation
         if terminated or truncated:
             break

@@ -49,7 +49,7 @@ def _vocabulary(name: str) -> tuple[str, ...]:
     if name == "multihop":
         from steprl.envs.multihop import vocabulary
     elif name == "household":
-        from steprl.envs.household import vocabulary
+        from steprl.envs.household.vocabulary import vocabulary
     else:
         raise ValueError(f"env.name={name!r}: allowed are multihop, household")
     return vocabulary()
@@ -91,7 +91,8 @@ def _multihop_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
 
 
 def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
-    from steprl.envs.household import Household, demonstrator
+    from steprl.envs.household import TASK_TYPES, Household
+    from steprl.envs.household.expert import demonstrate
 
     settings = config.env.household
     splits = ("train", "valid_seen", "valid_unseen")
@@ -101,9 +102,10 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
     envs = {
         split: Household(
             split=split,
-            task_types=None if settings.task_types == ["all"] else tuple(settings.task_types),
+            task_types=TASK_TYPES if settings.task_types == ["all"] else tuple(settings.task_types),
             max_steps=settings.max_steps,
             rooms=settings.rooms,
+            admissible=False,
         )
         for split in splits
     }
@@ -120,14 +122,13 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
         tasks = [int(t) for t in task_N]
         seeds = np.asarray(jax.random.randint(key, (len(tasks),), 0, 2**31 - 1))
-        shown = [
-            scripted(
-                envs["train"], tokenizer, task,
-                demonstrator(envs["train"], task, seed=int(seed), give_up=settings.demo_give_up),
-                settings.max_steps, context,
+        shown = []
+        for task, seed in zip(tasks, seeds, strict=True):
+            played = demonstrate(
+                envs["train"], task, int(seed), wander=settings.demo_wander, give_up=settings.demo_give_up
             )
-            for task, seed in zip(tasks, seeds, strict=True)
-        ]  # fmt: skip
+            actions = played.actions
+            shown.append(scripted(envs["train"], tokenizer, task, actions, settings.max_steps, context))
         return shard_rows(collate(shown, settings.max_steps, lengths), mesh)
 
     return Player(play, demonstrated, tokenizer, splits)

@@ -1,0 +1,143 @@
+"""Success on a fixed panel of tasks, and a close look at single trajectories."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from steprl.algorithms import algorithm
+from steprl.config import Config, EvalConfig
+from steprl.metrics import wilson_interval
+from steprl.models.scoring import score
+from steprl.rollout import Player, trajectories
+from steprl.types import Params, Policy, StepBatch, Trajectory
+
+PANEL_KEY = 20_260_101
+"""Seed of evaluation: the same for all runs, so that curves can be laid over each other."""
+
+
+def evaluate(
+    player: Player,
+    params: Params,
+    config: EvalConfig,
+    split: str,
+    rows: int,
+    temperature: float,
+) -> dict[str, float]:
+    """Plays `num_tasks` tasks once each.
+
+    Args:
+        split: of the environment's tasks.
+        rows: tasks played at a time; the last batch is filled up and cut, so one shape is compiled.
+        temperature: 0 is greedy.
+
+    Returns:
+        success_rate, its 95 % Wilson interval as success_rate_low and _high, return, num_turns,
+        parse_error_frac, truncated_frac.
+    """
+    parts: list[StepBatch] = []
+    for first in range(0, config.num_tasks, rows):
+        task_N = np.arange(first, first + rows)
+        batch = player.play(
+            params, jax.random.key(PANEL_KEY), task_N, np.zeros(rows, np.int32),
+            split=split, temperature=temperature, top_k=config.top_k, top_p=config.top_p,
+        )  # fmt: skip
+        parts.append(jax.device_get(batch))
+
+    def column(pick: Any) -> np.ndarray:
+        return np.concatenate([np.asarray(pick(part)) for part in parts])[: config.num_tasks]
+
+    success = column(lambda b: b.success_N)
+    turns = column(lambda b: b.mask_NS.sum(axis=1))
+    interval = wilson_interval(int(success.sum()), len(success))
+    return {
+        "success_rate": float(success.mean()),
+        "success_rate_low": interval.low,
+        "success_rate_high": interval.high,
+        "return": float(column(lambda b: b.reward_NS.sum(axis=1)).mean()),
+        "num_turns": float(turns.mean()),
+        "parse_error_frac": float(
+            column(lambda b: (b.mask_NS & ~b.valid_NS).sum(axis=1)).sum() / turns.sum()
+        ),
+        "truncated_frac": float(column(lambda b: b.truncated_NS.any(axis=1)).mean()),
+    }
+
+
+def evaluate_all(
+    player: Player, params: Params, config: Config, num_tasks: int | None = None
+) -> dict[str, float]:
+    """All splits, sampled and greedy, by the names of metrics.
+
+    The main split is `eval/success_rate` (sampled) and `eval/success_rate_greedy`; another split S
+    is `eval/S/success_rate`.
+    """
+    rows = config.rollout.batch_size * config.rollout.n
+    settings = config.eval if num_tasks is None else dataclasses.replace(config.eval, num_tasks=num_tasks)
+    found: dict[str, float] = {}
+    for index, split in enumerate(player.splits[1:]):
+        prefix = "eval/" if index == 0 else f"eval/{split}/"
+        temperatures = {"": settings.temperature} | ({"_greedy": 0.0} if settings.greedy else {})
+        for suffix, temperature in temperatures.items():
+            result = evaluate(player, params, settings, split, rows, temperature)
+            found |= {f"{prefix}{name}{suffix}": value for name, value in result.items()}
+    return found
+
+
+class Inspected(NamedTuple):
+    """A trajectory with what the critic and the method say of it."""
+
+    trajectory: Trajectory
+    tokens: list[str]  # [T] text of each real token
+    step_ids: np.ndarray  # [T]
+    advantage: np.ndarray  # [T] not whitened
+    value: np.ndarray  # [T]
+    reward: np.ndarray  # [T] on the last token of its step
+    values: list[float]  # of each step
+    advantages: list[float]  # of each step: mean over its tokens
+
+
+def inspect(
+    policy: Policy,
+    player: Player,
+    params: Params,
+    config: Config,
+    split: str,
+    task_N: np.ndarray,
+    temperature: float | None = None,
+) -> list[Inspected]:
+    """Plays some tasks and computes values and credit of each step.
+
+    Args:
+        temperature: of sampling, None for that of the evaluation.
+    """
+    warm = config.eval.temperature if temperature is None else temperature
+    batch = player.play(
+        params, jax.random.key(PANEL_KEY), task_N, np.zeros(len(task_N), np.int32),
+        split=split, temperature=warm,
+    )  # fmt: skip
+    raw = dataclasses.replace(config.algorithm, norm_adv=False)
+    method = algorithm(config.algorithm.name)
+
+    @jax.jit
+    def credit_of(params: Params, batch: StepBatch) -> Any:
+        value_NT = score(policy, params, batch, config.rollout.temperature).value_NT
+        return value_NT, method.credit(batch, value_NT, raw).advantage_NT
+
+    value_NT, advantage_NT = jax.device_get(credit_of(params, batch))
+    host = jax.device_get(batch)
+    found = []
+    for row, trajectory in enumerate(trajectories(batch, player.tokenizer)):
+        real = np.flatnonzero(host.segment_ids_NT[row] > 0)
+        step_ids = host.step_ids_NT[row][real]
+        value, advantage = value_NT[row][real], advantage_NT[row][real]
+        reward = np.zeros(len(real), np.float32)
+        firsts, means = [], []
+        for number, step in enumerate(trajectory.steps):
+            mine = np.flatnonzero(step_ids == number)
+            reward[mine[-1]] = step.reward
+            firsts.append(float(value[mine[0]]))
+            means.append(float(advantage[mine].mean()))
+        words = player.tokenizer.convert_ids_to_tokens([int(i) for i in host.tokens_NT[row][real]])
+        found.append(Inspected(trajectory, words, step_ids, advantage, value, reward, firsts, means))
+    return found

@@ -1,0 +1,118 @@
+"""Supervised warm start: log-likelihood of a demonstrator's action tokens, nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from steprl.checkpoint import Checkpointer, latest_step, restore
+from steprl.config import Config
+from steprl.metrics import MetricWriter, truncate_after
+from steprl.models.scoring import score
+from steprl.optimizer import make_sft_optimizer
+from steprl.rollout import Player
+from steprl.sharding import state_shardings
+from steprl.types import Params, Policy, StepBatch
+from steprl.update import TrainState
+
+
+def make_sft_update(
+    policy: Policy, optimizer: optax.GradientTransformation, chunk_tokens: int
+) -> Callable[[TrainState, StepBatch], tuple[TrainState, dict[str, jax.Array]]]:
+    """`update(state, batch) -> (state, metrics)`: one step on the mean over action tokens."""
+
+    def loss(params: Params, batch: StepBatch) -> jax.Array:
+        logprob_NT = score(policy, params, batch, chunk_tokens=chunk_tokens).logprob_NT
+        return -jnp.sum(logprob_NT) / jnp.maximum(jnp.sum(batch.step_ids_NT >= 0), 1)
+
+    def update(state: TrainState, batch: StepBatch) -> tuple[TrainState, dict[str, jax.Array]]:
+        value, gradient = jax.value_and_grad(loss)(state.params, batch)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        norm = optax.tree.norm(gradient)
+        fine = jnp.isfinite(norm) & jnp.isfinite(value)
+        keep = lambda new, old: jnp.where(fine, new, old)  # noqa: E731
+        params = jax.tree.map(keep, optax.apply_updates(state.params, updates), state.params)
+        opt_state = jax.tree.map(keep, opt_state, state.opt_state)
+        metrics = {
+            "sft/loss": value,
+            "sft/grad_norm": norm,
+            "sft/demonstrations_solved": jnp.mean(batch.success_N.astype(jnp.float32)),
+            "train/nonfinite": (~fine).astype(jnp.float32),
+        }
+        return TrainState(params, opt_state, state.iteration + 1), metrics
+
+    return update
+
+
+def warm_start(
+    policy: Policy,
+    player: Player,
+    params: Params,
+    config: Config,
+    mesh: Mesh,
+    run: Path,
+    on_step: Callable[[int, dict[str, float]], bool],
+) -> Params:
+    """Trains on fresh demonstrations; goes on from the newest checkpoint in `<run>/sft`.
+
+    Args:
+        params: to start from, placed on the mesh.
+        on_step: called with the step and its metrics (every tenth step); True asks to stop, which
+            saves and raises `KeyboardInterrupt`.
+
+    Returns:
+        The trained parameters.
+
+    Raises:
+        FloatingPointError: a loss was not finite; the last good state is saved.
+    """
+    sft = config.sft
+    optimizer = make_sft_optimizer(sft)
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    shardings = state_shardings(state, mesh)
+    state = jax.device_put(state, shardings)
+    update = jax.jit(
+        make_sft_update(policy, optimizer, config.model.logprob_chunk),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    folder = run / "sft"
+    if latest_step(folder) is not None:
+        state = restore(folder, as_abstract(state, shardings)).state
+    done = int(state.iteration)
+    truncate_after(run / "sft.jsonl", done)
+    key = jax.random.fold_in(jax.random.key(config.trainer.seed), 1)
+    with (
+        Checkpointer(folder, max_to_keep=1) as saver,
+        MetricWriter(run / "sft.jsonl") as writer,
+    ):
+        for step in range(done + 1, sft.steps + 1):
+            tasks = np.arange((step - 1) * sft.batch_size, step * sft.batch_size)
+            batch = player.demonstrate(jax.random.fold_in(key, step), tasks)
+            state, metrics = update(state, batch)
+            stop = False
+            if step % 10 == 0 or step == sft.steps:
+                plain = {name: float(value) for name, value in metrics.items()}
+                if plain["train/nonfinite"]:
+                    saver.save(step, state, {"phase": "sft"})
+                    raise FloatingPointError(f"warm start: loss is not finite at step {step}")
+                writer.write(step, plain)
+                stop = on_step(step, plain)
+            due = sft.save_freq and step % sft.save_freq == 0
+            if due or stop or step == sft.steps:
+                saver.save(step, state, {"phase": "sft"})
+            if stop:
+                raise KeyboardInterrupt
+    return state.params
+
+
+def as_abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes, types and placements of a tree, for restoring into."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+    )

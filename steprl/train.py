@@ -1,0 +1,290 @@
+"""The loop that a reader can follow: rollout, advantages and update, evaluate, save.
+
+    setup      mesh, language, model, environment            -> Session
+    warm start supervised, on demonstrations                 -> parameters
+    iteration  play tasks -> one update -> metrics, and now and then an evaluation and a checkpoint
+
+All randomness follows from the seed and the iteration, and so do the tasks: a checkpoint is the
+train state alone, and a run that was stopped goes on bit for bit.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from steprl.algorithms import algorithm
+from steprl.checkpoint import Checkpointer, latest_step, restore
+from steprl.config import Config
+from steprl.evaluation import evaluate_all
+from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
+from steprl.models import DecoderConfig, decoder_config, make_policy
+from steprl.optimizer import make_optimizer
+from steprl.rollout import Player, attempts, make_player, summary, words_of
+from steprl.sft import as_abstract, warm_start
+from steprl.sharding import make_mesh, state_shardings
+from steprl.types import Params, Policy
+from steprl.update import TrainState, make_update
+
+
+class Session(NamedTuple):
+    """What a run is made of, before any parameter exists."""
+
+    config: Config
+    mesh: Mesh
+    model: DecoderConfig
+    policy: Policy
+    player: Player
+
+
+class Event(NamedTuple):
+    """What a run tells whoever watches: phase "sft" or "rl", the step, its last step, metrics."""
+
+    phase: str
+    step: int
+    steps: int
+    metrics: dict[str, float]
+
+
+def setup(config: Config) -> Session:
+    """Builds mesh, model and environment; checks all that can be checked before computing.
+
+    Raises:
+        ValueError: the settings do not fit each other or the devices.
+    """
+    offers = ("critic",) if config.model.value_head != "none" else ()
+    algorithm(config.algorithm.name, offers)
+    mesh = make_mesh(config.mesh)
+    rows = config.rollout.batch_size * config.rollout.n
+    for name, size in (
+        ("rollout.batch_size * rollout.n", rows),
+        ("actor.ppo_mini_batch_size", config.actor.ppo_mini_batch_size),
+        ("sft.batch_size", config.sft.batch_size),
+    ):
+        if size % mesh.size:
+            raise ValueError(f"{name}={size} must be a multiple of the {mesh.size} devices of the mesh")
+    settings = config.model
+    model = decoder_config(
+        settings.preset,
+        vocab_size=words_of(config).vocab_size,
+        d_model=settings.d_model,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        num_kv_heads=settings.num_kv_heads,
+        head_dim=settings.head_dim,
+        d_ff=settings.d_ff,
+        value_head=settings.value_head,
+        dtype=settings.dtype,
+        param_dtype=settings.param_dtype,
+        remat=settings.remat,
+    )
+    policy = make_policy(model)
+    return Session(config, mesh, model, policy, make_player(config, policy, mesh))
+
+
+def abstract_params(session: Session) -> Params:
+    """Shapes, types and placements of the parameters."""
+    shapes = jax.eval_shape(session.policy.init, jax.random.key(0))
+    return as_abstract(shapes, state_shardings(shapes, session.mesh))
+
+
+def initial_params(session: Session) -> Params:
+    """Random parameters from the seed, or those of `trainer.init_from`."""
+    if session.config.trainer.init_from is not None:
+        return load_params(session, Path(session.config.trainer.init_from))
+    key = jax.random.key(session.config.trainer.seed)
+    shapes = jax.eval_shape(session.policy.init, key)
+    placed = jax.jit(session.policy.init, out_shardings=state_shardings(shapes, session.mesh))
+    return placed(key)
+
+
+def load_params(session: Session, run: Path, step: int | None = None) -> Params:
+    """The newest parameters of a run: of its training, or else of its warm start.
+
+    Raises:
+        FileNotFoundError: the run holds no checkpoint.
+        ValueError: they belong to another model; says which shapes differ.
+    """
+    folder = run / "checkpoints"
+    if latest_step(folder) is None and step is None:
+        folder = run / "sft"
+    if latest_step(folder) is None:
+        raise FileNotFoundError(f"{run} holds no checkpoint, neither in checkpoints/ nor in sft/")
+    wanted = {"params": abstract_params(session)}
+    return restore(folder, wanted, step, partial=True).state["params"]
+
+
+def train(
+    session: Session, run: Path, watch: Callable[[Event], None] = lambda event: None
+) -> tuple[Params, list[str]]:
+    """Runs the warm start and the training of a configuration, from wherever `run` stands.
+
+    Args:
+        session: from `setup`.
+        run: directory of the run, from `open_run`.
+        watch: called with what happens, to show progress.
+
+    Returns:
+        The trained parameters and the names of what was compiled.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted; its state is saved.
+        FloatingPointError: something was not finite; the last good state is saved.
+    """
+    config = session.config
+    if config.trainer.total_training_steps == 0:
+        raise ValueError("trainer.total_training_steps=0: there is nothing to train; use `steprl sft`")
+    with CompilationCounter() as compiled, _interrupts() as interrupted:
+        if latest_step(run / "checkpoints") is None:
+            params = run_warm_start(session, run, watch, interrupted)
+        else:
+            params = abstract_params(session)
+        params = _reinforce(session, run, params, watch, interrupted, compiled)
+        return params, sorted(compiled.names.elements())
+
+
+def run_warm_start(
+    session: Session,
+    run: Path,
+    watch: Callable[[Event], None] = lambda event: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Params:
+    """The supervised phase alone; without `sft.steps` the initial parameters as they are."""
+    config = session.config
+    if config.sft.steps == 0:
+        return initial_params(session)
+
+    def on_step(step: int, metrics: dict[str, float]) -> bool:
+        watch(Event("sft", step, config.sft.steps, metrics))
+        return interrupted()
+
+    params = initial_params(session)
+    return warm_start(session.policy, session.player, params, config, session.mesh, run, on_step)
+
+
+def _reinforce(
+    session: Session,
+    run: Path,
+    params: Params,
+    watch: Callable[[Event], None],
+    interrupted: Callable[[], bool],
+    compiled: CompilationCounter,
+) -> Params:
+    config, policy, player, mesh = session.config, session.policy, session.player, session.mesh
+    rollout, trainer = config.rollout, config.trainer
+    rows, total = rollout.batch_size * rollout.n, trainer.total_training_steps
+    updates = total * config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
+    optimizer = make_optimizer(config.actor, config.critic, updates)
+
+    def fresh(params: Params) -> TrainState:
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    shapes = jax.eval_shape(fresh, params)
+    shardings = state_shardings(shapes, mesh)
+    folder = run / "checkpoints"
+    if latest_step(folder) is None:
+        state = jax.jit(fresh, out_shardings=shardings)(params)
+    else:
+        state = restore(folder, as_abstract(shapes, shardings)).state
+    update = jax.jit(
+        make_update(policy, algorithm(config.algorithm.name), optimizer, config, mesh),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    summarise = jax.jit(summary)
+    seed = jax.random.key(trainer.seed)
+    play_key, update_key = jax.random.fold_in(seed, 2), jax.random.fold_in(seed, 3)
+
+    done = int(state.iteration)
+    truncate_after(run / "metrics.jsonl", done)
+    tensorboard = run / "tensorboard" if "tensorboard" in trainer.logger else None
+    wandb = {"name": trainer.experiment_name} if "wandb" in trainer.logger else None
+    with (
+        Checkpointer(folder, max_to_keep=trainer.max_to_keep) as saver,
+        MetricWriter(run / "metrics.jsonl", tensorboard_dir=tensorboard, wandb=wandb) as writer,
+    ):
+        if done == 0 and trainer.val_before_train:
+            before = evaluate_all(player, state.params, config)
+            writer.write(0, before)
+            watch(Event("rl", 0, total, before))
+        for iteration in range(done + 1, total + 1):
+            clock = _Clock()
+            tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
+            batch = player.play(state.params, play_key, *tasks, temperature=rollout.temperature)
+            metrics = jax.device_get(summarise(batch))
+            clock.lap("gen")
+            state, learnt = update(state, batch, jax.random.fold_in(update_key, iteration))
+            metrics |= jax.device_get(learnt)
+            clock.lap("update")
+            broken = bool(metrics["train/nonfinite"])
+            last, stop = iteration == total, interrupted()
+            if not broken and (last or _due(iteration, trainer.test_freq)):
+                metrics |= evaluate_all(player, state.params, config)
+                clock.lap("testing")
+            if broken or stop or last or _due(iteration, trainer.save_freq):
+                # An update that is not finite has changed nothing: what is saved is the good state.
+                saver.save(iteration, state, _meta(session))
+                clock.lap("save_checkpoint")
+            metrics |= clock.laps
+            metrics["perf/agent_steps_per_s"] = float(metrics["step/count"]) / clock.laps["timing_s/step"]
+            metrics["compile/count"] = compiled.count
+            plain = {name: float(value) for name, value in metrics.items()}
+            writer.write(iteration, plain)
+            watch(Event("rl", iteration, total, plain))
+            if broken:
+                raise FloatingPointError(
+                    f"iteration {iteration}: loss or gradient is not finite; the last good parameters "
+                    f"are saved in {folder}. Try a smaller actor.lr or a larger batch"
+                )
+            if stop and not last:
+                raise KeyboardInterrupt
+    return state.params
+
+
+def _due(iteration: int, frequency: int) -> bool:
+    return frequency > 0 and iteration % frequency == 0
+
+
+def _meta(session: Session) -> dict[str, Any]:
+    return {"phase": "rl", "model": session.model.__dict__, "env": session.config.env.name}
+
+
+class _Clock:
+    """Seconds between laps, by the names of metrics; `timing_s/step` is their sum."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[f"timing_s/{name}"] = now - self._last
+        self.laps["timing_s/step"] = now - self._start
+        self._last = now
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into a question asked between steps; the second one acts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def note(*_: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
