@@ -143,6 +143,9 @@ def aggregate(
 
     Note:
         NaN at a dark token is harmless in every reduction; in verl only in token-mean.
+        With `axis_name` this is a number to report. To train over devices, take `weights` made
+        with `axis_name`, differentiate the local sum and add the gradients once: differentiating
+        through the sum over devices counts each device's gradient many times under pmap.
 
     Example:
         >>> import jax.numpy as jnp
