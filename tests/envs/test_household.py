@@ -23,6 +23,8 @@ from steprl.envs.household.texts import NOTHING_HAPPENS, welcome
 few = settings(deadline=None, max_examples=30)
 ENV = Household()
 TASKS = st.integers(min_value=0, max_value=10**12)
+EGG = ["go to diningtable 1", "take egg 1 from diningtable 1"]
+KNIFE = ["go to diningtable 1", "take knife 1 from diningtable 1"]
 
 
 def kitchen(task_type: str = "pick_and_place_simple", target: str = "CounterTop") -> Game:
@@ -93,9 +95,9 @@ def test_first_observation_is_alfworlds_welcome():
          "You arrive at diningtable 1. On the diningtable 1, you see a egg 1, and a knife 1."),
         (["go to diningtable 1", "take egg 1 from diningtable 1"],
          "You pick up the egg 1 from the diningtable 1."),
-        (["go to diningtable 1", "take egg 1 from diningtable 1", "inventory"],
+        ([*EGG, "inventory"],
          "You are carrying: a egg 1."),
-        (["go to diningtable 1", "take egg 1 from diningtable 1", "examine egg 1"],
+        ([*EGG, "examine egg 1"],
          "There's nothing special about egg 1."),
         (["go to diningtable 1", "take knife 1 from diningtable 1", "slice egg 1 with knife 1"],
          "You sliced the egg 1 with the knife 1."),
@@ -118,10 +120,57 @@ def test_texts(commands, text):
 )
 def test_heat_and_cold_replace_each_other_and_cleanness_stays(treatments, text):
     site = {"heat": "microwave 1", "cool": "fridge 1", "clean": "sinkbasin 1"}
-    commands = ["go to diningtable 1", "take egg 1 from diningtable 1"]
+    commands = [*EGG]
     for verb in treatments:
         commands += [f"go to {site[verb]}", f"{verb} egg 1 with {site[verb]}"]
     assert act(play(kitchen(), *commands), "examine egg 1")[1] == text
+
+
+@pytest.mark.parametrize(
+    ("commands", "refused", "reason"),
+    [
+        ([], "", "empty command"),
+        ([], "dance", "unknown verb 'dance'"),
+        ([], "look around", "look takes no argument"),
+        ([], "go to hall 1", "no receptacle called 'hall 1'"),
+        ([], "go fridge 1", "no receptacle called 'fridge 1'"),
+        ([], "open fridge 1", "not at fridge 1"),
+        ([], "use egg 1", "egg 1 cannot be used"),
+        (["go to fridge 1"], "go to fridge 1", "already there"),
+        (["go to fridge 1"], "close fridge 1", "fridge 1 is closed already"),
+        (["go to fridge 1", "open fridge 1"], "open fridge 1", "fridge 1 is open already"),
+        (["go to fridge 1"], "take egg 2 from fridge 1", "fridge 1 is closed"),
+        (["go to fridge 1"], "take egg 1 from diningtable 1", "not at diningtable 1"),
+        (["go to countertop 1"], "open countertop 1", "countertop 1 has no door"),
+        (["go to countertop 1"], "take egg 1 from countertop 1", "egg 1 is not there"),
+        (["go to countertop 1"], "move egg 1 to countertop 1", "egg 1 is not in hand"),
+        (["go to sinkbasin 1"], "clean egg 1 with sinkbasin 1", "egg 1 is not in hand"),
+        (["go to diningtable 1"], "examine egg 1", "not in hand"),
+        (EGG, "take knife 1 from diningtable 1", "hand is full"),
+        (EGG, "heat egg 1 with diningtable 1", "cannot heat with diningtable 1"),
+        ([*EGG, "go to fridge 1"], "move egg 1 to fridge 1", "fridge 1 is closed"),
+        ([*EGG, "go to sinkbasin 1"], "heat egg 1 with sinkbasin 1",
+         "cannot heat with sinkbasin 1"),
+        (KNIFE, "slice knife 1 with knife 1", "cannot slice knife 1"),
+        (KNIFE, "slice egg 2 with knife 1", "egg 2 is not there"),
+        ([*KNIFE, "go to microwave 1"], "heat knife 1 with microwave 1", "cannot heat knife 1"),
+        ([*KNIFE, "go to fridge 1", "open fridge 1"], "move knife 1 to fridge 1",
+         "knife 1 does not fit fridge 1"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_and_why(commands, refused, reason):
+    before = play(kitchen(), *commands)
+    assert act(before, refused) == (
+        before._replace(steps=before.steps + 1),
+        "Nothing happens.",
+        reason,
+    )
+
+
+def test_a_lamp_is_furniture():
+    assert act(play(study(), "go to desk 1"), "take desklamp 1 from desk 1")[2] == (
+        "desklamp 1 cannot be picked up"
+    )
 
 
 # What the goals ask
@@ -131,18 +180,18 @@ def test_heat_and_cold_replace_each_other_and_cleanness_stays(treatments, text):
     ("game", "before", "last"),
     [
         (kitchen(),
-         ["go to diningtable 1", "take egg 1 from diningtable 1", "go to countertop 1"],
+         [*EGG, "go to countertop 1"],
          "move egg 1 to countertop 1"),
         (kitchen("pick_heat_then_place_in_recep"),
-         ["go to diningtable 1", "take egg 1 from diningtable 1", "go to microwave 1",
+         [*EGG, "go to microwave 1",
           "heat egg 1 with microwave 1", "go to countertop 1"],
          "move egg 1 to countertop 1"),
         (kitchen("pick_cool_then_place_in_recep", "DiningTable"),
-         ["go to diningtable 1", "take egg 1 from diningtable 1", "go to fridge 1",
+         [*EGG, "go to fridge 1",
           "cool egg 1 with fridge 1", "go to diningtable 1"],
          "move egg 1 to diningtable 1"),
         (kitchen("pick_clean_then_place_in_recep"),
-         ["go to diningtable 1", "take egg 1 from diningtable 1", "go to sinkbasin 1",
+         [*EGG, "go to sinkbasin 1",
           "clean egg 1 with sinkbasin 1", "go to countertop 1"],
          "move egg 1 to countertop 1"),
         (kitchen("pick_two_obj_and_place", "DiningTable"),
@@ -161,8 +210,18 @@ def test_a_goal_is_reached_by_its_last_command_only(game, before, last):
 
 @pytest.mark.parametrize("task_type", [t for t in TASK_TYPES if "_then_" in t])
 def test_an_untreated_thing_in_its_place_is_no_win(task_type):
-    commands = ["go to diningtable 1", "take egg 1 from diningtable 1", "go to countertop 1"]
+    commands = [*EGG, "go to countertop 1"]
     assert not won(play(kitchen(task_type), *commands, "move egg 1 to countertop 1"))
+
+
+@pytest.mark.parametrize(("wanted", "other"), [("heat", "cool"), ("cool", "heat")])
+def test_a_treatment_undone_is_no_win(wanted, other):
+    site = {"heat": "microwave 1", "cool": "fridge 1"}
+    commands = [*EGG]
+    for verb in (wanted, other):
+        commands += [f"go to {site[verb]}", f"{verb} egg 1 with {site[verb]}"]
+    game = kitchen(f"pick_{wanted}_then_place_in_recep")
+    assert not won(play(game, *commands, "go to countertop 1", "move egg 1 to countertop 1"))
 
 
 def test_two_things_in_two_receptacles_are_no_win():
@@ -289,7 +348,7 @@ def test_an_episode_is_truncated_after_max_steps():
 
 def test_a_win_with_the_last_step_is_no_truncation():
     game = kitchen()
-    commands = ["go to diningtable 1", "take egg 1 from diningtable 1", "go to countertop 1"]
+    commands = [*EGG, "go to countertop 1"]
     state = play(game, *commands)
     *_, reward, terminated, truncated, info = Household(max_steps=4).step(
         state, "move egg 1 to countertop 1"

@@ -77,13 +77,9 @@ class Demonstration(NamedTuple):
 
 @cache
 def _sentence_patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
-    groups = {
-        "obj": r"(?P<object>\w+)",
-        "recep": r"(?P<receptacle>\w+)",
-        "toggle": r"(?P<lamp>\w+)",
-    }
+    obj, recep, toggle = r"(?P<object>\w+)", r"(?P<receptacle>\w+)", r"(?P<lamp>\w+)"
     return tuple(
-        (task_type, re.compile(template.format(**groups)))
+        (task_type, re.compile(template.format(obj=obj, recep=recep, toggle=toggle)))
         for task_type, templates in catalogue().sentences.items()
         for template in templates
     )
@@ -171,13 +167,11 @@ def act(memory: Memory) -> str:
     if _type(held) != wish.object:
         return _put(memory, _those_that_fit(memory, _type(held)))
     if wish.lamp:
-        lamps = [
-            (r, o) for r, things in memory.seen.items() for o in things if _type(o) == wish.lamp
-        ]
-        if not lamps:
+        lamps = {r: o for r, seen in memory.seen.items() for o in seen if _type(o) == wish.lamp}
+        place = _nearest(memory, list(lamps))
+        if not place:
             return _search(memory, wish.lamp)
-        place, lamp = lamps[0]
-        return f"use {lamp}" if place == memory.at else f"go to {place}"
+        return f"use {lamps[place]}" if place == memory.at else f"go to {place}"
     if verb and held not in memory.treated:
         site = _nearest(memory, _of_type(memory, TREATMENTS[verb][0].lower()))
         if not site:
@@ -215,9 +209,7 @@ def demonstrate(
     while not over and rng.random() >= give_up:
         action = act(memory)
         if rng.random() < wander:
-            action = (
-                f"go to {rng.choice([r for r in memory.receptacles if r != memory.at] or [''])}"
-            )
+            action = f"go to {rng.choice(memory.receptacles)}"
         state, text, _, won, truncated, _ = env.step(state, action)
         memory = observe(memory, action, text)
         observations.append(text)
@@ -317,18 +309,26 @@ def _search(memory: Memory, kind: str) -> str:
 
 
 def success_table(env: Household, tasks: range, **settings: Any) -> dict[str, dict[str, float]]:
-    """How the expert fares: for each task type its games, share won, mean and longest length."""
+    """How the expert fares.
+
+    Args:
+        env: the environment.
+        tasks: which games.
+        **settings: of `demonstrate`.
+
+    Returns:
+        Task type -> number of games, share won, mean and greatest length of the won ones.
+    """
+    played: dict[str, list[Demonstration]] = {}
+    for task in tasks:
+        task_type = env.task_types[task % len(env.task_types)]
+        played.setdefault(task_type, []).append(demonstrate(env, task, **settings))
     table: dict[str, dict[str, float]] = {}
-    for task_type in env.task_types:
-        played = [
-            demonstrate(env, task, **settings)
-            for task in tasks
-            if env.game(task).goal.task_type == task_type
-        ]
-        lengths = [len(demonstration.actions) for demonstration in played if demonstration.won]
+    for task_type, games in played.items():
+        lengths = [len(game.actions) for game in games if game.won]
         table[task_type] = {
-            "games": len(played),
-            "won": len(lengths) / max(1, len(played)),
+            "games": len(games),
+            "won": len(lengths) / len(games),
             "mean_steps": sum(lengths) / max(1, len(lengths)),
             "max_steps": max(lengths, default=0),
         }

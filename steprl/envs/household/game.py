@@ -1,6 +1,7 @@
 """What a game is (`Game`), and everything in it that can change (`State`)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from steprl.envs.household.catalogue import FIXTURES, catalogue
@@ -58,14 +59,15 @@ class Game:
     places: tuple[int, ...]
     goal: Goal
     room: int = 0
-    table: "Table" = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "table", _table(self))
+    @cached_property
+    def table(self) -> "Table":
+        """What follows from the description, computed at the first use."""
+        return _table(self)
 
 
 class Table(NamedTuple):
-    """What follows from a game's description, computed once; indices as in the game."""
+    """What follows from a game's description; indices are those of the game."""
 
     receptacle_names: tuple[str, ...]
     object_names: tuple[str, ...]
