@@ -88,8 +88,7 @@ def vocabulary() -> tuple[str, ...]:
     """All phrases, without duplicates and in a fixed order.
 
     Returns:
-        Fixed phrases (each as long as it can be), names of types, goal phrases, numbers 1 to 60.
-        Two of them are never run together by `split_pattern` where a longer phrase matches.
+        Fixed phrases (each as long as it can be), goal phrases, names of types, numbers 1 to 60.
     """
     numbers = (str(number) for number in range(1, LARGEST_NUMBER + 1))
     fixed = (*_WELCOME, *_COMMANDS, *_VIEWS, *_ACTS, *_EXAMINED, HELP.strip())
