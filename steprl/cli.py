@@ -15,7 +15,13 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 1 on an error, 130 when interrupted."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no second group of positionals: settings may stand behind options all the same.
+    strangers = [word for word in rest if word.startswith("-") or "=" not in word]
+    if strangers:
+        parser.error(f"unknown argument {strangers[0]!r}")
+    options.overrides = [*options.overrides, *rest]
     console = Console(highlight=False, soft_wrap=True)
     # Imports that load JAX come after the arguments are known, so that --help is quick.
     from steprl.config import ConfigError

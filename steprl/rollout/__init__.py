@@ -3,7 +3,7 @@
 from steprl.rollout.device import DeviceEnv, demonstrations, rollout
 from steprl.rollout.host import HostPlayer, scripted
 from steprl.rollout.player import Player, attempts, make_player, summary, words_of
-from steprl.rollout.records import collate, trajectories
+from steprl.rollout.records import collate, pack, trajectories
 
 __all__ = [
     "DeviceEnv",
@@ -13,6 +13,7 @@ __all__ = [
     "collate",
     "demonstrations",
     "make_player",
+    "pack",
     "rollout",
     "scripted",
     "summary",

@@ -12,9 +12,12 @@ from jax.sharding import Mesh
 from steprl.config import Config
 from steprl.rollout.device import demonstrations, rollout
 from steprl.rollout.host import HostPlayer, scripted
-from steprl.rollout.records import collate
+from steprl.rollout.records import collate, pack
 from steprl.sharding import shard_rows
-from steprl.types import Params, Policy, StepBatch
+from steprl.types import Params, Policy, StepBatch, Trajectory
+
+MAX_PACKED = 8
+"""Demonstrations of one row at most, where several short ones share it."""
 
 
 class Player(NamedTuple):
@@ -120,16 +123,27 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
         return shard_rows(collate(played, settings.max_steps, lengths), mesh)
 
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
-        tasks = [int(t) for t in task_N]
-        seeds = np.asarray(jax.random.randint(key, (len(tasks),), 0, 2**31 - 1))
-        shown = []
-        for task, seed in zip(tasks, seeds, strict=True):
-            played = demonstrate(
-                envs["train"], task, int(seed), wander=settings.demo_wander, give_up=settings.demo_give_up
-            )
-            actions = played.actions
-            shown.append(scripted(envs["train"], tokenizer, task, actions, settings.max_steps, context))
-        return shard_rows(collate(shown, settings.max_steps, lengths), mesh)
+        # A row is filled with demonstrations of its own run of task numbers.
+        seeds = np.asarray(jax.random.randint(key, (len(task_N),), 0, 2**31 - 1))
+        rows = [_row_of(int(t) * MAX_PACKED, int(seed)) for t, seed in zip(task_N, seeds, strict=True)]
+        return shard_rows(pack(rows, context), mesh)
+
+    def _row_of(first: int, seed: int) -> list[Trajectory]:
+        row: list[Trajectory] = []
+        room, sampled_room = context, context // 2
+        env = envs["train"]
+        for task in range(first, first + MAX_PACKED):
+            actions = demonstrate(
+                env, task, seed, wander=settings.demo_wander, give_up=settings.demo_give_up
+            ).actions
+            shown = scripted(env, tokenizer, task, actions, settings.max_steps, context)
+            sampled = sum(len(step.action_ids) for step in shown.steps)
+            tokens = sampled + sum(len(step.observation_ids) for step in shown.steps)
+            if tokens > room or sampled > sampled_room:
+                break
+            row.append(shown)
+            room, sampled_room = room - tokens, sampled_room - sampled
+        return row
 
     return Player(play, demonstrated, tokenizer, splits)
 

@@ -76,6 +76,45 @@ def collate(
     )  # type: ignore[arg-type]
 
 
+def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
+    """Several trajectories a row, kept apart by segment ids: for supervised training only.
+
+    The table of steps is empty, since the trajectories of a row would share it; the success of a row
+    is that of all its trajectories.
+
+    Raises:
+        ValueError: a row holds more than `length` tokens, or more than half of them sampled.
+    """
+    shape = (len(rows), length)
+    tokens_NT, positions_NT, segments_NT = (np.zeros(shape, np.int32) for _ in range(3))
+    step_ids_NT = np.full(shape, -1, np.int32)
+    for row, together in enumerate(rows):
+        place, number = 0, 0
+        for segment, trajectory in enumerate(together):
+            begin = place
+            for step in trajectory.steps:
+                ids = np.concatenate([step.observation_ids, step.action_ids])
+                if place + len(ids) > length:
+                    raise ValueError(f"row {row} holds more than {length} tokens")
+                _put(tokens_NT[row], place, ids)
+                step_ids_NT[row, place + len(step.observation_ids) : place + len(ids)] = number
+                place, number = place + len(ids), number + 1
+            positions_NT[row, begin:place] = np.arange(place - begin)
+            segments_NT[row, begin:place] = segment + 1
+    if 2 * (step_ids_NT >= 0).sum(axis=1).max() > length:
+        raise ValueError(f"a row holds more sampled tokens than half of {length}")
+    nothing_NT, nothing_NS = np.zeros(shape, np.float32), np.zeros((len(rows), 1), np.float32)
+    no_NS = np.zeros((len(rows), 1), bool)
+    return StepBatch(
+        tokens_NT, positions_NT, segments_NT, step_ids_NT, nothing_NT, nothing_NT, nothing_NS,
+        no_NS, no_NS, no_NS, no_NS,
+        success_N=np.array([all(t.success for t in together) for together in rows]),
+        task_N=np.array([together[0].task for together in rows], np.int32),
+        sample_N=np.zeros(len(rows), np.int32),
+        action_width=length // 2,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
 def _put(row: np.ndarray, place: int, ids: np.ndarray) -> int:
     row[place : place + len(ids)] = ids
     return len(ids)
