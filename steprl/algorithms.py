@@ -1,7 +1,7 @@
 """Methods as data: a name, which credit, which ratio, and what a run must offer.
 
-To add a method, write its credit as a function of a batch and the critic's values, and add a line to
-`ALGORITHMS`.
+To add a method, write its credit as a function of a batch and the critic's values, and add a line
+to `ALGORITHMS`.
 """
 
 import difflib

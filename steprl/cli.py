@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="steprl", description="Step-level reinforcement learning of language-model agents in JAX."
+        prog="steprl",
+        description="Step-level reinforcement learning of language-model agents in JAX.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -54,12 +55,20 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = command(name, run, text)
         sub.add_argument("config", type=Path, help="YAML file, such as configs/quickstart.yaml")
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="algorithm.gamma=0.99 ...")
         sub.add_argument(
-            "--resume", nargs="?", const="auto", metavar="auto|RUN", help="go on where a run was stopped"
+            "overrides", nargs="*", metavar="key=value", help="algorithm.gamma=0.99 ..."
+        )
+        sub.add_argument(
+            "--resume",
+            nargs="?",
+            const="auto",
+            metavar="auto|RUN",
+            help="go on where a run was stopped",
         )
         sub.add_argument("--overwrite", action="store_true", help="delete the run that is there")
-        sub.add_argument("--dry-run", action="store_true", help="check and print the settings, then stop")
+        sub.add_argument(
+            "--dry-run", action="store_true", help="check and print the settings, then stop"
+        )
     sub = command("eval", _eval, "Success of a run's newest checkpoint, with 95 % intervals.")
     sub.add_argument("run", type=Path, help="directory of a run")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="eval.temperature=0.7 ...")
@@ -144,16 +153,26 @@ def _rollout(options: argparse.Namespace, console: Console) -> int:
     session = setup(_config_of_run(options))
     split = options.split or session.player.splits[1]
     if split not in session.player.splits:
-        raise ValueError(f"--split {split}: this environment has {', '.join(session.player.splits)}")
+        raise ValueError(
+            f"--split {split}: this environment has {', '.join(session.player.splits)}"
+        )
     params = load_params(session, options.run)
     rows = -(-options.n // session.mesh.size) * session.mesh.size
     tasks = np.arange(options.first, options.first + rows)
     seen = inspect(
-        session.policy, session.player, params, session.config, split, tasks, 0.0 if options.greedy else None
+        session.policy,
+        session.player,
+        params,
+        session.config,
+        split,
+        tasks,
+        0.0 if options.greedy else None,
     )[: options.n]
     for one in seen:
         console.print(transcript(one, f"{split} task {one.trajectory.task}"))
-    picture = draw_credit(pick(seen), options.run / "plots" / "credit.png", "Credit over a trajectory")
+    picture = draw_credit(
+        pick(seen), options.run / "plots" / "credit.png", "Credit over a trajectory"
+    )
     console.print(f"Credit of the longest one: {picture}")
     return 0
 
@@ -287,7 +306,9 @@ def _print_results(results: dict[str, float], console: Console) -> None:
 def _interrupted(options: argparse.Namespace, run: Path, console: Console) -> int:
     words = ["steprl", sys.argv[1] if len(sys.argv) > 1 else "train", str(options.config)]
     again = " ".join([*words, *options.overrides, "--resume", "auto"])
-    console.print(f"Interrupted; the state is saved in {run}. Go on with:\n  [bold]{escape(again)}[/]")
+    console.print(
+        f"Interrupted; the state is saved in {run}. Go on with:\n  [bold]{escape(again)}[/]"
+    )
     return EXIT_INTERRUPTED
 
 

@@ -1,7 +1,8 @@
 """Settings of a run: frozen dataclasses, a YAML file and dotted overrides, checked by omegaconf.
 
 Spellings follow verl where it has them. An unknown key is an error that names the nearest one; a
-value of the wrong type or out of range is an error that names the key, the value and what is allowed.
+value of the wrong type or out of range is an error that names the key, the value and what is
+allowed.
 """
 
 import dataclasses
@@ -18,7 +19,9 @@ class ConfigError(ValueError):
     """A setting is unknown, of the wrong type, out of range, or at odds with another."""
 
 
-def _field(default: Any, low: Any = None, high: Any = None, choices: Sequence[str] | None = None) -> Any:
+def _field(
+    default: Any, low: Any = None, high: Any = None, choices: Sequence[str] | None = None
+) -> Any:
     """A setting with its allowed range (both ends included) or its allowed names."""
     return dataclasses.field(default=default, metadata=dict(low=low, high=high, choices=choices))
 
@@ -43,7 +46,9 @@ class HouseholdConfig:
     task_types: list[str] = dataclasses.field(default_factory=lambda: ["all"])
     max_steps: int = _field(30, 1, 200)
     demo_wander: float = _field(0.0, 0.0, 1.0)  # chance a step that a demonstration walks about
-    demo_give_up: float = _field(0.0, 0.0, 1.0)  # chance a step that a demonstration ends unfinished
+    demo_give_up: float = _field(
+        0.0, 0.0, 1.0
+    )  # chance a step that a demonstration ends unfinished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +197,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         tree = {str(key): value for key, value in loaded.items()}
     for item in overrides:
         if "=" not in item or item.startswith(("-", "=")):
-            raise ConfigError(f"override {item!r}: expected key=value, such as algorithm.gamma=0.99")
+            raise ConfigError(
+                f"override {item!r}: expected key=value, such as algorithm.gamma=0.99"
+            )
     _check_known(tree, Config, "")
     dotted = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(dotted, dict)
@@ -226,8 +233,9 @@ def _check_known(tree: Any, kind: type, prefix: str) -> None:
             elsewhere = [] if near else [p for p in _paths(Config) if p.split(".")[-1] == key]
             hint += f" (or {elsewhere[0]}?)" if elsewhere else ""
             raise ConfigError(f"unknown setting {prefix}{key}: {hint}")
-        if isinstance(known[key].type, type) and dataclasses.is_dataclass(known[key].type):
-            _check_known(value, known[key].type, f"{prefix}{key}.")
+        inner = known[key].type
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            _check_known(value, inner, f"{prefix}{key}.")
 
 
 def _paths(kind: type, prefix: str = "") -> list[str]:
@@ -285,5 +293,6 @@ def check_consistency(config: Config) -> None:
     hops = config.env.multihop
     if hops.min_hops > hops.max_hops:
         raise ConfigError(
-            f"env.multihop.min_hops={hops.min_hops} must be at most env.multihop.max_hops={hops.max_hops}"
+            f"env.multihop.min_hops={hops.min_hops} must be at most "
+            f"env.multihop.max_hops={hops.max_hops}"
         )

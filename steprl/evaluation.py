@@ -73,7 +73,9 @@ def evaluate_all(
     is `eval/S/success_rate`.
     """
     rows = config.rollout.batch_size * config.rollout.n
-    settings = config.eval if num_tasks is None else dataclasses.replace(config.eval, num_tasks=num_tasks)
+    settings = (
+        config.eval if num_tasks is None else dataclasses.replace(config.eval, num_tasks=num_tasks)
+    )
     found: dict[str, float] = {}
     for index, split in enumerate(player.splits[1:]):
         prefix = "eval/" if index == 0 else f"eval/{split}/"
@@ -139,5 +141,7 @@ def inspect(
             firsts.append(float(value[mine[0]]))
             means.append(float(advantage[mine].mean()))
         words = player.tokenizer.convert_ids_to_tokens([int(i) for i in host.tokens_NT[row][real]])
-        found.append(Inspected(trajectory, words, step_ids, advantage, value, reward, firsts, means))
+        found.append(
+            Inspected(trajectory, words, step_ids, advantage, value, reward, firsts, means)
+        )
     return found

@@ -49,7 +49,11 @@ def make_optimizer(
 def make_sft_optimizer(sft: SftConfig) -> optax.GradientTransformation:
     """AdamW with warm-up and a cosine down to min_lr_ratio * lr."""
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, sft.lr, sft.warmup_steps, max(sft.steps, sft.warmup_steps + 1), sft.lr * sft.min_lr_ratio
+        0.0,
+        sft.lr,
+        sft.warmup_steps,
+        max(sft.steps, sft.warmup_steps + 1),
+        sft.lr * sft.min_lr_ratio,
     )
     return optax.chain(_clip(sft.grad_clip), optax.adamw(schedule, weight_decay=sft.weight_decay))
 

@@ -48,11 +48,13 @@ def open_run(config: Config, resume: str | None = None, overwrite: bool = False)
 def _check_is_run(path: Path) -> None:
     """Deletes nothing that does not look like a run of ours."""
     if not (path / "config.resolved.yaml").is_file():
-        raise RunDirectoryError(f"--overwrite: {path} is not a run (no config.resolved.yaml), not deleted")
+        raise RunDirectoryError(
+            f"--overwrite: {path} is not a run (no config.resolved.yaml), not deleted"
+        )
 
 
 def phase_of(path: Path) -> str:
-    """"rl" when RL checkpoints exist, "sft" when only the warm start's do, else "new"."""
+    """ "rl" when RL checkpoints exist, "sft" when only the warm start's do, else "new"."""
     if latest_step(path / "checkpoints") is not None:
         return "rl"
     return "sft" if latest_step(path / "sft") is not None else "new"

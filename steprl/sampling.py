@@ -147,7 +147,9 @@ def generate(
     index_C = jnp.arange(width)[None, :]
     real_BC = (index_C < length_B[:, None]) & active_B[:, None]
     positions_BC = start_B[:, None] + index_C
-    hidden_BCD, cache = policy.apply(params, tokens_BC, positions_BC, real_BC.astype(jnp.int32), cache)
+    hidden_BCD, cache = policy.apply(
+        params, tokens_BC, positions_BC, real_BC.astype(jnp.int32), cache
+    )
     last_B = jnp.maximum(length_B - 1, 0)
     hidden_BD = jnp.take_along_axis(hidden_BCD, last_B[:, None, None], axis=1)[:, 0]
     next_B = start_B + length_B  # position of the first token of the action

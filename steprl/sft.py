@@ -114,5 +114,7 @@ def warm_start(
 def as_abstract(tree: Any, shardings: Any) -> Any:
     """Shapes, types and placements of a tree, for restoring into."""
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        shardings,
     )

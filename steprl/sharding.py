@@ -26,8 +26,8 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
 BATCH = P(("data", "fsdp"))
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: list[Any] | None = None) -> Mesh:
-    """A mesh over all devices.
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
+    """A mesh over all devices, or those given.
 
     Raises:
         ValueError: the axes do not multiply to the number of devices.
@@ -65,7 +65,9 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
     """The placement of each leaf of parameters or of a train state, by its path."""
 
     def place(path: Any, leaf: Any) -> NamedSharding:
-        name = "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+        name = "/".join(
+            str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path
+        )
         return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, tree)

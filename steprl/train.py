@@ -69,7 +69,9 @@ def setup(config: Config) -> Session:
         ("sft.batch_size", config.sft.batch_size),
     ):
         if size % mesh.size:
-            raise ValueError(f"{name}={size} must be a multiple of the {mesh.size} devices of the mesh")
+            raise ValueError(
+                f"{name}={size} must be a multiple of the {mesh.size} devices of the mesh"
+            )
     settings = config.model
     model = decoder_config(
         settings.preset,
@@ -140,7 +142,9 @@ def train(
     """
     config = session.config
     if config.trainer.total_training_steps == 0:
-        raise ValueError("trainer.total_training_steps=0: there is nothing to train; use `steprl sft`")
+        raise ValueError(
+            "trainer.total_training_steps=0: there is nothing to train; use `steprl sft`"
+        )
     with CompilationCounter() as compiled, _interrupts() as interrupted:
         if latest_step(run / "checkpoints") is None:
             params = run_warm_start(session, run, watch, interrupted)
@@ -233,7 +237,9 @@ def _reinforce(
                 saver.save(iteration, state, _meta(session))
                 clock.lap("save_checkpoint")
             metrics |= clock.laps
-            metrics["perf/agent_steps_per_s"] = float(metrics["step/count"]) / clock.laps["timing_s/step"]
+            metrics["perf/agent_steps_per_s"] = (
+                float(metrics["step/count"]) / clock.laps["timing_s/step"]
+            )
             metrics["compile/count"] = compiled.count
             plain = {name: float(value) for name, value in metrics.items()}
             writer.write(iteration, plain)

@@ -20,7 +20,9 @@ def transcript(seen: Inspected, title: str) -> Panel:
         table.add_column(name, justify="right", no_wrap=True)
     for number, step in enumerate(seen.trajectory.steps):
         words = Text(step.observation.strip(), style="dim")
-        words.append("\n> " + (step.action or "(empty)"), style="bold" if step.valid else "bold red")
+        words.append(
+            "\n> " + (step.action or "(empty)"), style="bold" if step.valid else "bold red"
+        )
         table.add_row(
             str(number + 1),
             words,

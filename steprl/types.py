@@ -82,7 +82,7 @@ class StepBatch:
     task_N: jax.Array  # int32, id of the task
     sample_N: jax.Array  # int32, which attempt at the task
     action_width: int = dataclasses.field(metadata=dict(static=True), default=0)
-    # ^ at least the number of sampled tokens of any row: heads run on these tokens only
+    # ^ at least the sampled tokens of any row: heads run on these only
 
 
 class Policy(NamedTuple):
@@ -91,8 +91,8 @@ class Policy(NamedTuple):
     init(key) -> params
     apply(params, tokens_BT, positions_BT, segment_ids_BT, cache=None) -> (hidden_BTD, cache)
     unembed(params, hidden_..D) -> logits_..V in float32
-    value(params, tokens_BT, positions_BT, segment_ids_BT, hidden_BTD) -> value_BT in float32, or None
-        where the model has no value head
+    value(params, tokens_BT, positions_BT, segment_ids_BT, hidden_BTD) -> value_BT in float32;
+        None where the model has no value head
     init_cache(batch, length) -> cache; slot s of a row holds the token at position s
     """
 

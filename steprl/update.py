@@ -1,4 +1,4 @@
-"""One optimisation of the policy on one batch, as a pure function, for every method of the table."""
+"""One optimisation of the policy on one batch: a pure function, for every method of the table."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -48,8 +48,8 @@ def make_update(
 
     A pass over the batch gives values (and checks that training agrees with decoding); the method
     turns them into credit; then `ppo_epochs` passes of mini-batches, each one optimiser step summed
-    over micro-batches. A step whose loss or gradient is not finite changes nothing and is counted in
-    `train/nonfinite`.
+    over micro-batches. A step whose loss or gradient is not finite changes nothing and is counted
+    in `train/nonfinite`.
     """
     actor, critic = config.actor, config.critic
     temperature, chunk = config.rollout.temperature, config.model.logprob_chunk
@@ -79,7 +79,11 @@ def make_update(
             weights=sample.value_weight_NT,
         )
         total = pg_loss - actor.entropy_coeff * entropy + critic.vf_coef * vf_loss
-        metrics = {"actor/pg_loss": pg_loss, "critic/vf_loss": vf_loss, "actor/entropy_loss": entropy}
+        metrics = {
+            "actor/pg_loss": pg_loss,
+            "critic/vf_loss": vf_loss,
+            "actor/entropy_loss": entropy,
+        }
         metrics |= {f"actor/{name}": value for name, value in pg.items()}
         metrics |= {f"critic/{name}": value for name, value in vf.items()}
         return total, metrics
@@ -94,7 +98,9 @@ def make_update(
         gradient, metrics = _gradient(loss, params, sample, actor.ppo_micro_batch_size)
         norm = optax.tree.norm(gradient)
         updates, new_opt_state = optimizer.update(gradient, opt_state, params)
-        fine = jnp.isfinite(norm) & jnp.isfinite(metrics["actor/pg_loss"] + metrics["critic/vf_loss"])
+        fine = jnp.isfinite(norm) & jnp.isfinite(
+            metrics["actor/pg_loss"] + metrics["critic/vf_loss"]
+        )
         keep = lambda new, old: jnp.where(fine, new, old)  # noqa: E731
         params = jax.tree.map(keep, optax.apply_updates(params, updates), params)
         opt_state = jax.tree.map(keep, new_opt_state, opt_state)
@@ -115,7 +121,9 @@ def make_update(
             return jax.lax.scan(optimise, state, parts)
 
         epoch_keys = jax.random.split(key, actor.ppo_epochs)
-        (params, opt_state), metrics = jax.lax.scan(epoch, (state.params, state.opt_state), epoch_keys)
+        (params, opt_state), metrics = jax.lax.scan(
+            epoch, (state.params, state.opt_state), epoch_keys
+        )
         report = {name: jnp.mean(value) for name, value in metrics.items()}
         report["train/nonfinite"] = jnp.sum(metrics["train/nonfinite"])
         report |= _batch_metrics(batch, credit, old)

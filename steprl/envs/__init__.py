@@ -9,8 +9,8 @@ from typing import Any, Protocol
 class Env(Protocol):
     """A text environment: Gymnasium's five results, with the state made explicit.
 
-    `info` holds "success" (the task is solved) and "valid" (the action was understood); where it was
-    not, "reason" says why. A malformed action costs a step and never raises.
+    `info` holds "success" (the task is solved) and "valid" (the action was understood); where it
+    was not, "reason" says why. A malformed action costs a step and never raises.
     """
 
     def reset(self, task: int, key: Any = None) -> tuple[Any, str]:

@@ -1,4 +1,4 @@
-"""The door of the model room: NNX modules inside, pure functions on a pytree of parameters outside."""
+"""The door of the model room: NNX modules inside, pure functions of parameters outside."""
 
 from typing import Any
 
@@ -33,7 +33,9 @@ def make_policy(config: DecoderConfig) -> Policy:
     graph, abstract = nnx.split(nnx.eval_shape(lambda: _Parts(config, nnx.Rngs(0))))
 
     def build(params: Params) -> _Parts:
-        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy, so that the template stays clean
+        state = jax.tree.map(
+            lambda leaf: leaf, abstract
+        )  # a copy, so that the template stays clean
         nnx.replace_by_pure_dict(state, _digit_keys_to_int(params))
         return nnx.merge(graph, state)
 

@@ -23,6 +23,7 @@ class DecoderConfig:
     value_head: str = "shared"  # "shared" trunk, "separate" critic, or "none"
     dtype: str = "float32"  # of computation; softmax and log-probs are float32 always
     param_dtype: str = "float32"
+    attention_block: int = 128  # queries whose scores exist at the same time, 0 = all
     remat: bool = False  # recompute each layer in the backward pass
 
     def __post_init__(self) -> None:
@@ -41,7 +42,7 @@ PRESETS: dict[str, dict[str, int | float | bool]] = {
     ),
     # about 0.8 M parameters: `household` on a CPU
     "small": dict(
-        vocab_size=512, d_model=128, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=32, d_ff=384
+        vocab_size=512, d_model=128, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=64, d_ff=384
     ),
     "smollm2-135m": dict(
         vocab_size=49152, d_model=576, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,

@@ -62,7 +62,9 @@ def logprobs_and_entropy(
     return join(logprob), join(entropy)
 
 
-def sampled_places(step_ids_t: jax.Array, segment_ids_t: jax.Array, width: int) -> tuple[jax.Array, ...]:
+def sampled_places(
+    step_ids_t: jax.Array, segment_ids_t: jax.Array, width: int
+) -> tuple[jax.Array, ...]:
     """Where a row's sampled tokens stand, and which token each was predicted from.
 
     Args:

@@ -1,7 +1,7 @@
 """A tokenizer for environments with a small fixed language: whole phrases are tokens."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
@@ -32,7 +32,9 @@ def phrase_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     backend = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     # A phrase that ends in a letter or digit must not end inside a word.
     by_length = sorted(vocabulary, key=len, reverse=True)
-    phrases = [re.escape(p).replace("/", r"\/") + (r"(?!\w)" if p[-1].isalnum() else "") for p in by_length]
+    phrases = [
+        re.escape(p).replace("/", r"\/") + (r"(?!\w)" if p[-1].isalnum() else "") for p in by_length
+    ]
     piece = "|".join([*phrases, r"\w+", r"[^\w\s]"])
     backend.pre_tokenizer = Split(Regex(piece), behavior="removed", invert=True)
     return PreTrainedTokenizerFast(
@@ -40,7 +42,7 @@ def phrase_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def detokenize(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+def detokenize(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
     """The text view of some ids: phrases joined by blanks, none before punctuation, `<end>` dropped.
 
     It never goes back into training: what was sampled is kept as ids.

@@ -17,11 +17,16 @@ from steprl.types import Params, Policy, StepBatch
 class DeviceEnv(Protocol):
     """An environment whose `reset` and `step` run under `jit` and `vmap`, one episode each."""
 
-    prompt_width: int
-    action_width: int
-    observation_width: int
-    max_steps: int
-    stop_ids: tuple[int, ...]
+    @property
+    def prompt_width(self) -> int: ...
+    @property
+    def action_width(self) -> int: ...
+    @property
+    def observation_width(self) -> int: ...
+    @property
+    def max_steps(self) -> int: ...
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
 
     def reset(self, task: Any, key: jax.Array) -> tuple[Any, jax.Array]: ...
     def step(self, state: Any, action: jax.Array) -> tuple[Any, Any]: ...
@@ -103,7 +108,9 @@ def demonstrations(
     sample_N = jnp.zeros_like(task_N)
     keys_N = jax.vmap(trajectory_key, in_axes=(None, 0, 0))(key, task_N, sample_N)
 
-    def act(memory: Any, start_N: jax.Array, alive_N: jax.Array, turn: jax.Array, state: Any) -> Any:
+    def act(
+        memory: Any, start_N: jax.Array, alive_N: jax.Array, turn: jax.Array, state: Any
+    ) -> Any:
         action_NA = jax.vmap(expert)(state, keys_N) * alive_N[:, None]
         zero = jnp.zeros(action_NA.shape, jnp.float32)
         return (action_NA, action_NA != 0, zero, zero), memory

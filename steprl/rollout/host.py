@@ -32,7 +32,12 @@ class HostPlayer:
     """
 
     def __init__(
-        self, policy: Policy, tokenizer: Any, max_steps: int, response_length: int, context_length: int
+        self,
+        policy: Policy,
+        tokenizer: Any,
+        max_steps: int,
+        response_length: int,
+        context_length: int,
     ):
         self.tokenizer, self.max_steps = tokenizer, max_steps
         self.response_length, self.context_length = response_length, context_length

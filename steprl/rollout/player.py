@@ -83,7 +83,9 @@ def _multihop_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
         params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = "train",
         temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
     ) -> StepBatch:  # fmt: skip
-        task, sample = shard_rows((np.asarray(task_N, np.int32), np.asarray(sample_N, np.int32)), mesh)
+        task, sample = shard_rows(
+            (np.asarray(task_N, np.int32), np.asarray(sample_N, np.int32)), mesh
+        )
         heldout = np.bool_(split != "train")
         return compiled(params, key, task, sample, heldout, np.float32(temperature), top_k, top_p)
 
@@ -112,7 +114,9 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
         )
         for split in splits
     }
-    host = HostPlayer(policy, tokenizer, settings.max_steps, config.rollout.response_length, context)
+    host = HostPlayer(
+        policy, tokenizer, settings.max_steps, config.rollout.response_length, context
+    )
 
     def play(
         params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = "train",
@@ -125,7 +129,9 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
         # A row is filled with demonstrations of its own run of task numbers.
         seeds = np.asarray(jax.random.randint(key, (len(task_N),), 0, 2**31 - 1))
-        rows = [_row_of(int(t) * MAX_PACKED, int(seed)) for t, seed in zip(task_N, seeds, strict=True)]
+        rows = [
+            _row_of(int(t) * MAX_PACKED, int(seed)) for t, seed in zip(task_N, seeds, strict=True)
+        ]
         return shard_rows(pack(rows, context), mesh)
 
     def _row_of(first: int, seed: int) -> list[Trajectory]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from steprl.models.tokenizer import detokenize
-from steprl.types import StepBatch, Step, Trajectory
+from steprl.types import Step, StepBatch, Trajectory
 
 
 def collate(
@@ -25,7 +25,9 @@ def collate(
         ValueError: a trajectory does not fit; nothing is cut silently.
     """
     rows = len(trajectories)
-    tokens = [sum(len(s.observation_ids) + len(s.action_ids) for s in t.steps) for t in trajectories]
+    tokens = [
+        sum(len(s.observation_ids) + len(s.action_ids) for s in t.steps) for t in trajectories
+    ]
     sampled = [sum(len(s.action_ids) for s in t.steps) for t in trajectories]
     needed = max(max(tokens, default=1), 2 * max(sampled, default=1))
     fitting = [length for length in lengths if length >= needed]
@@ -36,11 +38,15 @@ def collate(
             f"{max(lengths)} tokens and {max_steps} steps"
         )
     length = fitting[0]
-    token_NT = {name: np.zeros((rows, length), np.int32) for name in ("tokens", "positions", "segments")}
+    token_NT = {
+        name: np.zeros((rows, length), np.int32) for name in ("tokens", "positions", "segments")
+    }
     step_ids_NT = np.full((rows, length), -1, np.int32)
     float_NT = {name: np.zeros((rows, length), np.float32) for name in ("logprob", "entropy")}
     reward_NS = np.zeros((rows, max_steps), np.float32)
-    flag_NS = {k: np.zeros((rows, max_steps), bool) for k in ("mask", "terminated", "truncated", "valid")}
+    flag_NS = {
+        k: np.zeros((rows, max_steps), bool) for k in ("mask", "terminated", "truncated", "valid")
+    }
     for row, trajectory in enumerate(trajectories):
         place = 0
         for number, step in enumerate(trajectory.steps):
@@ -57,7 +63,7 @@ def collate(
             flag_NS["valid"][row, number] = step.valid
         token_NT["positions"][row, :place] = np.arange(place)
         token_NT["segments"][row, :place] = 1
-    return StepBatch(
+    arrays: dict[str, Any] = dict(
         tokens_NT=token_NT["tokens"],
         positions_NT=token_NT["positions"],
         segment_ids_NT=token_NT["segments"],
@@ -72,8 +78,8 @@ def collate(
         success_N=np.array([t.success for t in trajectories]),
         task_N=np.array([t.task for t in trajectories], np.int32),
         sample_N=np.array([t.sample for t in trajectories], np.int32),
-        action_width=length // 2,
-    )  # type: ignore[arg-type]
+    )
+    return StepBatch(**arrays, action_width=length // 2)
 
 
 def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
@@ -105,14 +111,23 @@ def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
         raise ValueError(f"a row holds more sampled tokens than half of {length}")
     nothing_NT, nothing_NS = np.zeros(shape, np.float32), np.zeros((len(rows), 1), np.float32)
     no_NS = np.zeros((len(rows), 1), bool)
-    return StepBatch(
-        tokens_NT, positions_NT, segments_NT, step_ids_NT, nothing_NT, nothing_NT, nothing_NS,
-        no_NS, no_NS, no_NS, no_NS,
+    arrays: dict[str, Any] = dict(
+        tokens_NT=tokens_NT,
+        positions_NT=positions_NT,
+        segment_ids_NT=segments_NT,
+        step_ids_NT=step_ids_NT,
+        logprob_NT=nothing_NT,
+        entropy_NT=nothing_NT,
+        reward_NS=nothing_NS,
+        mask_NS=no_NS,
+        terminated_NS=no_NS,
+        truncated_NS=no_NS,
+        valid_NS=no_NS,
         success_N=np.array([all(t.success for t in together) for together in rows]),
         task_N=np.array([together[0].task for together in rows], np.int32),
         sample_N=np.zeros(len(rows), np.int32),
-        action_width=length // 2,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )
+    return StepBatch(**arrays, action_width=length // 2)
 
 
 def _put(row: np.ndarray, place: int, ids: np.ndarray) -> int:
@@ -122,14 +137,14 @@ def _put(row: np.ndarray, place: int, ids: np.ndarray) -> int:
 
 def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
     """The records of a batch; the text is a view of the ids, which stay exactly as they were."""
-    batch = jax.device_get(batch)
+    host: Any = jax.device_get(batch)
     found = []
-    for row in range(batch.tokens_NT.shape[0]):
-        real = np.flatnonzero(batch.segment_ids_NT[row] > 0)
-        ids, step_of = batch.tokens_NT[row][real], batch.step_ids_NT[row][real]
-        logprob, entropy = batch.logprob_NT[row][real], batch.entropy_NT[row][real]
+    for row in range(host.tokens_NT.shape[0]):
+        real = np.flatnonzero(host.segment_ids_NT[row] > 0)
+        ids, step_of = host.tokens_NT[row][real], host.step_ids_NT[row][real]
+        logprob, entropy = host.logprob_NT[row][real], host.entropy_NT[row][real]
         steps, begin = [], 0
-        for number in range(int(batch.mask_NS[row].sum())):
+        for number in range(int(host.mask_NS[row].sum())):
             mine = np.flatnonzero(step_of == number)
             first, last = mine[0], mine[-1] + 1
             stopped = ids[last - 1] == tokenizer.eos_token_id
@@ -141,17 +156,20 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                     action_ids=ids[first:last],
                     logprobs=logprob[first:last],
                     entropies=entropy[first:last],
-                    reward=float(batch.reward_NS[row, number]),
-                    terminated=bool(batch.terminated_NS[row, number]),
-                    truncated=bool(batch.truncated_NS[row, number]),
+                    reward=float(host.reward_NS[row, number]),
+                    terminated=bool(host.terminated_NS[row, number]),
+                    truncated=bool(host.truncated_NS[row, number]),
                     stop_reason="stop_token" if stopped else "length",
-                    valid=bool(batch.valid_NS[row, number]),
+                    valid=bool(host.valid_NS[row, number]),
                 )
             )
             begin = last
         found.append(
             Trajectory(
-                int(batch.task_N[row]), int(batch.sample_N[row]), tuple(steps), bool(batch.success_N[row])
+                int(host.task_N[row]),
+                int(host.sample_N[row]),
+                tuple(steps),
+                bool(host.success_N[row]),
             )
         )
     return found

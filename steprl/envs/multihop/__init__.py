@@ -1,4 +1,4 @@
-"""A question over a small random graph of people, answered by searching it one relation at a time."""
+"""A question over a small random graph of people, answered by searching it hop by hop."""
 
 from steprl.envs.multihop.env import Multihop, MultihopState
 from steprl.envs.multihop.expert import demonstrate

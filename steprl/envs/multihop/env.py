@@ -2,14 +2,14 @@
 
 A question such as "who is the mother of the founder of Ada ?" asks for the end of a chain that
 starts at Ada. The graph is new in every episode, so nothing can be learnt by heart: the agent must
-`search Ada founder`, read the name, `search` it with the next relation, and `answer` at the end.
+`search Ada founder`, read the name, `search` it with the next relation, and `answer` at last.
 
 Relations of one chain are distinct, so that the next search follows from what was read and done, and
 a search that failed can be repeated without counting.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ class Observation(NamedTuple):
 class Multihop:
     """`reset` and `step` on tokens.
 
-    Chains are held out by their first two relations: with numbers a and b from 0, a chain belongs to
-    the held-out split when (a + 2 b) mod 5 = 0. Training never asks such a chain.
+    Chains are held out by their first two relations: with numbers a and b from 0, a chain belongs
+    to the held-out split when (a + 2 b) mod 5 = 0. Training never asks such a chain.
     """
 
     config: MultihopConfig = MultihopConfig()
@@ -56,7 +56,7 @@ class Multihop:
     action_width = 4  # search <name> <relation> <end>
     observation_width = 1
     vocab_size = words.VOCAB_SIZE
-    stop_ids = (words.END_ID,)
+    stop_ids: ClassVar[tuple[int, ...]] = (words.END_ID,)
 
     @property
     def prompt_width(self) -> int:
@@ -105,10 +105,12 @@ class Multihop:
         return state, self.question(state)
 
     def question(self, state: MultihopState) -> jax.Array:
-        """"who is the R_h of the ... of the R_1 of E ?" as tokens, right-padded."""
+        """ "who is the R_h of the ... of the R_1 of E ?" as tokens, right-padded."""
         place = jnp.arange(self.prompt_width)
         hop = state.hops - 1 - (place - 1) // 2  # the relation searched last is named first
-        relation = state.relations[jnp.clip(hop, 0, self.config.max_hops - 1)] + words.FIRST_RELATION
+        relation = (
+            state.relations[jnp.clip(hop, 0, self.config.max_hops - 1)] + words.FIRST_RELATION
+        )
         last = 2 * state.hops  # place of the final "of"
         tokens = jnp.where(place % 2 == 1, relation, words.OF_THE)
         tokens = jnp.where(place == 0, words.WHO, tokens)
@@ -129,7 +131,9 @@ class Multihop:
 
         chance = jax.random.uniform(jax.random.fold_in(state.key, state.turn))
         fails = chance < self.config.search_failure
-        result = state.graph[jnp.clip(entity, 0, entities - 1), jnp.clip(link, 0, len(words.RELATIONS) - 1)]
+        result = state.graph[
+            jnp.clip(entity, 0, entities - 1), jnp.clip(link, 0, len(words.RELATIONS) - 1)
+        ]
         hop = jnp.minimum(state.found, self.config.max_hops - 1)
         next_hop = (entity == state.chain[hop]) & (link == state.relations[hop])
         right = answer & (entity == state.chain[state.hops])

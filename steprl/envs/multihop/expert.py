@@ -21,7 +21,9 @@ def demonstrate(config: MultihopConfig, state: MultihopState, key: jax.Array) ->
         key: of the trajectory, the same at each step.
     """
     lazy_key, key = jax.random.split(key)
-    noise_key, retry_key, name_key, relation_key = jax.random.split(jax.random.fold_in(key, state.turn), 4)
+    noise_key, retry_key, name_key, relation_key = jax.random.split(
+        jax.random.fold_in(key, state.turn), 4
+    )
     chance = jnp.where(state.hops == 2, 0.375 * config.demo_lazy, config.demo_lazy)
     lazy = jax.random.uniform(lazy_key) < chance
     enough = jnp.where(lazy, jnp.minimum(2, state.hops - 1), state.hops)

@@ -14,8 +14,8 @@ from steprl.models.tokenizer import detokenize, phrase_tokenizer
 class MultihopText:
     """The value protocol of `steprl.envs.Env` around `Multihop`."""
 
-    def __init__(self, config: MultihopConfig = MultihopConfig(), heldout: bool = False):
-        self.game = Multihop(config, heldout)
+    def __init__(self, config: MultihopConfig | None = None, heldout: bool = False):
+        self.game = Multihop(config or MultihopConfig(), heldout)
         self.tokenizer = phrase_tokenizer(words.vocabulary())
         self._reset, self._step = jax.jit(self.game.reset), jax.jit(self.game.step)
 
@@ -34,7 +34,7 @@ class MultihopText:
         padded = np.full(self.game.action_width, words.PAD_ID, np.int32)
         padded[: len(ids)] = ids
         state, seen = self._step(state, padded)
-        info = {"success": bool(seen.success), "valid": bool(seen.valid)}
+        info: dict[str, Any] = {"success": bool(seen.success), "valid": bool(seen.valid)}
         if not seen.valid:
             info["reason"] = words.REASONS[int(seen.tokens[0])]
         text = detokenize(self.tokenizer, np.asarray(seen.tokens))
