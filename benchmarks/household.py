@@ -1,0 +1,12 @@
+"""How well does a small model keep house in ALFWorld's rooms, before and after StepPO?
+
+python benchmarks/household.py --save              trains configs/household.yaml (CPU, up to 45 min)
+python benchmarks/household.py --save --resume     goes on where it was cut
+python benchmarks/household.py --config configs/household_gpu.yaml --variant gpu --save
+"""
+
+from learning import arguments, learn
+
+if __name__ == "__main__":
+    options = arguments(__doc__, "configs/household.yaml")
+    learn(options, "household", {"minutes, evaluation included": ("at most 45", lambda m: m <= 45)})
