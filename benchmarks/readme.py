@@ -33,14 +33,14 @@ def table(results: Path) -> str:
             for way in ("sampled", "greedy"):
                 for when in ("before RL", "after RL"):
                     row = rows.get(f"success, {split}, {way}, {when}")
-                    cells.append(
-                        ""
-                        if row is None
-                        else "{:.3f} [{:.3f}, {:.3f}]".format(row["value"], *row["spread"])
-                    )
+                    cells.append(_with_interval(row) if row else "")
             cells += [f"{record['minutes']:.1f}", record["hardware"]]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _with_interval(row: dict) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(row["value"], *row["spread"])
 
 
 def filled(readme: str, results: Path) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown argument {strangers[0]!r}")
     options.overrides = [*options.overrides, *rest]
     console = Console(highlight=False, soft_wrap=True)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # no PyTorch here is no news
     # Imports that load JAX come after the arguments are known, so that --help is quick.
     from steprl.config import ConfigError
     from steprl.run_directory import RunDirectoryError
