@@ -7,12 +7,24 @@ allowed.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+LOSS_AGG_MODES = (
+    "token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum-norm",
+    "step-mean-token-sum",
+    "step-mean-token-mean",
+)
+LOGGERS = ("jsonl", "tensorboard", "wandb")
 
 
 class ConfigError(ValueError):
@@ -108,7 +120,7 @@ class ActorConfig:
     clip_ratio_low: float = _field(0.2, 0.0, 1.0)
     clip_ratio_high: float = _field(0.2, 0.0)
     clip_ratio_c: float = _field(3.0, 0.0)  # dual clip, 0 = off, otherwise above 1
-    loss_agg_mode: str = "token-mean"
+    loss_agg_mode: str = _field("token-mean", choices=LOSS_AGG_MODES)
     entropy_coeff: float = _field(0.0, 0.0)
     ppo_epochs: int = _field(2, 1)
     ppo_mini_batch_size: int = _field(64, 1)  # trajectories an optimiser step
@@ -191,7 +203,12 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if path is not None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"config file {str(path)!r} does not exist")
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
+        try:
+            loaded = OmegaConf.to_container(OmegaConf.load(path))
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"config file {str(path)!r} is not YAML: {_one_line(error)}"
+            ) from None
         if not isinstance(loaded, dict):
             raise ConfigError(f"config file {str(path)!r}: expected a mapping of settings")
         tree = {str(key): value for key, value in loaded.items()}
@@ -201,7 +218,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
                 f"override {item!r}: expected key=value, such as algorithm.gamma=0.99"
             )
     _check_known(tree, Config, "")
-    dotted = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    try:
+        dotted = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"overrides {list(overrides)}: {_one_line(error)}") from None
     assert isinstance(dotted, dict)
     _check_known(dotted, Config, "")
     try:
@@ -214,6 +234,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     check_ranges(config)
     check_consistency(config)
     return config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -260,6 +284,8 @@ def check_ranges(config: Any, prefix: str = "") -> None:
         low, high, choices = allowed["low"], allowed["high"], allowed["choices"]
         if choices is not None and value not in choices:
             raise ConfigError(f"{key}={value!r}: allowed are {', '.join(choices)}")
+        if isinstance(value, float) and math.isinf(value):
+            raise ConfigError(f"{key}={value!r}: must be finite")
         # written so that NaN fails too
         if low is not None and not value >= low:
             raise ConfigError(f"{key}={value!r}: must be at least {low}")
@@ -290,6 +316,9 @@ def check_consistency(config: Config) -> None:
         )
     if rollout.temperature == 0.0:
         raise ConfigError("rollout.temperature=0.0: training samples, it must be above 0")
+    strangers = [name for name in config.trainer.logger if name not in LOGGERS]
+    if strangers:
+        raise ConfigError(f"trainer.logger={strangers[0]!r}: allowed are {', '.join(LOGGERS)}")
     hops = config.env.multihop
     if hops.min_hops > hops.max_hops:
         raise ConfigError(
