@@ -102,9 +102,10 @@ def draw(
     logprob_V = sampling_logprobs(logits_V, jnp.where(greedy, 1.0, temperature), top_k, top_p)
     prob_V = jnp.exp(logprob_V)
     mass_V = jnp.cumsum(prob_V)
-    above_V = mass_V > jax.random.uniform(key) * mass_V[-1]
+    # A parallel sum may grow by rounding at a token of probability 0; such a token must not come.
+    above_V = (mass_V > jax.random.uniform(key) * mass_V[-1]) & (prob_V > 0)
     best = jnp.argmax(logits_V)
-    # argmax finds the first token whose mass passes the number; that token has probability above 0
+    # argmax finds the first possible token whose mass passes the number
     token = jnp.where(greedy | ~jnp.any(above_V), best, jnp.argmax(above_V)).astype(jnp.int32)
     entropy = -jnp.sum(jnp.where(prob_V > 0, prob_V * logprob_V, 0.0))
     return token, jnp.where(greedy, 0.0, logprob_V[token]), jnp.where(greedy, 0.0, entropy)
