@@ -1,0 +1,130 @@
+"""Optimisers: who moves at which rate, when, and how far at most."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from steprl.config import ActorConfig, CriticConfig, SftConfig
+from steprl.optimizer import learning_rate, make_optimizer, make_sft_optimizer
+
+NO = CriticConfig()
+
+
+def params_of(value=0.0):
+    leaf = jnp.full((2,), value)
+    return {
+        "decoder": {"layers": {"0": {"value": {"kernel": leaf}}}, "head": leaf},
+        "value": {"out": {"kernel": leaf}},
+        "critic": {"embedding": leaf},
+    }
+
+
+def moves(optimizer, gradient, params=None, updates=1):
+    """The updates of that many steps with the same gradient."""
+    params = params_of() if params is None else params
+    state, found = optimizer.init(params), []
+    for _ in range(updates):
+        step, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, step)
+        found.append(jax.tree.map(lambda x: float(x[0]), step))
+    return found
+
+
+def test_value_and_critic_move_at_the_rate_of_the_critic_and_the_trunk_at_that_of_the_actor():
+    optimizer = make_optimizer(ActorConfig(lr=1e-3), CriticConfig(lr=5e-2), 10)
+    (step,) = moves(optimizer, params_of(0.1))
+    # The first step of Adam is the rate, whatever the gradient.
+    assert step["value"]["out"]["kernel"] == pytest.approx(-5e-2, rel=1e-4)
+    assert step["critic"]["embedding"] == pytest.approx(-5e-2, rel=1e-4)
+    assert step["decoder"]["head"] == pytest.approx(-1e-3, rel=1e-4)
+    # The attention's projection is called value too, and is no critic.
+    assert step["decoder"]["layers"]["0"]["value"]["kernel"] == pytest.approx(-1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("critic", [NO, CriticConfig(lr=3e-3)], ids=["unset", "the same"])
+def test_without_a_rate_of_its_own_the_critic_has_the_actors(critic):
+    (step,) = moves(make_optimizer(ActorConfig(lr=3e-3), critic, 10), params_of(0.1))
+    assert all(leaf == pytest.approx(-3e-3, rel=1e-4) for leaf in jax.tree.leaves(step))
+
+
+@pytest.mark.parametrize("frozen", ["actor", "critic"])
+def test_a_rate_of_zero_freezes_its_part_only(frozen):
+    rates = {"actor": 1e-3, "critic": 1e-3} | {frozen: 0.0}
+    optimizer = make_optimizer(ActorConfig(lr=rates["actor"]), CriticConfig(lr=rates["critic"]), 9)
+    (step,) = moves(optimizer, params_of(0.1))
+    still = {"actor": ("decoder",), "critic": ("value", "critic")}[frozen]
+    for name, part in step.items():
+        assert all((leaf == 0) == (name in still) for leaf in jax.tree.leaves(part))
+
+
+@pytest.mark.parametrize(
+    "schedule, at_half, at_end",
+    [("constant", 1.0, 1.0), ("linear", 0.6, 0.2), ("cosine", 0.6, 0.2)],
+)
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_schedules_start_at_the_peak_and_end_at_the_floor(schedule, at_half, at_end, warmup):
+    actor = ActorConfig(lr_schedule=schedule, lr_warmup_steps=warmup, min_lr_ratio=0.2)
+    rate = learning_rate(actor, 1e-2, 100 + warmup)
+    assert float(rate(warmup)) == pytest.approx(1e-2)
+    assert float(rate(warmup + 50)) == pytest.approx(1e-2 * at_half)
+    assert float(rate(warmup + 100)) == pytest.approx(1e-2 * at_end)
+    assert float(rate(warmup + 500)) == pytest.approx(1e-2 * at_end)
+    if warmup:
+        ramp = [float(rate(step)) for step in (0, 1, 5)]
+        np.testing.assert_allclose(ramp, [0.0, 1e-3, 5e-3], rtol=1e-5)
+
+
+def test_a_warm_up_as_long_as_the_run_is_no_error():
+    rate = learning_rate(ActorConfig(lr_schedule="linear", lr_warmup_steps=10), 1.0, 10)
+    assert float(rate(9)) == pytest.approx(0.9)
+
+
+def test_the_schedule_counts_the_updates_of_both_parts():
+    actor = ActorConfig(lr=1e-2, lr_schedule="linear", min_lr_ratio=0.0)
+    first, second, third = moves(
+        make_optimizer(actor, CriticConfig(lr=1e-1), 2), params_of(0.1), updates=3
+    )
+    for step, left in ((first, 1.0), (second, 0.5), (third, 0.0)):
+        assert step["decoder"]["head"] == pytest.approx(-1e-2 * left, rel=1e-4)
+        assert step["value"]["out"]["kernel"] == pytest.approx(-1e-1 * left, rel=1e-4)
+
+
+def first_moments(actor, gradient):
+    """What Adam sees: its first moment after one step, divided by 1 - b1."""
+    optimizer, params = make_optimizer(actor, NO, 10), params_of()
+    _, state = optimizer.update(gradient, optimizer.init(params), params)
+    with_path = jax.tree_util.tree_leaves_with_path(state)
+    mu = [x for path, x in with_path if ".mu" in jax.tree_util.keystr(path)]
+    assert len(mu) == len(jax.tree.leaves(params))
+    return np.concatenate(mu) / (1 - actor.adam_b1)
+
+
+def test_the_norm_over_all_parts_together_is_clipped():
+    seen = first_moments(ActorConfig(grad_clip=0.5), params_of(100.0))
+    assert np.linalg.norm(seen) == pytest.approx(0.5, rel=1e-5)
+    np.testing.assert_allclose(seen, seen[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip, gradient", [(0.0, 100.0), (5.0, 0.1)], ids=["off", "within"])
+def test_a_clip_of_zero_is_none_and_a_short_gradient_stays(clip, gradient):
+    seen = first_moments(ActorConfig(grad_clip=clip), params_of(gradient))
+    np.testing.assert_allclose(seen, gradient, rtol=1e-5)
+
+
+def test_weight_decay_pulls_towards_zero_at_the_rate_of_each_part():
+    actor = ActorConfig(lr=1e-2, weight_decay=0.1)
+    (step,) = moves(make_optimizer(actor, CriticConfig(lr=1e-1), 9), params_of(0.0), params_of(2.0))
+    assert step["decoder"]["head"] == pytest.approx(-1e-2 * 0.1 * 2)
+    assert step["critic"]["embedding"] == pytest.approx(-1e-1 * 0.1 * 2)
+
+
+@pytest.mark.parametrize("steps, warmup", [(12, 2), (2, 5)], ids=["usual", "warm-up is longer"])
+def test_the_warm_start_rises_to_its_rate_and_falls_to_its_floor(steps, warmup):
+    sft = SftConfig(steps=steps, warmup_steps=warmup, lr=1e-2, min_lr_ratio=0.1, grad_clip=0.0)
+    found = moves(make_sft_optimizer(sft), params_of(0.1), updates=max(steps, warmup + 1) + 1)
+    rates = [-step["decoder"]["head"] for step in found]
+    assert rates[0] == 0.0 and rates[warmup] == pytest.approx(1e-2, rel=1e-3)
+    assert rates[-1] == pytest.approx(1e-3, rel=1e-3)
+    assert max(rates) == rates[warmup]

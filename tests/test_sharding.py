@@ -1,0 +1,208 @@
+"""Placement: each parameter by exactly one intended rule, or an error that names it."""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from steprl.config import ActorConfig, CriticConfig, MeshConfig
+from steprl.models import decoder_config, make_policy
+from steprl.models.presets import PRESETS
+from steprl.optimizer import make_optimizer, make_sft_optimizer
+from steprl.sharding import (
+    PARAMETER_RULES,
+    batch_sharding,
+    make_mesh,
+    shard_rows,
+    spec_of,
+    state_shardings,
+)
+from steprl.update import TrainState
+from tests.small import small_config
+
+# What the rules are meant to say, in other words: kind of parameter -> what is split over fsdp.
+INTENDED = {
+    "embedding": P(None, "fsdp"),  # [V, D]: width
+    "head": P("fsdp", None),  # [D, V]: width
+    "query": P("fsdp", None),
+    "key": P("fsdp", None),
+    "value": P("fsdp", None),
+    "gate": P("fsdp", None),
+    "up": P("fsdp", None),
+    "out": P(None, "fsdp"),  # [heads, D]: width
+    "down": P(None, "fsdp"),
+}
+
+
+def intended(path: str) -> P:
+    """Placement of a parameter by what it is."""
+    *folders, last = path.split("/")
+    if last in ("scale", "bias") or folders[0] == "value":
+        return P()
+    return INTENDED[last if last in ("embedding", "head") else folders[-1]]
+
+
+def name_of(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def params_of(preset, value_head, **more):
+    config = decoder_config(preset, value_head=value_head, **more)
+    return jax.eval_shape(make_policy(config).init, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=4, fsdp=2))
+
+
+VARIANTS = [(preset, head) for preset in PRESETS for head in ("shared", "separate", "none")]
+
+
+@pytest.mark.parametrize("preset, value_head", VARIANTS)
+def test_every_parameter_stands_where_it_is_meant_to(preset, value_head, mesh):
+    layers = {"num_layers": 2}  # the others are alike
+    params = params_of(preset, value_head, **layers)
+    placed = jax.tree_util.tree_leaves_with_path(state_shardings(params, mesh))
+    assert len(placed) == len(jax.tree.leaves(params))
+    parts = {name_of(path).split("/")[0] for path, _ in placed}
+    assert parts == {"decoder"} | {
+        "shared": {"value"}, "separate": {"value", "critic"}, "none": set()
+    }[value_head]  # fmt: skip
+    for path, sharding in placed:
+        assert sharding.spec == intended(name_of(path)), name_of(path)
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "own head"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_the_options_of_the_decoder_are_covered(tie, bias, mesh):
+    params = params_of("tiny", "separate", tie_embeddings=tie, attention_bias=bias, qk_norm=True)
+    names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert ("decoder/head" in names) == (not tie)
+    assert any(name.endswith("query/bias") for name in names) == bias
+    for path, sharding in jax.tree_util.tree_leaves_with_path(state_shardings(params, mesh)):
+        assert sharding.spec == intended(name_of(path)), name_of(path)
+
+
+def test_each_parameter_matches_one_rule_and_no_rule_is_idle():
+    params = params_of("tiny", "separate", tie_embeddings=False, attention_bias=True, qk_norm=True)
+    used = Counter()
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        matching = [r for r, (pattern, _) in enumerate(PARAMETER_RULES)
+                    if re.search(pattern, name_of(path))]  # fmt: skip
+        assert len(matching) == 1, name_of(path)
+        used.update(matching)
+    assert sorted(used) == list(range(len(PARAMETER_RULES)))
+
+
+@pytest.mark.parametrize("value_head", ["shared", "separate", "none"])
+@pytest.mark.parametrize("phase", ["rl", "sft"])
+def test_the_state_of_the_optimiser_stands_beside_its_parameters(phase, value_head, mesh):
+    config = small_config("sft.steps=5")
+    optimizer = {
+        "rl": make_optimizer(ActorConfig(lr_schedule="linear"), CriticConfig(lr=0.1), 10),
+        "sft": make_sft_optimizer(config.sft),
+    }[phase]
+    params = params_of("tiny", value_head)
+    state = jax.eval_shape(
+        lambda p: TrainState(p, optimizer.init(p), jnp.zeros((), jnp.int32)), params
+    )
+    shardings = state_shardings(state, mesh)
+    spec_of_name = {
+        name_of(path): sharding.spec
+        for path, sharding in jax.tree_util.tree_leaves_with_path(shardings.params)
+    }
+    met = Counter()
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(state.opt_state),
+        jax.tree.leaves(shardings.opt_state),
+        strict=True,
+    ):
+        of = [name for name in spec_of_name if name_of(path).endswith("/" + name)]
+        if leaf.shape == ():
+            assert sharding.spec == P() and not of
+        else:
+            assert sharding.spec == spec_of_name[max(of, key=len)], name_of(path)
+            met[max(of, key=len)] += 1
+    assert met == Counter(dict.fromkeys(spec_of_name, 2))  # both moments of each
+
+
+def test_a_parameter_without_a_rule_is_an_error_that_names_it(mesh):
+    tree = {"decoder": {"router": {"weights": jnp.zeros((4, 4))}}}
+    with pytest.raises(ValueError, match=r"no sharding rule covers decoder/router/weights of sh"):
+        state_shardings(tree, mesh)
+
+
+@pytest.mark.parametrize(
+    "path, shape, good",
+    [
+        ("decoder/layers/0/attention/query/kernel", (6, 7), False),
+        ("decoder/layers/0/attention/query/kernel", (8, 7), True),
+        ("decoder/layers/0/mlp/down/kernel", (8, 6), False),
+        ("decoder/layers/0/mlp/down/kernel", (7, 8), True),
+        ("decoder/embedding/embedding", (8, 6), False),
+        ("value/hidden/kernel", (6, 7), True),
+        ("decoder/final_norm/scale", (7,), True),
+    ],
+)
+def test_a_shape_that_the_mesh_does_not_divide_is_named(path, shape, good):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    if good:
+        spec_of(path, shape, mesh)
+        return
+    with pytest.raises(ValueError) as caught:
+        spec_of(path, shape, mesh)
+    for word in ("mesh.fsdp=4", "does not divide", path, str(shape)):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data, fsdp, shape",
+    [(-1, 1, (8, 1)), (-1, 2, (4, 2)), (4, 2, (4, 2)), (1, 8, (1, 8)), (-1, 8, (1, 8))],
+)
+def test_the_mesh_holds_each_device_once(data, fsdp, shape, devices):
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp))
+    assert mesh.axis_names == ("data", "fsdp") and mesh.devices.shape == shape
+    assert list(mesh.devices.flatten()) == devices
+
+
+@pytest.mark.parametrize("data, fsdp", [(3, 1), (8, 2), (-1, 3), (0, 1), (-1, 16), (4, 1)])
+def test_axes_that_do_not_multiply_to_the_devices_are_refused(data, fsdp):
+    with pytest.raises(ValueError) as caught:
+        make_mesh(MeshConfig(data=data, fsdp=fsdp))
+    for word in (f"mesh.data={data}", f"mesh.fsdp={fsdp}", "8 devices"):
+        assert word in str(caught.value)
+
+
+def test_the_mesh_takes_the_devices_given(devices):
+    assert make_mesh(MeshConfig(), devices[:3]).shape == {"data": 3, "fsdp": 1}
+
+
+@pytest.mark.parametrize("data, fsdp", [(8, 1), (4, 2), (1, 8)])
+def test_rows_are_split_over_all_devices_in_order(data, fsdp, devices):
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp))
+    tree = shard_rows({"a": np.arange(16), "b": np.ones((16, 3))}, mesh)
+    assert tree["a"].sharding == batch_sharding(mesh)
+    rows = {shard.device: list(np.asarray(shard.data)) for shard in tree["a"].addressable_shards}
+    assert rows == {device: [2 * i, 2 * i + 1] for i, device in enumerate(devices)}
+
+
+def test_rows_that_cannot_be_split_are_counted():
+    mesh = make_mesh(MeshConfig())
+    with pytest.raises(ValueError, match="12 rows cannot be split over 8 devices"):
+        shard_rows({"a": np.zeros((12, 2))}, mesh)
+
+
+def test_a_state_is_really_split(mesh):
+    params = make_policy(decoder_config("tiny", num_layers=1)).init(jax.random.key(0))
+    optimizer = optax.adam(1e-3)
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    placed = jax.device_put(state, state_shardings(state, mesh))
+    kernel = placed.params["decoder"]["layers"]["0"]["attention"]["query"]["kernel"]
+    rows, columns = kernel.shape
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(rows // 2, columns)}
