@@ -1,0 +1,198 @@
+"""Scores of a batch: those of the full vocabulary, at no time as an array of tokens by vocabulary."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steprl.models import DecoderConfig, logprobs_and_entropy, make_policy, sampled_places, score
+from steprl.types import Policy, StepBatch
+
+ROWS, LENGTH, ACTIONS, WIDTH, VOCAB = 3, 14, 7, 6, 101
+
+LINEAR = Policy(
+    init=lambda key: 0.5 * jax.random.normal(key, (WIDTH, VOCAB)),
+    apply=lambda params, tokens, *_: (params.T[tokens], None),
+    unembed=lambda params, hidden: hidden @ params,
+    value=None,
+    init_cache=lambda *_: None,
+)
+"""A policy of one matrix: `Policy` is any set of functions of this form."""
+
+
+def of_whole_vocabulary(policy, params, hidden, targets, temperature):
+    logprob = jax.nn.log_softmax(policy.unembed(params, hidden) / temperature)
+    chosen = jnp.take_along_axis(logprob, targets[..., None], axis=-1)[..., 0]
+    return chosen, -jnp.sum(jnp.exp(logprob) * logprob, axis=-1)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    draw = np.random.default_rng(0)
+    hidden = jnp.asarray(draw.normal(size=(ROWS, ACTIONS, WIDTH)), jnp.float32)
+    targets = jnp.asarray(draw.integers(0, VOCAB, (ROWS, ACTIONS)))
+    return LINEAR.init(jax.random.key(0)), hidden, targets
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk_tokens", [1, 6, 9, 20, 21, 1000])
+def test_chunks_give_the_values_and_gradients_of_the_full_vocabulary(
+    drawn, chunk_tokens, temperature
+):
+    def gradient(compute):
+        def loss(params, hidden):
+            out = compute(LINEAR, params, hidden, drawn[2], temperature)
+            return jnp.sum(jnp.sin(out[0]) + jnp.cos(out[1])), out
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*drawn[:2])
+
+    chunked = gradient(functools.partial(logprobs_and_entropy, chunk_tokens=chunk_tokens))
+    whole = gradient(of_whole_vocabulary)
+    for one, other in zip(jax.tree.leaves(chunked), jax.tree.leaves(whole), strict=True):
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+# ---------------------------------------------------------------- which tokens
+
+
+@pytest.mark.parametrize(
+    ("step_ids", "segments", "width", "place", "before"),
+    [
+        ([-1, 0, 0, -1, 1, -1], [1, 1, 1, 1, 1, 0], 4, [1, 2, 4, 6], [0, 1, 3]),
+        ([-1, -1, 0, -1, 0, 1], [1, 0, 1, 0, 1, 1], 3, [2, 4, 5], [0, 2, 4]),  # holes
+        ([-1, -1, -1, -1, -1, 0], [1, 1, 0, 0, 0, 1], 1, [5], [1]),  # a wide hole
+        ([-1, -1, 0, 0, -1, -1], [0, 1, 1, 1, 0, 0], 3, [2, 3, 6], [1, 2]),  # padded on the left
+        ([-1, -1, -1, -1, -1, -1], [1, 1, 1, 0, 0, 0], 2, [6, 6], []),  # nothing sampled
+    ],
+)
+def test_each_sampled_token_is_predicted_from_the_real_token_before_it(
+    step_ids, segments, width, place, before
+):
+    found = sampled_places(jnp.asarray(step_ids), jnp.asarray(segments), width)
+    np.testing.assert_array_equal(found[0], place)
+    np.testing.assert_array_equal(found[1][: len(before)], before)
+    assert found[1].shape == (width,) and np.all((found[1] >= 0) & (found[1] < 6))
+
+
+def batch_of(tokens, step_ids, segments):
+    shape = tokens.shape
+    zero, no = np.zeros(shape, np.float32), np.zeros((shape[0], 2), bool)
+    positions = np.where(segments > 0, np.cumsum(segments > 0, axis=1) - 1, 0)
+    return StepBatch(
+        tokens, positions.astype(np.int32), segments, step_ids, zero, zero,
+        no.astype(np.float32), ~no, no, no, no, no[:, 0], no[:, 0], no[:, 0], action_width=ACTIONS,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def holed():
+    """Rows with holes; row 2 samples nothing."""
+    draw = np.random.default_rng(1)
+    tokens = draw.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32)
+    segments = np.array([[1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 1, 1, 0]] * ROWS, np.int32)
+    steps = np.array([[-1, -1, 0, 0, -1, 0, -1, 1, 1, -1, -1, -1, 2, -1]] * ROWS, np.int32)
+    segments[1], steps[1] = np.roll(segments[1], 1), np.roll(steps[1], 1)
+    steps[2] = -1
+    return batch_of(tokens, steps, segments)
+
+
+@pytest.fixture(scope="module")
+def model():
+    policy = make_policy(
+        DecoderConfig(
+            vocab_size=VOCAB, d_model=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24
+        )
+    )  # fmt: skip
+    params = jax.jit(policy.init)(jax.random.key(0))
+    params["value"]["out"]["kernel"] += 0.5
+    params["decoder"]["embedding"]["embedding"] *= 10.0
+    return policy, params
+
+
+@pytest.fixture(scope="module")
+def scored(model):
+    policy, params = model
+    return jax.jit(lambda batch, t: score(policy, params, batch, t, chunk_tokens=2 * ROWS))
+
+
+def test_scores_are_those_of_each_row_without_its_holes(model, scored, holed):
+    policy, params = model
+    scores = scored(holed, 0.7)
+    for row in range(ROWS):
+        real = holed.segment_ids_NT[row] > 0
+        tokens = holed.tokens_NT[row][real][None]
+        ones = np.ones_like(tokens)
+        line = (tokens, np.arange(tokens.shape[1], dtype=np.int32)[None], ones)
+        hidden, _ = policy.apply(params, *line)
+        logprob, entropy = of_whole_vocabulary(
+            policy, params, hidden[:, :-1], jnp.asarray(tokens[:, 1:]), 0.7
+        )
+        value = policy.value(params, *line, hidden)[:, :-1]
+        sampled = holed.step_ids_NT[row][real][1:] >= 0
+        for found, expected in zip(scores, (logprob, entropy, value), strict=True):
+            np.testing.assert_allclose(
+                found[row][real][1:], np.where(sampled, expected[0], 0.0), rtol=1e-4, atol=1e-5
+            )
+    assert np.abs(scores.value_NT).max() > 0.1
+
+
+def test_scores_are_zero_where_nothing_was_sampled(scored, holed):
+    for found in scored(holed, 1.0):
+        assert found.shape == (ROWS, LENGTH) and found.dtype == jnp.float32
+        assert not np.any(found[holed.step_ids_NT < 0])
+        assert np.all(np.asarray(found)[holed.step_ids_NT >= 0] != 0)
+
+
+def test_what_stands_in_the_dark_changes_no_score(scored, holed):
+    dark = holed.segment_ids_NT == 0
+    other = batch_of(
+        np.where(dark, 2**31 - 1, holed.tokens_NT).astype(np.int32),
+        holed.step_ids_NT,
+        holed.segment_ids_NT,
+    )
+    for one, two in zip(scored(holed, 1.0), scored(other, 1.0), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def shapes_in(jaxpr):
+    """Shapes of all intermediate results, those of inner programs too."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars if hasattr(v.aval, "shape"))
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from shapes_in(inner)
+
+
+def most_tokens_with_a_vocabulary(function, *args):
+    shapes = list(shapes_in(jax.make_jaxpr(function)(*args).jaxpr))
+    assert len(shapes) > 20
+    return max(int(np.prod(s)) // VOCAB for s in shapes if VOCAB in s)
+
+
+@pytest.mark.parametrize("chunk_tokens", [2 * 8, 4 * 8, 6 * 8])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_logits_of_a_chunk_at_most_exist_at_a_time(model, chunk_tokens, backward):
+    policy, params = model  # its width, 16, is that of the vocabulary's own arrays
+    rows, length = 8, 64
+    tokens = np.ones((rows, length), np.int32)
+    batch = batch_of(tokens, np.where(np.arange(length) % 2, 0, -1)[None] * tokens, tokens)
+    object.__setattr__(batch, "action_width", length // 2)
+
+    def loss(params, batch, chunk):
+        scores = score(policy, params, batch, chunk_tokens=chunk)
+        return sum(jnp.sum(x) for x in scores)
+
+    program = jax.grad(loss) if backward else loss
+    found = most_tokens_with_a_vocabulary(lambda p, b: program(p, b, chunk_tokens), params, batch)
+    assert found <= chunk_tokens
+    whole = most_tokens_with_a_vocabulary(lambda p, b: program(p, b, rows * length), params, batch)
+    assert whole == rows * length // 2  # the measure sees what it should
