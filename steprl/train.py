@@ -207,7 +207,8 @@ def _reinforce(
     play_key, update_key = jax.random.fold_in(seed, 2), jax.random.fold_in(seed, 3)
 
     done = int(state.iteration)
-    truncate_after(run / "metrics.jsonl", done)
+    # A run that was killed before its first checkpoint evaluates again, so row 0 goes as well.
+    truncate_after(run / "metrics.jsonl", done if done else -1)
     tensorboard = run / "tensorboard" if "tensorboard" in trainer.logger else None
     wandb = {"name": trainer.experiment_name} if "wandb" in trainer.logger else None
     with (
