@@ -26,8 +26,8 @@ class KVCache(NamedTuple):
 def init_cache(config: DecoderConfig, batch: int, length: int) -> KVCache:
     """An empty cache for `batch` rows of at most `length` tokens."""
     shape = (batch, length, config.num_kv_heads, config.head_dim)
-    layers = tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
-    return KVCache(layers, layers)
+    layers = lambda: tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))  # noqa: E731
+    return KVCache(layers(), layers())  # no buffer twice, so that a cache may be donated
 
 
 def rotary(x_BTHK: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
