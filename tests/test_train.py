@@ -1,0 +1,357 @@
+"""A run: stopped and resumed it is the same run, what breaks is saved, and few things compile."""
+
+import dataclasses
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steprl.checkpoint import all_steps, restore
+from steprl.config import load_config
+from steprl.metrics import STEP, read_metrics
+from steprl.optimizer import make_optimizer
+from steprl.train import abstract_params, initial_params, load_params, setup, train
+from steprl.update import TrainState
+from tests.small import SMALL, small_config
+
+# Enough of a warm start that some tasks are solved, so that there is something to learn from.
+LEARNS = ("sft.steps=40", "sft.lr=2e-2", "sft.save_freq=30", "trainer.total_training_steps=4")
+CLOCKS = ("timing_s/", "perf/", "compile/")
+
+
+def state_of(session, run, step=None):
+    """The whole train state of a checkpoint."""
+    config = session.config
+    optimizer = make_optimizer(config.actor, config.critic, 1)
+    shapes = jax.eval_shape(
+        lambda p: TrainState(p, optimizer.init(p), jnp.zeros((), jnp.int32)),
+        abstract_params(session),
+    )
+    return jax.device_get(restore(run / "checkpoints", shapes, step).state)
+
+
+def rows_of(run, name="metrics.jsonl"):
+    """Metrics without what the clock says."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith(CLOCKS)}
+        for row in read_metrics(run / name)
+    ]
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def assert_same_run(session, run, other):
+    assert_same_bits(state_of(session, run), state_of(session, other))
+    assert rows_of(run) == rows_of(other)
+    assert rows_of(run, "sft.jsonl") == rows_of(other, "sft.jsonl")
+
+
+def at(phase, step, act):
+    """A watcher that does something when a step is reported."""
+
+    def watch(event):
+        if (event.phase, event.step) == (phase, step):
+            act()
+
+    return watch
+
+
+def control_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+class Killed(BaseException):
+    """The process ends here: nothing may be cleaned up after it."""
+
+
+def kill():
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def session():
+    return setup(small_config(*LEARNS))
+
+
+@pytest.fixture(scope="module")
+def whole(session, tmp_path_factory):
+    """The run that nothing disturbed, and the names of what it compiled."""
+    run = tmp_path_factory.mktemp("whole")
+    params, compiled = train(session, run)
+    return run, params, compiled
+
+
+@pytest.fixture(scope="module")
+def warm(whole, tmp_path_factory):
+    """A run directory right behind the warm start."""
+    run = tmp_path_factory.mktemp("warm")
+    shutil.copytree(whole[0] / "sft", run / "sft")
+    shutil.copy(whole[0] / "sft.jsonl", run)
+    return run
+
+
+@pytest.fixture
+def from_warm(warm, tmp_path):
+    return shutil.copytree(warm, tmp_path / "run")
+
+
+def shorter(session, steps):
+    """The same session with fewer iterations: what is compiled is shared."""
+    config = load_config(None, [*SMALL, *LEARNS, f"trainer.total_training_steps={steps}"])
+    return session._replace(config=config)
+
+
+# Bit for bit
+
+
+def test_the_run_learns_from_rewards(whole, session):
+    """What the laws below are worth: something is solved, and all parameters move."""
+    run, params, _ = whole
+    rows = rows_of(run)
+    assert max(row.get("critic/rewards/max", 0) for row in rows) == 1
+    assert any(row.get("actor/grad_norm", 0) > 1e-3 for row in rows)
+    start = jax.device_get(initial_params(session))
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), jax.device_get(params), start)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_n_iterations_and_n_more_are_two_n(whole, session, from_warm):
+    train(shorter(session, 2), from_warm)
+    assert [row[STEP] for row in rows_of(from_warm)] == [0, 1, 2]
+    assert int(state_of(session, from_warm).iteration) == 2
+    params, _ = train(session, from_warm)
+    # The end of the short run was evaluated, which the long one does at its own end only.
+    short = [row for row in rows_of(from_warm) if row[STEP] == 2][0]
+    assert "eval/success_rate" in short
+    assert_same_bits(state_of(session, from_warm), state_of(session, whole[0]))
+    assert_same_bits(jax.device_get(params), jax.device_get(whole[1]))
+    plain = [{k: v for k, v in row.items() if row[STEP] != 2 or "eval/" not in k}
+             for row in rows_of(from_warm)]  # fmt: skip
+    assert plain == rows_of(whole[0])
+
+
+@pytest.mark.parametrize("step", [10, 30])
+def test_a_warm_start_that_is_interrupted_goes_on(whole, session, tmp_path, step):
+    with pytest.raises(KeyboardInterrupt):
+        train(session, tmp_path, at("sft", step, control_c))
+    assert all_steps(tmp_path / "sft") == [step]
+    assert not (tmp_path / "metrics.jsonl").exists()
+    train(session, tmp_path)
+    assert_same_run(session, tmp_path, whole[0])
+
+
+def test_a_training_that_is_interrupted_is_saved_and_goes_on(whole, session, from_warm):
+    with pytest.raises(KeyboardInterrupt):
+        train(session, from_warm, at("rl", 1, control_c))
+    # Told at the end of iteration 1, it ends with the next one.
+    assert all_steps(from_warm / "checkpoints") == [2]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(session, from_warm)
+    assert_same_run(session, from_warm, whole[0])
+
+
+def test_an_interrupt_in_the_last_iteration_lets_the_run_finish(whole, session, from_warm):
+    train(session, from_warm, at("rl", 3, control_c))
+    assert_same_run(session, from_warm, whole[0])
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_run_that_is_killed_before_its_first_checkpoint_writes_no_row_twice(
+    whole, session, from_warm, step
+):
+    with pytest.raises(Killed):
+        train(session, from_warm, at("rl", step, kill))
+    assert all_steps(from_warm / "checkpoints") == []
+    train(session, from_warm)
+    assert_same_run(session, from_warm, whole[0])
+
+
+def test_a_run_that_is_finished_stays_as_it_is(whole, session, tmp_path):
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    params, _ = train(session, run)
+    assert_same_bits(jax.device_get(params), jax.device_get(whole[1]))
+    assert (run / "metrics.jsonl").read_text() == (whole[0] / "metrics.jsonl").read_text()
+
+
+def test_without_iterations_there_is_nothing_to_train(session, tmp_path):
+    with pytest.raises(ValueError, match="total_training_steps=0"):
+        train(shorter(session, 0), tmp_path)
+
+
+# What is written
+
+
+def test_the_first_row_is_the_evaluation_before_training(whole):
+    first, *others = rows_of(whole[0])
+    assert first[STEP] == 0
+    assert all(name.startswith("eval/") for name in first if name != STEP)
+    assert [row[STEP] for row in others] == [1, 2, 3, 4]
+    assert ["eval/success_rate" in row for row in others] == [False, False, False, True]
+
+
+def test_a_run_may_go_without_that_evaluation(session, from_warm):
+    config = small_config(*LEARNS, "trainer.val_before_train=false", "trainer.test_freq=1",
+                          "trainer.total_training_steps=2", "eval.greedy=false")  # fmt: skip
+    train(session._replace(config=config), from_warm)
+    rows = rows_of(from_warm)
+    assert [row[STEP] for row in rows] == [1, 2]
+    assert all("eval/success_rate" in row for row in rows)
+    assert not any(name.endswith("_greedy") for row in rows for name in row)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "actor/pg_loss", "actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl",
+        "actor/entropy", "actor/grad_norm", "critic/vf_loss", "critic/vf_clipfrac",
+        "critic/vf_explained_var", "critic/values/mean", "critic/returns/mean",
+        "critic/advantages/mean", "critic/advantages/max", "critic/advantages/min",
+        "critic/rewards/mean", "critic/rewards/max", "critic/rewards/min", "num_turns/mean",
+        "num_turns/max", "num_turns/min", "response_length/mean", "timing_s/gen", "timing_s/step",
+    ],
+)  # fmt: skip
+def test_rows_have_the_metrics_by_the_names_of_verl(whole, name):
+    rows = read_metrics(whole[0] / "metrics.jsonl")
+    assert all(np.isfinite(row[name]) for row in rows[1:])
+
+
+def test_training_agrees_with_decoding_in_every_iteration(whole):
+    for row in rows_of(whole[0])[1:]:
+        assert row["agree/logp_absmax"] < 1e-4 and abs(row["agree/ratio_mean"] - 1) < 1e-5
+
+
+def test_the_watcher_hears_of_every_tenth_step_and_every_iteration(session, from_warm):
+    heard = []
+    train(shorter(session, 2), from_warm, heard.append)
+    assert [(e.phase, e.step, e.steps) for e in heard] == [("rl", 0, 2), ("rl", 1, 2), ("rl", 2, 2)]
+
+
+# Compilations
+
+PROGRAMS = {  # the large ones, and how often each is compiled in a run
+    "jit(init)": 1,
+    "jit(fresh)": 1,
+    "jit(compiled_demonstrations)": 1,
+    "jit(compiled)": 1,  # the rollout: training, evaluation, sampled, greedy
+    "jit(update)": 2,  # of the warm start and of the training
+}
+AT_MOST = 100  # all compilations of a run, the many tiny ones of a fresh process included
+
+
+def test_each_program_compiles_once_a_run(whole):
+    compiled = whole[2]
+    assert {name: compiled.count(name) for name in PROGRAMS} == PROGRAMS
+    assert len(compiled) <= AT_MOST
+
+
+def test_more_iterations_compile_nothing_more(whole, session, tmp_path, warm):
+    counts = {}
+    for steps in (2, 4):
+        fresh = setup(shorter(session, steps).config)  # nothing compiled is shared
+        run = shutil.copytree(warm, tmp_path / str(steps))
+        _, compiled = train(fresh, run)
+        counts[steps] = {name: compiled.count(name) for name in PROGRAMS}
+        rows = read_metrics(run / "metrics.jsonl")
+        assert rows[2]["compile/count"] == rows[1]["compile/count"]
+    assert counts[2] == counts[4]
+
+
+# Not finite
+
+
+def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
+    whole, session, from_warm, tmp_path
+):
+    """The rewards of iteration 3 are NaN: what is saved is what iteration 2 left."""
+
+    def play(params, key, task_N, sample_N, split="train", **sampling):
+        batch = session.player.play(params, key, task_N, sample_N, split, **sampling)
+        if split == "train" and task_N[0] == 2 * session.config.rollout.batch_size:
+            batch = dataclasses.replace(batch, reward_NS=batch.reward_NS * jnp.nan)
+        return batch
+
+    broken = session._replace(player=session.player._replace(play=play))
+    with pytest.raises(FloatingPointError, match="iteration 3: loss or gradient is not finite"):
+        train(broken, from_warm)
+    assert all_steps(from_warm / "checkpoints") == [3]
+    saved = state_of(session, from_warm)
+    good = tmp_path / "good"
+    shutil.copytree(from_warm / "sft", good / "sft")
+    train(shorter(session, 2), good)
+    assert_same_bits(saved.params, state_of(session, good).params)
+    assert_same_bits(saved.opt_state, state_of(session, good).opt_state)
+    assert_same_bits(jax.device_get(load_params(session, from_warm)), saved.params)
+    last = rows_of(from_warm)[-1]
+    assert last[STEP] == 3 and last["train/nonfinite"] == 2  # one mini-batch, two epochs
+    assert rows_of(from_warm)[:3] == rows_of(whole[0])[:3]
+
+
+def test_a_warm_start_that_is_not_finite_stops_too(session, tmp_path):
+    config = small_config(*LEARNS, "sft.lr=1e30")
+    with pytest.raises(FloatingPointError, match="warm start: loss is not finite at step"):
+        train(session._replace(config=config), tmp_path)
+    params = jax.device_get(load_params(session, tmp_path))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+# Parameters of another run
+
+
+def test_parameters_are_those_of_the_training_or_else_of_the_warm_start(whole, session, warm):
+    run, params, _ = whole
+    assert_same_bits(jax.device_get(load_params(session, run)), jax.device_get(params))
+    start = jax.device_get(load_params(session, warm))
+    assert np.any(jax.tree.leaves(start)[0] != jax.tree.leaves(jax.device_get(params))[0])
+    config = small_config(*LEARNS, f"trainer.init_from={warm}")
+    assert_same_bits(jax.device_get(initial_params(session._replace(config=config))), start)
+
+
+def test_parameters_of_another_model_say_which_shapes_differ(whole):
+    wider = setup(small_config(*LEARNS, "model.d_ff=64"))
+    with pytest.raises(ValueError) as caught:
+        load_params(wider, whole[0])
+    message = str(caught.value)
+    assert "mlp/gate/kernel: stored float32[16, 32], expected float32[16, 64]" in message
+    assert "attention" not in message  # those fit
+
+
+def test_a_directory_without_a_checkpoint_is_named(session, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        load_params(session, tmp_path)
+
+
+# Settings that do not fit the devices
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (("rollout.batch_size=12", "actor.ppo_mini_batch_size=12"), "rollout.n=12"),
+        (("rollout.batch_size=16", "actor.ppo_mini_batch_size=4"), "ppo_mini_batch_size=4"),
+        (("sft.batch_size=9",), "sft.batch_size=9"),
+    ],
+)
+def test_rows_that_the_devices_do_not_divide_are_refused(overrides, said):
+    with pytest.raises(ValueError, match="must be a multiple of the 8 devices") as caught:
+        setup(small_config(*overrides))
+    assert said in str(caught.value)
+
+
+# Learning
+
+
+@pytest.mark.slow
+def test_a_short_warm_start_learns(session, tmp_path):
+    config = small_config("sft.steps=80", "sft.lr=2e-2", "trainer.total_training_steps=1")
+    train(session._replace(config=config), tmp_path)
+    rows = rows_of(tmp_path, "sft.jsonl")
+    assert rows[0]["sft/loss"] > 2.5 and rows[-1]["sft/loss"] < 1.5
+    evaluated = rows_of(tmp_path)[0]
+    assert evaluated["eval/parse_error_frac"] < 0.5  # every action of an untrained one is
