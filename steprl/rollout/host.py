@@ -73,11 +73,13 @@ class HostPlayer:
         """One trajectory a row, in the order of `tasks`.
 
         Raises:
-            ValueError: a first observation does not fit into the context.
+            ValueError: a first observation is empty, or does not fit into the context.
         """
         rows = len(tasks)
         episodes = [_Episode(env, self.tokenizer, task) for task in tasks]
         for episode in episodes:
+            if not episode.chunk:
+                raise ValueError(f"task {episode.task} begins with an observation of no tokens")
             if len(episode.chunk) + self.response_length > self.context_length:
                 raise ValueError(
                     f"rollout.context_length={self.context_length}: task {episode.task} begins with "
