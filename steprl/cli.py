@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return options.command(options, console)
-    except (ConfigError, RunDirectoryError, FileNotFoundError, ValueError) as error:
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except (ConfigError, RunDirectoryError, OSError, ImportError, ValueError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         return EXIT_ERROR
     except FloatingPointError as error:
@@ -48,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=run)
+        sub.set_defaults(command=run, command_name=name)
         return sub
 
     for name, run, text in (
@@ -109,7 +112,7 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     from steprl.config import ConfigError
     from steprl.evaluation import evaluate_all
     from steprl.run_directory import open_run
-    from steprl.train import run_warm_start, setup
+    from steprl.train import interrupts, run_warm_start, setup
 
     config = _config(options)
     if options.dry_run:
@@ -119,9 +122,9 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     session = setup(config)
     run = open_run(config, options.resume, options.overwrite)
     _announce(session, run, console)
-    with _Watch(console) as watch:
+    with _Watch(console) as watch, interrupts() as interrupted:
         try:
-            params = run_warm_start(session, run, watch)
+            params = run_warm_start(session, run, watch, interrupted)
         except KeyboardInterrupt:
             return _interrupted(options, run, console)
         _print_results(evaluate_all(session.player, params, config), console)
@@ -133,6 +136,8 @@ def _eval(options: argparse.Namespace, console: Console) -> int:
     from steprl.evaluation import evaluate_all
     from steprl.train import load_params, setup
 
+    if options.n is not None and options.n < 1:
+        raise ValueError(f"--n {options.n}: must be at least 1")
     session = setup(_config_of_run(options))
     params = load_params(session, options.run, options.step)
     with console.status("Playing ..."):
@@ -306,8 +311,8 @@ def _print_results(results: dict[str, float], console: Console) -> None:
 
 
 def _interrupted(options: argparse.Namespace, run: Path, console: Console) -> int:
-    words = ["steprl", sys.argv[1] if len(sys.argv) > 1 else "train", str(options.config)]
-    again = " ".join([*words, *options.overrides, "--resume", "auto"])
+    words = ["steprl", options.command_name, str(options.config), *options.overrides]
+    again = shlex.join([*words, "--resume", options.resume or "auto"])
     console.print(
         f"Interrupted; the state is saved in {run}. Go on with:\n  [bold]{escape(again)}[/]"
     )

@@ -50,6 +50,10 @@ class MultihopConfig:
     demo_lazy: float = _field(0.8, 0.0, 1.0)  # chance to answer too early
     demo_noise: float = _field(0.05, 0.0, 1.0)  # chance of a random query
     demo_retry: float = _field(0.9, 0.0, 1.0)  # chance to repeat a search that failed
+    # Searches fail so often in demonstrations; None is search_failure. Where failures are rare, the
+    # n-th search is nearly always about the n-th relation, and a model learns to count instead of
+    # looking at what it has done: more failures in the warm start take that shortcut away.
+    demo_search_failure: float | None = _field(None, 0.0, 0.9)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,7 +145,7 @@ def train(
         raise ValueError(
             "trainer.total_training_steps=0: there is nothing to train; use `steprl sft`"
         )
-    with CompilationCounter() as compiled, _interrupts() as interrupted:
+    with CompilationCounter() as compiled, interrupts() as interrupted:
         if latest_step(run / "checkpoints") is None:
             params = run_warm_start(session, run, watch, interrupted)
         else:
@@ -278,7 +278,7 @@ class _Clock:
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def interrupts() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C into a question asked between steps; the second one acts at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

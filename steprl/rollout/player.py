@@ -1,5 +1,6 @@
 """What a run needs of its environment, whether that lives on the device or on the host."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -68,6 +69,8 @@ def _multihop_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
     from steprl.envs.multihop import Multihop, demonstrate
 
     settings = config.env.multihop
+    often = settings.demo_search_failure
+    shown = settings if often is None else dataclasses.replace(settings, search_failure=often)
 
     @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
     def compiled(params, key, task, sample, heldout, temperature, top_k, top_p):  # type: ignore[no-untyped-def]
@@ -77,7 +80,7 @@ def _multihop_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
     @jax.jit
     def compiled_demonstrations(key: jax.Array, task: jax.Array) -> StepBatch:
         expert = functools.partial(demonstrate, settings)
-        return demonstrations(Multihop(settings), expert, key, task)
+        return demonstrations(Multihop(shown), expert, key, task)
 
     def play(
         params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = "train",
