@@ -90,12 +90,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
+    from steprl.config import ConfigError
     from steprl.run_directory import open_run
     from steprl.train import setup, train
 
     config = _config(options)
     if options.dry_run:
         return _dry_run(config, console)
+    if config.trainer.total_training_steps == 0:
+        raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
     session = setup(config)
     run = open_run(config, options.resume, options.overwrite)
     _announce(session, run, console)
