@@ -10,6 +10,8 @@ import pytest
 
 from steprl.config import MeshConfig, MultihopConfig
 from steprl.envs.multihop import Multihop, demonstrate
+from steprl.envs.multihop import language as words
+from steprl.envs.multihop.env import Observation
 from steprl.models import score
 from steprl.rollout import attempts, demonstrations, rollout, summary
 from steprl.sharding import make_mesh, shard_rows
@@ -127,6 +129,38 @@ def test_a_row_begins_with_the_question_of_its_task(played):
 
 def test_reward_and_success_agree(played):
     np.testing.assert_array_equal(played.reward_NS.sum(axis=1) > 0, played.success_N)
+
+
+class Generous:
+    """Ends after 1 + task steps, and goes on paying, talking and ending for ever after."""
+
+    prompt_width, action_width, observation_width, max_steps = 1, 2, 1, 4
+    stop_ids = (words.END_ID,)
+
+    def reset(self, task, key):
+        return (task, jnp.zeros((), jnp.int32)), jnp.full(1, words.WHO)
+
+    def step(self, state, action):
+        task, turn = state
+        yes = jnp.ones((), bool)
+        tokens, paid = jnp.full(1, words.DONE), jnp.ones((), jnp.float32)
+        ends = turn >= task
+        return (task, turn + 1), Observation(tokens, paid, ends & (task < 2), ends, yes, ends)
+
+
+def test_what_an_environment_says_after_its_end_is_not_heard():
+    task_N = jnp.arange(4)
+    batch = jax.jit(functools.partial(rollout, markov_policy(), Generous(), {}, KEY))(
+        task_N, task_N * 0
+    )
+    lived = np.arange(4)[None, :] <= np.arange(4)[:, None]
+    last = np.eye(4, dtype=bool)
+    np.testing.assert_array_equal(batch.mask_NS, lived)
+    np.testing.assert_array_equal(batch.reward_NS, lived.astype(np.float32))
+    np.testing.assert_array_equal(batch.valid_NS, lived)
+    np.testing.assert_array_equal(batch.truncated_NS, last)
+    np.testing.assert_array_equal(batch.terminated_NS, last & (np.arange(4) < 2)[:, None])
+    np.testing.assert_array_equal((batch.tokens_NT == words.DONE).sum(axis=1), 1 + np.arange(4))
 
 
 # ---------------------------------------------------------------- laws
