@@ -62,6 +62,7 @@ class HouseholdConfig:
     task_types: list[str] = dataclasses.field(default_factory=lambda: ["all"])
     max_steps: int = _field(30, 1, 200)
     demo_wander: float = _field(0.0, 0.0, 1.0)  # chance a step that a demonstration walks about
+    demo_slip: float = _field(0.0, 0.0, 1.0)  # chance a step of a wrong number in a command
     demo_give_up: float = _field(
         0.0, 0.0, 1.0
     )  # chance a step that a demonstration ends unfinished

@@ -143,7 +143,12 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
         env = envs["train"]
         for task in range(first, first + MAX_PACKED):
             actions = demonstrate(
-                env, task, seed, wander=settings.demo_wander, give_up=settings.demo_give_up
+                env,
+                task,
+                seed,
+                wander=settings.demo_wander,
+                slip=settings.demo_slip,
+                give_up=settings.demo_give_up,
             ).actions
             shown = scripted(env, tokenizer, task, actions, settings.max_steps, context)
             sampled = sum(len(step.action_ids) for step in shown.steps)

@@ -187,16 +187,19 @@ def demonstrate(
     knows_all: bool = False,
     wander: float = 0.0,
     give_up: float = 0.0,
+    slip: float = 0.0,
 ) -> Demonstration:
     """Play a game from the start until it is won, lost or given up.
 
     Args:
         env: the environment.
         task: which game.
-        seed: randomness of the two settings below; without them there is none.
+        seed: randomness of the settings below; without them there is none.
         knows_all: know where everything is, for shortest plans.
         wander: chance at each step to walk to some receptacle for no reason.
         give_up: chance at each step to stop for good, the game unfinished.
+        slip: chance at each step to get the first number of the command wrong. Most such commands
+            are refused, so a model also sees how to go on after "Nothing happens.".
 
     Returns:
         Texts read and commands given.
@@ -210,6 +213,8 @@ def demonstrate(
         action = act(memory)
         if rng.random() < wander:
             action = f"go to {rng.choice(memory.receptacles)}"
+        if rng.random() < slip:
+            action = re.sub(r"\d+", str(rng.randint(1, 4)), action, count=1)
         state, text, _, won, truncated, _ = env.step(state, action)
         memory = observe(memory, action, text)
         observations.append(text)
