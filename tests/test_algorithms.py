@@ -232,6 +232,18 @@ def test_what_stands_at_dark_tokens_changes_nothing(name, seed):
 
 
 @pytest.mark.parametrize("name", CREDITS)
+def test_the_reward_of_a_step_that_does_not_exist_is_nobodys(name):
+    batch = random_batch(4)
+    assert not np.all(batch.mask_NS)
+    odd = dataclasses.replace(batch, reward_NS=jnp.where(batch.mask_NS, batch.reward_NS, 1e3))
+    value = values_of(batch)
+    for got, want in zip(
+        CREDITS[name](odd, value, WHITE), CREDITS[name](batch, value, WHITE), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", CREDITS)
 @settings(max_examples=6, deadline=None)
 @given(seed=seeds)
 def test_rows_in_another_order_get_their_credit_in_that_order(name, seed):

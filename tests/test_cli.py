@@ -118,6 +118,7 @@ def test_settings_may_stand_behind_options(home, capsys):
     assert "lr: 0.125" in capsys.readouterr().out  # the last one wins
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "phase, step, saved",
     [("sft", 10, "sft/10"), ("rl", 1, "checkpoints/2")],
@@ -144,6 +145,7 @@ def test_the_way_on_after_an_interrupt_is_a_command_that_works(
     shutil.rmtree(run)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_ends_with_a_line_and_an_exit_code(home, capsys):
     arguments = words(home, "trainer.experiment_name=hot", "sft.lr=1e30", "sft.steps=30")
     assert main(["train", *arguments]) == 1
@@ -154,6 +156,7 @@ def test_what_is_not_finite_ends_with_a_line_and_an_exit_code(home, capsys):
 # Warm start alone
 
 
+@pytest.mark.slow
 def test_the_warm_start_alone_is_where_another_run_starts_from(home, capsys, interrupt):
     arguments = ["sft", *words(home, "trainer.experiment_name=warm", "sft.steps=20")]
     interrupt("sft", 10)
