@@ -278,7 +278,9 @@ def transcripts(kind):
     return run()
 
 
-@pytest.mark.parametrize("kind", ["demonstrator", "random policy"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("demonstrator", marks=pytest.mark.slow), "random policy"]
+)
 def test_text_play_agrees_with_token_play(game, kind):
     batch = transcripts(kind)
     episodes = trajectories(batch, game.tokenizer)

@@ -144,8 +144,8 @@ def test_a_token_sees_nothing_of_the_future():
     [
         ({}, (10,)),
         ({}, (3, 7)),
-        ({}, (7, 1, 1, 1)),
-        (VARIANTS["multi-head, qk_norm"], (4, 6)),
+        pytest.param({}, (7, 1, 1, 1), marks=pytest.mark.slow),
+        pytest.param(VARIANTS["multi-head, qk_norm"], (4, 6), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -248,6 +248,7 @@ def test_padding_changes_nothing_wherever_and_whatever_it_is(block, holed):
     np.testing.assert_allclose(found, whole(tokens), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_gives_no_gradient_and_no_nan():
     policy, params, _ = made()
     tokens = random_tokens(4)
@@ -290,7 +291,7 @@ def test_two_segments_of_one_row_are_two_rows(first, block):
 # ---------------------------------------------------------------- the same numbers for less memory
 
 
-@pytest.mark.parametrize("block", [3, 5, 12])
+@pytest.mark.parametrize("block", [5, 12])
 def test_attention_in_blocks_is_attention(block):
     draw = np.random.default_rng(0)
     q, k, v = (draw.normal(size=(2, 12, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
@@ -310,6 +311,7 @@ def test_attention_in_blocks_is_attention(block):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_changes_no_value_and_no_gradient():
     tokens = random_tokens(7)
 
@@ -325,7 +327,9 @@ def test_remat_changes_no_value_and_no_gradient():
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "param_dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def test_bfloat16_is_finite_and_close(param_dtype):
     policy = make_policy(dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype=param_dtype))
     params = jax.tree.map(lambda x: x.astype(param_dtype), made()[1])
@@ -352,9 +356,9 @@ def test_bfloat16_is_finite_and_close(param_dtype):
     [
         ("tiny", 115_008),
         ("small", 853_120),
-        ("smollm2-135m", 134_515_008),
-        ("qwen3-0.6b", 596_049_920),
-        ("qwen3-1.7b", 1_720_574_976),
+        pytest.param("smollm2-135m", 134_515_008, marks=pytest.mark.slow),
+        pytest.param("qwen3-0.6b", 596_049_920, marks=pytest.mark.slow),
+        pytest.param("qwen3-1.7b", 1_720_574_976, marks=pytest.mark.slow),
     ],
 )
 def test_a_preset_has_the_size_of_its_model(preset, expected):
@@ -385,6 +389,7 @@ def test_a_new_critic_claims_nothing(value_head):
     assert value_BT.shape == (ROWS, LENGTH) and not np.any(value_BT)
 
 
+@pytest.mark.slow
 def test_only_a_shared_trunk_learns_from_the_value():
     def size(tree):
         return sum(float(jnp.sum(jnp.abs(x))) for x in jax.tree.leaves(tree))

@@ -36,8 +36,9 @@ def drawn():
     return LINEAR.init(jax.random.key(0)), hidden, targets
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk_tokens", [1, 6, 9, 20, 21, 1000])
+@pytest.mark.parametrize(
+    ("chunk_tokens", "temperature"), [(1, 1.0), (6, 0.7), (9, 1.0), (20, 0.7), (1000, 1.0)]
+)
 def test_chunks_give_the_values_and_gradients_of_the_full_vocabulary(
     drawn, chunk_tokens, temperature
 ):

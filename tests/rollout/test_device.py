@@ -182,6 +182,7 @@ def test_a_trajectory_is_the_same_in_another_order_and_with_other_mates(play, ba
     assert_same(batch, found, rows)
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_the_same_in_a_batch_of_another_size():
     policy = markov_policy()
     run = jax.jit(functools.partial(rollout, policy, ENV, {}, KEY))
