@@ -1,10 +1,10 @@
 """Where a run lives: `<output_dir>/<experiment_name>/`, never overwritten by accident."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
-from steprl.checkpoint import latest_step
-from steprl.config import Config, save_config
+from steprl.config import Config, load_config, save_config
 
 
 class RunDirectoryError(ValueError):
@@ -40,9 +40,29 @@ def open_run(config: Config, resume: str | None = None, overwrite: bool = False)
             f"{path} already holds a run: --resume auto goes on with it, --overwrite deletes it, "
             "trainer.experiment_name=NAME starts another"
         )
+    elif used:
+        _check_same_model(path, config)
     path.mkdir(parents=True, exist_ok=True)
     save_config(config, path / "config.resolved.yaml")
     return path
+
+
+def _check_same_model(path: Path, config: Config) -> None:
+    """A run goes on with its own model and environment; other settings may change."""
+    saved = path / "config.resolved.yaml"
+    if not saved.is_file():
+        raise RunDirectoryError(f"--resume {path}: there is no run (no config.resolved.yaml)")
+    before = load_config(saved)
+    for name, old, new in (
+        ("env.name", before.env.name, config.env.name),
+        *((f"model.{f.name}", getattr(before.model, f.name), getattr(config.model, f.name))
+          for f in dataclasses.fields(config.model)),
+    ):  # fmt: skip
+        if old != new:
+            raise RunDirectoryError(
+                f"--resume {path}: it was made with {name}={old}, now {name}={new}; "
+                "trainer.experiment_name=NAME starts another run"
+            )
 
 
 def _check_is_run(path: Path) -> None:
@@ -51,10 +71,3 @@ def _check_is_run(path: Path) -> None:
         raise RunDirectoryError(
             f"--overwrite: {path} is not a run (no config.resolved.yaml), not deleted"
         )
-
-
-def phase_of(path: Path) -> str:
-    """ "rl" when RL checkpoints exist, "sft" when only the warm start's do, else "new"."""
-    if latest_step(path / "checkpoints") is not None:
-        return "rl"
-    return "sft" if latest_step(path / "sft") is not None else "new"

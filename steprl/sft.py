@@ -91,13 +91,17 @@ def warm_start(
         Checkpointer(folder, max_to_keep=1) as saver,
         MetricWriter(run / "sft.jsonl") as writer,
     ):
+        broken: list[jax.Array] = []
         for step in range(done + 1, sft.steps + 1):
             tasks = np.arange((step - 1) * sft.batch_size, step * sft.batch_size)
             batch = player.demonstrate(jax.random.fold_in(key, step), tasks)
             state, metrics = update(state, batch)
+            broken.append(metrics["train/nonfinite"])
             stop = False
             if step % 10 == 0 or step == sft.steps:
                 plain = {name: float(value) for name, value in metrics.items()}
+                plain["train/nonfinite"] = sum(float(one) for one in broken)  # since the last row
+                broken.clear()
                 if plain["train/nonfinite"]:
                     saver.save(step, state, {"phase": "sft"})
                     raise FloatingPointError(f"warm start: loss is not finite at step {step}")

@@ -8,6 +8,7 @@ All randomness follows from the seed and the iteration, and so do the tasks: a c
 train state alone, and a run that was stopped goes on bit for bit.
 """
 
+import importlib.util
 import signal
 import threading
 import time
@@ -61,6 +62,9 @@ def setup(config: Config) -> Session:
     """
     offers = ("critic",) if config.model.value_head != "none" else ()
     algorithm(config.algorithm.name, offers)
+    for backend, package in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
+        if backend in config.trainer.logger and importlib.util.find_spec(package) is None:
+            raise ValueError(f"trainer.logger: {backend} was asked for, so `pip install {package}`")
     mesh = make_mesh(config.mesh)
     rows = config.rollout.batch_size * config.rollout.n
     for name, size in (

@@ -78,6 +78,7 @@ class StepBatch:
     terminated_NS: jax.Array  # bool, the environment ended here
     truncated_NS: jax.Array  # bool, a limit ended the trajectory here
     valid_NS: jax.Array  # bool, the environment understood the action
+    stop_NS: jax.Array  # int32, why the action ended: index into STOP_REASONS
     success_N: jax.Array  # bool, the task was solved
     task_N: jax.Array  # int32, id of the task
     sample_N: jax.Array  # int32, which attempt at the task

@@ -69,6 +69,7 @@ def random_batch(
         terminated_NS=last,
         truncated_NS=np.zeros_like(mask),
         valid_NS=mask,
+        stop_NS=mask.astype(np.int32),
         success_N=np.zeros(rows, bool),
         task_N=np.arange(rows, dtype=np.int32),
         sample_N=np.zeros(rows, np.int32),

@@ -36,7 +36,7 @@ def table(step_ids, rewards) -> StepBatch:
     whole, no = jnp.zeros(ids.shape, jnp.int32), jnp.zeros(1, jnp.int32)
     return StepBatch(
         whole, whole, whole + 1, ids, dark, dark, reward, there, there, there, there,
-        no > 0, no, no, ids.shape[1],
+        there.astype(jnp.int32), no > 0, no, no, ids.shape[1],
     )  # fmt: skip
 
 

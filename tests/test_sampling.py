@@ -235,7 +235,7 @@ def rows_of(task_B, played):
     return StepBatch(
         tokens, np.where(segments > 0, np.arange(CONTEXT)[None], 0), segments, steps,
         logprob.astype(np.float32), entropy.astype(np.float32), zero, ~no, no, no, no,
-        no[:, 0], task_B, task_B, action_width=2 * ACTION,
+        no.astype(np.int32), no[:, 0], task_B, task_B, action_width=2 * ACTION,
     )  # fmt: skip
 
 

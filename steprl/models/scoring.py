@@ -100,7 +100,8 @@ def score(
     place_NA, before_NA = places(batch.step_ids_NT, batch.segment_ids_NT)
     rows_NA = jnp.arange(place_NA.shape[0])[:, None]
     there_NA = place_NA < batch.tokens_NT.shape[1]
-    targets_NA = jnp.where(there_NA, batch.tokens_NT.at[rows_NA, place_NA].get(mode="clip"), 0)
+    tokens_NT = jnp.asarray(batch.tokens_NT)
+    targets_NA = jnp.where(there_NA, tokens_NT.at[rows_NA, place_NA].get(mode="clip"), 0)
     hidden_NAD = jnp.take_along_axis(hidden_NTD, before_NA[:, :, None], axis=1)
     logprob_NA, entropy_NA = logprobs_and_entropy(
         policy, params, hidden_NAD, targets_NA, temperature, chunk_tokens

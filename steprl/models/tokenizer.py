@@ -47,6 +47,6 @@ def detokenize(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
 
     It never goes back into training: what was sampled is kept as ids.
     """
-    skip = {tokenizer.pad_token_id, tokenizer.eos_token_id}
-    words = tokenizer.convert_ids_to_tokens([int(i) for i in ids if int(i) not in skip])
+    end = tokenizer.eos_token_id
+    words = tokenizer.convert_ids_to_tokens([int(i) for i in ids if int(i) != end])
     return re.sub(r" ([,.?;:!])", r"\1", " ".join(words))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from steprl.sampling import generate, trajectory_key
+from steprl.sampling import STOPPED, generate, trajectory_key
 from steprl.types import Params, Policy, StepBatch
 
 
@@ -47,6 +47,7 @@ class _Turn(NamedTuple):
     truncated: jax.Array
     valid: jax.Array
     success: jax.Array
+    stop: jax.Array
 
 
 def rollout(
@@ -89,7 +90,13 @@ def rollout(
             max_tokens=env.action_width, stop_ids=env.stop_ids,
             temperature=temperature, top_k=top_k, top_p=top_p,
         )  # fmt: skip
-        return (out.tokens_BA, out.mask_BA, out.logprob_BA, out.entropy_BA), out.cache
+        return (
+            out.tokens_BA,
+            out.mask_BA,
+            out.logprob_BA,
+            out.entropy_BA,
+            out.stop_reason_B,
+        ), out.cache
 
     def remember(cache: Any, action_NA: jax.Array, size_N: jax.Array, seen_NO: jax.Array) -> Any:
         last = jnp.take_along_axis(action_NA, jnp.maximum(size_N - 1, 0)[:, None], axis=1)
@@ -113,7 +120,8 @@ def demonstrations(
     ) -> Any:
         action_NA = jax.vmap(expert)(state, keys_N) * alive_N[:, None]
         zero = jnp.zeros(action_NA.shape, jnp.float32)
-        return (action_NA, action_NA != 0, zero, zero), memory
+        stop_N = jnp.full(task_N.shape, STOPPED, jnp.int32)
+        return (action_NA, action_NA != 0, zero, zero, stop_N), memory
 
     nothing = lambda *_: jnp.zeros(())  # noqa: E731
     return _episodes(env, keys_N, task_N, sample_N, nothing, act, nothing, act_sees_state=True)
@@ -139,7 +147,7 @@ def _episodes(
     def turn_of(carry: Any, turn: jax.Array) -> Any:
         state, memory, start_N, chunk_N, alive_N = carry
         extra = (state,) if act_sees_state else ()
-        (action, mask, logprob, entropy), memory = act(memory, start_N, alive_N, turn, *extra)
+        (action, mask, logprob, entropy, stop), memory = act(memory, start_N, alive_N, turn, *extra)
         new_state, seen = jax.vmap(env.step)(state, action)
         size_N = jnp.sum(mask, axis=1)
         over_N = seen.terminated | seen.truncated
@@ -161,6 +169,7 @@ def _episodes(
             truncated=seen.truncated & alive_N,
             valid=seen.valid & alive_N,
             success=seen.success & alive_N,
+            stop=jnp.where(alive_N, stop, 0),
         )
         return carry, out
 
@@ -201,6 +210,7 @@ def _as_batch(
         terminated_NS=turns.terminated.T,
         truncated_NS=turns.truncated.T,
         valid_NS=turns.valid.T,
+        stop_NS=turns.stop.T,
         success_N=jnp.any(turns.success, axis=0),
         task_N=task_N,
         sample_N=sample_N,

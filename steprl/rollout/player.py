@@ -15,7 +15,7 @@ from steprl.rollout.device import demonstrations, rollout
 from steprl.rollout.host import HostPlayer, scripted
 from steprl.rollout.records import collate, pack
 from steprl.sharding import shard_rows
-from steprl.types import Params, Policy, StepBatch, Trajectory
+from steprl.types import STOP_REASONS, Params, Policy, StepBatch, Trajectory
 
 MAX_PACKED = 8
 """Demonstrations of one row at most, where several short ones share it."""
@@ -185,6 +185,11 @@ def summary(batch: StepBatch) -> dict[str, jax.Array]:
         "step/count": jnp.sum(batch.mask_NS),
         "response_length/mean": sampled / steps,
         "actor/entropy": jnp.sum(batch.entropy_NT) / sampled,
+        "response_length/clip_ratio": jnp.sum(batch.stop_NS == STOP_REASONS.index("length"))
+        / steps,
+        "env/context_full_frac": jnp.mean(
+            jnp.any(batch.stop_NS == STOP_REASONS.index("context_full"), axis=1).astype(jnp.float32)
+        ),
         "env/parse_error_frac": jnp.sum(batch.mask_NS & ~batch.valid_NS) / steps,
         "env/truncated_frac": jnp.mean(jnp.any(batch.truncated_NS, axis=1).astype(jnp.float32)),
         "token/sampled_frac": sampled / jnp.maximum(jnp.sum(batch.segment_ids_NT > 0), 1),

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from steprl.models.tokenizer import detokenize
-from steprl.types import Step, StepBatch, Trajectory
+from steprl.types import STOP_REASONS, Step, StepBatch, Trajectory
 
 
 def collate(
@@ -25,6 +25,8 @@ def collate(
         ValueError: a trajectory does not fit; nothing is cut silently.
     """
     rows = len(trajectories)
+    if rows == 0:
+        raise ValueError("trajectories: there is none to collate")
     tokens = [
         sum(len(s.observation_ids) + len(s.action_ids) for s in t.steps) for t in trajectories
     ]
@@ -44,6 +46,7 @@ def collate(
     step_ids_NT = np.full((rows, length), -1, np.int32)
     float_NT = {name: np.zeros((rows, length), np.float32) for name in ("logprob", "entropy")}
     reward_NS = np.zeros((rows, max_steps), np.float32)
+    stop_NS = np.zeros((rows, max_steps), np.int32)
     flag_NS = {
         k: np.zeros((rows, max_steps), bool) for k in ("mask", "terminated", "truncated", "valid")
     }
@@ -57,6 +60,7 @@ def collate(
             float_NT["entropy"][row, span] = step.entropies
             place += _put(token_NT["tokens"][row], place, step.action_ids)
             reward_NS[row, number] = step.reward
+            stop_NS[row, number] = STOP_REASONS.index(step.stop_reason)
             flag_NS["mask"][row, number] = True
             flag_NS["terminated"][row, number] = step.terminated
             flag_NS["truncated"][row, number] = step.truncated
@@ -75,6 +79,7 @@ def collate(
         terminated_NS=flag_NS["terminated"],
         truncated_NS=flag_NS["truncated"],
         valid_NS=flag_NS["valid"],
+        stop_NS=stop_NS,
         success_N=np.array([t.success for t in trajectories]),
         task_N=np.array([t.task for t in trajectories], np.int32),
         sample_N=np.array([t.sample for t in trajectories], np.int32),
@@ -123,6 +128,7 @@ def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
         terminated_NS=no_NS,
         truncated_NS=no_NS,
         valid_NS=no_NS,
+        stop_NS=np.zeros((len(rows), 1), np.int32),
         success_N=np.array([all(t.success for t in together) for together in rows]),
         task_N=np.array([together[0].task for together in rows], np.int32),
         sample_N=np.zeros(len(rows), np.int32),
@@ -147,7 +153,6 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
         for number in range(int(host.mask_NS[row].sum())):
             mine = np.flatnonzero(step_of == number)
             first, last = mine[0], mine[-1] + 1
-            stopped = ids[last - 1] == tokenizer.eos_token_id
             steps.append(
                 Step(
                     observation=detokenize(tokenizer, ids[begin:first]),
@@ -159,7 +164,7 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                     reward=float(host.reward_NS[row, number]),
                     terminated=bool(host.terminated_NS[row, number]),
                     truncated=bool(host.truncated_NS[row, number]),
-                    stop_reason="stop_token" if stopped else "length",
+                    stop_reason=STOP_REASONS[int(host.stop_NS[row, number])],
                     valid=bool(host.valid_NS[row, number]),
                 )
             )

@@ -84,7 +84,8 @@ def batch_of(tokens, step_ids, segments):
     positions = np.where(segments > 0, np.cumsum(segments > 0, axis=1) - 1, 0)
     return StepBatch(
         tokens, positions.astype(np.int32), segments, step_ids, zero, zero,
-        no.astype(np.float32), ~no, no, no, no, no[:, 0], no[:, 0], no[:, 0], action_width=ACTIONS,
+        no.astype(np.float32), ~no, no, no, no, no.astype(np.int32), no[:, 0], no[:, 0], no[:, 0],
+        action_width=ACTIONS,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ class MultihopText:
     def reset(self, task: int, key: Any = None) -> tuple[MultihopState, str]:
         """State and question of a task; `key` decides which searches fail (default: by task)."""
         state, tokens = self._reset(task, jax.random.key(task) if key is None else key)
-        return state, detokenize(self.tokenizer, np.asarray(tokens))
+        return state, self._text(tokens)
 
     def step(
         self, state: MultihopState, action: str
@@ -37,5 +37,9 @@ class MultihopText:
         info: dict[str, Any] = {"success": bool(seen.success), "valid": bool(seen.valid)}
         if not seen.valid:
             info["reason"] = words.REASONS[int(seen.tokens[0])]
-        text = detokenize(self.tokenizer, np.asarray(seen.tokens))
+        text = self._text(seen.tokens)
         return state, text, float(seen.reward), bool(seen.terminated), bool(seen.truncated), info
+
+    def _text(self, tokens: jax.Array) -> str:
+        ids = np.asarray(tokens)
+        return detokenize(self.tokenizer, ids[ids != words.PAD_ID])
