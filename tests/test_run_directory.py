@@ -3,7 +3,7 @@
 import pytest
 
 from steprl.config import load_config
-from steprl.run_directory import RunDirectoryError, open_run, phase_of
+from steprl.run_directory import RunDirectoryError, open_run
 
 
 @pytest.fixture
@@ -17,11 +17,6 @@ def run(config):
     path = open_run(config)
     (path / "metrics.jsonl").write_text("{}\n")
     return path
-
-
-def checkpoint(folder, step):
-    for part in ("state", "meta"):
-        (folder / str(step) / part).mkdir(parents=True)
 
 
 def test_a_new_run_gets_its_directory_and_its_settings(config, tmp_path):
@@ -96,11 +91,11 @@ def test_resume_and_overwrite_contradict_each_other(config, run):
     assert (run / "metrics.jsonl").exists()
 
 
-def test_the_phase_is_that_of_the_newest_complete_checkpoint(run):
-    assert phase_of(run) == "new"
-    (run / "sft" / "7").mkdir(parents=True)  # not complete
-    assert phase_of(run) == "new"
-    checkpoint(run / "sft", 8)
-    assert phase_of(run) == "sft"
-    checkpoint(run / "checkpoints", 1)
-    assert phase_of(run) == "rl"
+@pytest.mark.parametrize("change", ["model.num_layers=3", "model.value_head=separate", "env.name=household"])
+def test_a_run_goes_on_with_its_own_model_only(config, run, change):
+    before = (run / "config.resolved.yaml").read_text()
+    where = [f"trainer.output_dir={run.parent}", "trainer.experiment_name=a"]
+    with pytest.raises(RunDirectoryError, match=change.split("=")[0]):
+        open_run(load_config(None, [*where, change]), resume="auto")
+    assert (run / "config.resolved.yaml").read_text() == before
+    assert open_run(load_config(None, [*where, "actor.lr=1e-5"]), resume="auto") == run

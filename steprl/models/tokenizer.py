@@ -45,7 +45,8 @@ def phrase_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 def detokenize(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
     """The text view of some ids: phrases joined by blanks, none before punctuation, `<end>` dropped.
 
-    It never goes back into training: what was sampled is kept as ids.
+    A `<pad>` that was sampled stays to be seen, and makes a command the nonsense that it is. The text
+    never goes back into training: what was sampled is kept as ids.
     """
     end = tokenizer.eos_token_id
     words = tokenizer.convert_ids_to_tokens([int(i) for i in ids if int(i) != end])
