@@ -61,6 +61,7 @@ class HouseholdConfig:
     rooms: str = _field("real", choices=("real", "generated"))
     task_types: list[str] = dataclasses.field(default_factory=lambda: ["all"])
     max_steps: int = _field(30, 1, 200)
+    remind: bool = True  # end every observation with the task, as StepPO's prompts do
     demo_wander: float = _field(0.0, 0.0, 1.0)  # chance a step that a demonstration walks about
     demo_slip: float = _field(0.0, 0.0, 1.0)  # chance a step of a wrong number in a command
     demo_give_up: float = _field(

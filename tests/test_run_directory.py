@@ -19,6 +19,11 @@ def run(config):
     return path
 
 
+def checkpoint(folder, step):
+    for part in ("state", "meta"):
+        (folder / str(step) / part).mkdir(parents=True)
+
+
 def test_a_new_run_gets_its_directory_and_its_settings(config, tmp_path):
     path = open_run(config)
     assert path == tmp_path / "a"

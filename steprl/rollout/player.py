@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from steprl.config import Config
+from steprl.envs import Env
 from steprl.rollout.device import demonstrations, rollout
 from steprl.rollout.host import HostPlayer, scripted
 from steprl.rollout.records import collate, pack
@@ -101,6 +102,7 @@ def _multihop_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
 def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
     from steprl.envs.household import TASK_TYPES, Household
     from steprl.envs.household.expert import demonstrate
+    from steprl.envs.household.reminder import Reminded
 
     settings = config.env.household
     splits = ("train", "valid_seen", "valid_unseen")
@@ -117,6 +119,7 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
         )
         for split in splits
     }
+    shown: dict[str, Env] = {s: Reminded(e) if settings.remind else e for s, e in envs.items()}
     host = HostPlayer(
         policy, tokenizer, settings.max_steps, config.rollout.response_length, context
     )
@@ -126,7 +129,7 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
         temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
     ) -> StepBatch:  # fmt: skip
         tasks, samples = [int(t) for t in task_N], [int(s) for s in sample_N]
-        played = host.play(envs[split], params, key, tasks, samples, temperature, top_k, top_p)
+        played = host.play(shown[split], params, key, tasks, samples, temperature, top_k, top_p)
         return shard_rows(collate(played, settings.max_steps, lengths), mesh)
 
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
@@ -150,12 +153,12 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
                 slip=settings.demo_slip,
                 give_up=settings.demo_give_up,
             ).actions
-            shown = scripted(env, tokenizer, task, actions, settings.max_steps, context)
-            sampled = sum(len(step.action_ids) for step in shown.steps)
-            tokens = sampled + sum(len(step.observation_ids) for step in shown.steps)
+            played = scripted(shown["train"], tokenizer, task, actions, settings.max_steps, context)
+            sampled = sum(len(step.action_ids) for step in played.steps)
+            tokens = sampled + sum(len(step.observation_ids) for step in played.steps)
             if tokens > room or sampled > sampled_room:
                 break
-            row.append(shown)
+            row.append(played)
             room, sampled_room = room - tokens, sampled_room - sampled
         return row
 
