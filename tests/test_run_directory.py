@@ -96,7 +96,9 @@ def test_resume_and_overwrite_contradict_each_other(config, run):
     assert (run / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("change", ["model.num_layers=3", "model.value_head=separate", "env.name=household"])
+@pytest.mark.parametrize(
+    "change", ["model.num_layers=3", "model.value_head=separate", "env.name=household"]
+)
 def test_a_run_goes_on_with_its_own_model_only(config, run, change):
     before = (run / "config.resolved.yaml").read_text()
     where = [f"trainer.output_dir={run.parent}", "trainer.experiment_name=a"]
