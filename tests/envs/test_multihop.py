@@ -297,7 +297,7 @@ def test_text_play_agrees_with_token_play(game, kind):
             if number + 1 == len(played.steps):  # what was said last is no step's observation
                 host = jax.device_get(batch)
                 last = np.flatnonzero(host.step_ids_NT[row] >= 0)[-1] + 1
-                rest = np.where(host.segment_ids_NT[row] > 0, host.tokens_NT[row], 0)[last:]
+                rest = host.tokens_NT[row, last:][host.segment_ids_NT[row, last:] > 0]
                 assert detokenize(game.tokenizer, rest) == observation
                 assert info["success"] == played.success
     assert compared > 100
