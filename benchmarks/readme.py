@@ -12,6 +12,7 @@ RUNS = (
     ("household.json", "`household`, ALFWorld's 120 rooms"),
     ("household-gpu.json", "`household`, larger model on a GPU"),
 )
+PICTURED = ("multihop.json", "household.json")
 
 
 def table(results: Path) -> str:
@@ -36,7 +37,12 @@ def table(results: Path) -> str:
                     cells.append(_with_interval(row) if row else "")
             cells += [f"{record['minutes']:.1f}", record["hardware"]]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    pictures = [
+        f"![Success and diagnostics of StepPO: {title}](benchmarks/results/{picture})"
+        for name, title in RUNS
+        if (results / (picture := name.replace(".json", ".png"))).exists() and name in PICTURED
+    ]
+    return "\n".join(lines) + "".join("\n\n" + picture for picture in pictures)
 
 
 def _with_interval(row: dict) -> str:
