@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: made by benchmarks/readme.py -->", "<!-- end of results -->"
 RUNS = (
     ("multihop.json", "`multihop`, 2 to 4 hops (the quickstart)"),
-    ("multihop-hard.json", "`multihop`, 4 to 6 hops, 10 % of searches fail"),
+    ("multihop-hard.json", "`multihop`, 2 to 6 hops, 10 % of searches fail"),
     ("household.json", "`household`, ALFWorld's 120 rooms"),
     ("household-gpu.json", "`household`, larger model on a GPU"),
 )
