@@ -32,7 +32,10 @@ MAX_LINES = 400
 MAX_FOLDERS = 2  # under the package
 NO_NAMES = {"utils", "util", "common", "helpers", "misc", "experimental"}
 ORACLES = {"rlax", "tensorflow", "torch", "trl", "tunix", "verl"}  # tests may, the package may not
-IMPORT_NAMES = {"orbax-checkpoint": "orbax"}  # where it differs from the name to install
+IMPORT_NAMES = {
+    "orbax-checkpoint": "orbax",
+    "pyyaml": "yaml",
+}  # where it differs from the name to install
 
 
 class Import(NamedTuple):
