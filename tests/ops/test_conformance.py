@@ -25,6 +25,7 @@ needs_vectors = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def conformance():
+    sys.path.insert(0, str(SCRIPT.parent))  # as running the script does
     spec = importlib.util.spec_from_file_location("conformance", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
