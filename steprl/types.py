@@ -62,6 +62,16 @@ class Trajectory:
         return sum(step.reward for step in self.steps)
 
 
+class Branches(NamedTuple):
+    """How the rows of a batch descend from each other; an original row is its own origin."""
+
+    origin_N: jax.Array  # int32, row whose prefix this row shares
+    step_N: jax.Array  # int32, first step of the suffix that is the row's own
+    token_N: jax.Array  # int32, last token of the shared prefix, -1 where there is none
+    score_N: jax.Array  # float32, branching score of the place where it was cut
+    preference_N: jax.Array  # int32, +1 or -1 against the other suffix of its pair, 0 without one
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepBatch:
@@ -82,6 +92,10 @@ class StepBatch:
     success_N: jax.Array  # bool, the task was solved
     task_N: jax.Array  # int32, id of the task
     sample_N: jax.Array  # int32, which attempt at the task
+    # What only some runs have:
+    support_NTW: jax.Array | None = None  # uint32, bit v: token v could be sampled (top-k, top-p)
+    anchor_NS: jax.Array | None = None  # int32, steps of a task that saw the same, -1 without step
+    branches: Branches | None = None
     action_width: int = dataclasses.field(metadata=dict(static=True), default=0)
     # ^ at least the sampled tokens of any row: heads run on these only
 
