@@ -35,9 +35,13 @@ for module in MODULES:
 
 
 def load_cases(directory: Path) -> Iterator[tuple[str, int, Case]]:
-    """Every case of every vector file: (family, number, arrays by name; scalars as Python's)."""
+    """Every case of every vector file: (family, number, arrays by name; scalars as Python's).
+
+    A table of the file (`token_table_*`) is part of each of its cases.
+    """
     for path in sorted(directory.glob("*.npz")):
         with np.load(path, allow_pickle=False) as file:
+            tables = {key: file[key] for key in file.files if key.startswith("token_table_")}
             cases: dict[tuple[str, int], Case] = collections.defaultdict(dict)
             for key in file.files:
                 if found := re.fullmatch(r"(.+?)_case(\d+)_(.+)", key):
@@ -45,7 +49,7 @@ def load_cases(directory: Path) -> Iterator[tuple[str, int, Case]]:
                     value = array if array.ndim else array.item()
                     cases[found[1], int(found[2])][found[3]] = value
         for (family, number), case in sorted(cases.items()):
-            yield family, number, case
+            yield family, number, tables | case
 
 
 def check_case(family: str, case: Case) -> tuple[list[str], set[str]]:
