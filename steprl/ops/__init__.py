@@ -5,6 +5,15 @@ with `jax.vmap`; see `segments` for the rules on step ids and dark tokens.
 """
 
 from steprl.ops.aggregation import REDUCTIONS, aggregate, aggregation_weights
+from steprl.ops.anchors import anchor_ids
+from steprl.ops.groups import (
+    KINDS,
+    gigpo_advantages,
+    group_advantages,
+    informative_groups,
+    reinforce_pp_advantages,
+    reinforce_pp_baseline_advantages,
+)
 from steprl.ops.losses import (
     KL_KINDS,
     LEVELS,
@@ -35,6 +44,7 @@ from steprl.ops.segments import (
 )
 
 __all__ = [
+    "KINDS",
     "KL_KINDS",
     "LEVELS",
     "REDUCTIONS",
@@ -42,9 +52,13 @@ __all__ = [
     "adaptive_kl_coefficient",
     "aggregate",
     "aggregation_weights",
+    "anchor_ids",
     "broadcast_steps",
     "discounted_returns",
     "entropy_from_logits",
+    "gigpo_advantages",
+    "group_advantages",
+    "informative_groups",
     "kl_penalty",
     "log_ratio",
     "masked_mean",
@@ -53,6 +67,8 @@ __all__ = [
     "masked_whiten",
     "policy_loss",
     "reduce_steps",
+    "reinforce_pp_advantages",
+    "reinforce_pp_baseline_advantages",
     "reverse_recurrence",
     "step_gae",
     "step_ids_from_mask",
