@@ -315,10 +315,10 @@ def check_consistency(config: Config) -> None:
         )
     if 0 < actor.clip_ratio_c <= 1:
         raise ConfigError(f"actor.clip_ratio_c={actor.clip_ratio_c}: must be 0 (off) or above 1")
-    if rollout.top_k or rollout.top_p < 1.0:
+    if rollout.top_k == 1:
         raise ConfigError(
-            "rollout.top_k and rollout.top_p must be off (0 and 1.0) in training: the update would "
-            "compare log-probs of two different distributions; use them in eval"
+            "rollout.top_k=1: one token alone could be sampled, whose log-prob is 0 whatever the "
+            "parameters are, so nothing would be learnt; use 0 (off) or at least 2"
         )
     if rollout.temperature == 0.0:
         raise ConfigError("rollout.temperature=0.0: training samples, it must be above 0")

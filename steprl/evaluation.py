@@ -43,7 +43,8 @@ def evaluate(
             params, jax.random.key(PANEL_KEY), task_N, np.zeros(rows, np.int32),
             split=split, temperature=temperature, top_k=config.top_k, top_p=config.top_p,
         )  # fmt: skip
-        parts.append(jax.device_get(batch))
+        # The supports are for training, and large.
+        parts.append(jax.device_get(dataclasses.replace(batch, support_NTW=None)))
 
     def column(pick: Any) -> np.ndarray:
         return np.concatenate([np.asarray(pick(part)) for part in parts])[: config.num_tasks]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from steprl.ops import pack_support, support_words
 from steprl.types import STOP_REASONS, Params, Policy
 
 STOPPED, LENGTH = STOP_REASONS.index("stop_token"), STOP_REASONS.index("length")
@@ -23,6 +24,7 @@ class Generation(NamedTuple):
     mask_BA: jax.Array  # bool, token was sampled
     stop_reason_B: jax.Array  # int32, index into STOP_REASONS
     cache: Any  # holds all tokens but the last sampled one, which the next chunk must begin with
+    support_BAW: jax.Array | None = None  # uint32, what could be sampled; None without truncation
 
 
 def trajectory_key(key: jax.Array, task: jax.Array | int, sample: jax.Array | int) -> jax.Array:
@@ -98,6 +100,18 @@ def draw(
     Returns:
         token (int32), its log-prob, entropy of the distribution.
     """
+    token, logprob, entropy, _ = _draw(logits_V, key, temperature, top_k, top_p)
+    return token, logprob, entropy
+
+
+def _draw(
+    logits_V: jax.Array,
+    key: jax.Array,
+    temperature: float | jax.Array,
+    top_k: int,
+    top_p: float,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """`draw`, and the log-probs of all tokens (at temperature 0 those of temperature 1)."""
     greedy = jnp.asarray(temperature) == 0.0
     logprob_V = sampling_logprobs(logits_V, jnp.where(greedy, 1.0, temperature), top_k, top_p)
     prob_V = jnp.exp(logprob_V)
@@ -108,7 +122,8 @@ def draw(
     # argmax finds the first possible token whose mass passes the number
     token = jnp.where(greedy | ~jnp.any(above_V), best, jnp.argmax(above_V)).astype(jnp.int32)
     entropy = -jnp.sum(jnp.where(prob_V > 0, prob_V * logprob_V, 0.0))
-    return token, jnp.where(greedy, 0.0, logprob_V[token]), jnp.where(greedy, 0.0, entropy)
+    logprob = jnp.where(greedy, 0.0, logprob_V[token])
+    return token, logprob, jnp.where(greedy, 0.0, entropy), logprob_V
 
 
 def generate(
@@ -142,7 +157,8 @@ def generate(
         temperature, top_k, top_p: see `sampling_logprobs`; temperature may be traced, 0 is greedy.
 
     Returns:
-        The actions, and the cache with the chunk and all but the last token of each action.
+        The actions, and the cache with the chunk and all but the last token of each action. Where
+        top_k or top_p truncates, also the set that each token was drawn from (one token if greedy).
     """
     batch, width = tokens_BC.shape
     index_C = jnp.arange(width)[None, :]
@@ -157,8 +173,9 @@ def generate(
 
     def sample(index: jax.Array | int, hidden_BD: jax.Array, out: Generation, live_B: jax.Array):  # type: ignore[no-untyped-def]
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, index)
-        rows = lambda logits, key: draw(logits, key, temperature, top_k, top_p)  # noqa: E731
-        token_B, logprob_B, entropy_B = jax.vmap(rows)(policy.unembed(params, hidden_BD), keys)
+        rows = lambda logits, key: _draw(logits, key, temperature, top_k, top_p)  # noqa: E731
+        logits_BV = policy.unembed(params, hidden_BD)
+        token_B, logprob_B, entropy_B, logprob_BV = jax.vmap(rows)(logits_BV, keys)
         stop_B = jnp.isin(token_B, jnp.asarray(stop_ids, jnp.int32))
         full_B = jnp.full_like(stop_B, index + 1 >= max_tokens)
         reason_B = jnp.where(stop_B, STOPPED, jnp.where(full_B, LENGTH, 0))
@@ -170,6 +187,12 @@ def generate(
             mask_BA=put(out.mask_BA, True, False),
             stop_reason_B=jnp.where(live_B, reason_B, out.stop_reason_B),
         )
+        if out.support_BAW is not None:
+            chosen_BV = jax.nn.one_hot(token_B, logprob_BV.shape[-1], dtype=bool)
+            greedy = jnp.asarray(temperature) == 0.0
+            support_BW = pack_support(jnp.where(greedy, chosen_BV, logprob_BV > -jnp.inf))
+            support_BW = jnp.where(live_B[:, None], support_BW, 0)
+            out = out._replace(support_BAW=out.support_BAW.at[:, index].set(support_BW))
         return out, live_B & ~stop_B & ~full_B
 
     def more(carry):  # type: ignore[no-untyped-def]
@@ -194,6 +217,11 @@ def generate(
         stop_reason_B=jnp.zeros(batch, jnp.int32),
         cache=cache,
     )
+    if top_k or top_p < 1.0:
+        vocab_size = jax.eval_shape(policy.unembed, params, hidden_BD).shape[-1]
+        empty = empty._replace(
+            support_BAW=jnp.zeros((*shape, support_words(vocab_size)), jnp.uint32)
+        )
     out, live_B = sample(0, hidden_BD, empty, active_B)
     _, out, _ = jax.lax.while_loop(more, step, (jnp.asarray(1), out, live_B))
     return out

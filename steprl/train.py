@@ -226,7 +226,10 @@ def _reinforce(
         for iteration in range(done + 1, total + 1):
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
-            batch = player.play(state.params, play_key, *tasks, temperature=rollout.temperature)
+            batch = player.play(
+                state.params, play_key, *tasks, temperature=rollout.temperature,
+                top_k=rollout.top_k, top_p=rollout.top_p,
+            )  # fmt: skip
             metrics = jax.device_get(summarise(batch))
             clock.lap("gen")
             state, learnt = update(state, batch, jax.random.fold_in(update_key, iteration))

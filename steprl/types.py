@@ -44,6 +44,8 @@ class Step:
     stop_reason: str
     valid: bool = True
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
+    supports: np.ndarray | None = None
+    """[A, W] uint32, the set each token was drawn from (`ops.pack_support`); None: all tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Trajectory:
     steps: tuple[Step, ...]
     success: bool
     parent: tuple[int, int] | None = None
+    final_observation_ids: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.int32)
+    )
+    """What the last action was answered, which no step has read; empty where it was not kept."""
 
     @property
     def total_reward(self) -> float:

@@ -145,8 +145,7 @@ def test_the_names_of_aggregations_are_those_of_the_ops():
         ),
         (["actor.clip_ratio_c=0.5"], ("actor.clip_ratio_c=0.5", "0 (off) or above 1")),
         (["actor.clip_ratio_c=1"], ("actor.clip_ratio_c=1.0", "0 (off) or above 1")),
-        (["rollout.top_p=0.9"], ("rollout.top_p", "must be off", "eval")),
-        (["rollout.top_k=5"], ("rollout.top_k", "must be off", "eval")),
+        (["rollout.top_k=1"], ("rollout.top_k=1", "nothing would be learnt", "at least 2")),
         (["rollout.temperature=0"], ("rollout.temperature=0.0", "above 0")),
         (
             ["env.multihop.min_hops=5", "env.multihop.max_hops=4"],
@@ -167,7 +166,8 @@ def test_settings_at_odds_are_refused(overrides, said):
         ["actor.ppo_micro_batch_size=16"],
         ["actor.clip_ratio_c=0"],
         ["actor.clip_ratio_c=1.1"],
-        ["eval.top_p=0.9", "eval.top_k=5", "eval.temperature=0"],
+        ["eval.top_p=0.9", "eval.top_k=1", "eval.temperature=0"],
+        ["rollout.top_p=0.9", "rollout.top_k=2"],
         ["env.multihop.min_hops=3", "env.multihop.max_hops=3"],
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from steprl import sampling
 from steprl.models import DecoderConfig, make_policy, score
+from steprl.ops import support_words, unpack_support
 from steprl.sampling import (
     draw,
     generate,
@@ -308,6 +309,20 @@ def test_a_truncated_distribution_is_what_is_recorded(model, converse):
     )
     plain = jax.jit(functools.partial(score, policy))(params, batch).logprob_NT[:, 1:][sampled]
     assert np.abs(plain - batch.logprob_NT[:, 1:][sampled]).max() > 0.1
+
+
+def test_the_set_of_a_token_comes_with_it_where_the_distribution_is_truncated(converse):
+    for out in converse(TASKS, SAMPLES, np.float32(1.0), top_p=0.6)[::2]:
+        assert out.support_BAW.shape == (64, ACTION, support_words(VOCAB))
+        keep = np.asarray(unpack_support(out.support_BAW, VOCAB))
+        np.testing.assert_array_equal(keep.any(axis=2), out.mask_BA)
+        chosen = np.take_along_axis(keep, out.tokens_BA[..., None], axis=2)[..., 0]
+        assert chosen[out.mask_BA].all()
+        # no entropy exceeds that of the uniform distribution over the set
+        sizes = keep.sum(axis=2)[out.mask_BA]
+        assert np.all(out.entropy_BA[out.mask_BA] <= np.log(sizes) + 1e-6) and sizes.max() > 2
+    for out in converse(TASKS, SAMPLES, np.float32(1.0))[::2]:
+        assert out.support_BAW is None
 
 
 def test_greedy_actions_are_certain(model, converse):

@@ -42,6 +42,12 @@ from steprl.ops.segments import (
     step_ids_from_mask,
     step_starts,
 )
+from steprl.ops.truncation import (
+    pack_support,
+    support_words,
+    truncated_logprobs,
+    unpack_support,
+)
 
 __all__ = [
     "KINDS",
@@ -65,6 +71,7 @@ __all__ = [
     "masked_sum",
     "masked_variance",
     "masked_whiten",
+    "pack_support",
     "policy_loss",
     "reduce_steps",
     "reinforce_pp_advantages",
@@ -73,7 +80,10 @@ __all__ = [
     "step_gae",
     "step_ids_from_mask",
     "step_starts",
+    "support_words",
     "token_gae",
+    "truncated_logprobs",
+    "unpack_support",
     "update_running_moments",
     "value_loss",
 ]

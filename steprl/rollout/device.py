@@ -48,6 +48,7 @@ class _Turn(NamedTuple):
     valid: jax.Array
     success: jax.Array
     stop: jax.Array
+    support: jax.Array | None  # [N, A, W]
 
 
 def rollout(
@@ -67,6 +68,8 @@ def rollout(
         key: of the run; each token draws from fold_in(task, sample, step, token) of it.
         task_N, sample_N: which task, and which attempt at it, each row plays.
         temperature: may be traced, 0 is greedy.
+        top_k, top_p: see `sampling_logprobs`; where they truncate, the batch holds the sets of
+            tokens that could be sampled.
     """
     length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
     rows = task_N.shape[0]
@@ -96,6 +99,7 @@ def rollout(
             out.logprob_BA,
             out.entropy_BA,
             out.stop_reason_B,
+            out.support_BAW,
         ), out.cache
 
     def remember(cache: Any, action_NA: jax.Array, size_N: jax.Array, seen_NO: jax.Array) -> Any:
@@ -121,7 +125,7 @@ def demonstrations(
         action_NA = jax.vmap(expert)(state, keys_N) * alive_N[:, None]
         zero = jnp.zeros(action_NA.shape, jnp.float32)
         stop_N = jnp.full(task_N.shape, STOPPED, jnp.int32)
-        return (action_NA, action_NA != 0, zero, zero, stop_N), memory
+        return (action_NA, action_NA != 0, zero, zero, stop_N, None), memory
 
     nothing = lambda *_: jnp.zeros(())  # noqa: E731
     return _episodes(env, keys_N, task_N, sample_N, nothing, act, nothing, act_sees_state=True)
@@ -147,7 +151,8 @@ def _episodes(
     def turn_of(carry: Any, turn: jax.Array) -> Any:
         state, memory, start_N, chunk_N, alive_N = carry
         extra = (state,) if act_sees_state else ()
-        (action, mask, logprob, entropy, stop), memory = act(memory, start_N, alive_N, turn, *extra)
+        found, memory = act(memory, start_N, alive_N, turn, *extra)
+        action, mask, logprob, entropy, stop, support = found
         new_state, seen = jax.vmap(env.step)(state, action)
         size_N = jnp.sum(mask, axis=1)
         over_N = seen.terminated | seen.truncated
@@ -170,6 +175,7 @@ def _episodes(
             valid=seen.valid & alive_N,
             success=seen.success & alive_N,
             stop=jnp.where(alive_N, stop, 0),
+            support=support,
         )
         return carry, out
 
@@ -186,8 +192,9 @@ def _as_batch(
     rows = prompt_NP.shape[0]
 
     def layout(prompt: jax.Array, action: jax.Array, observation: jax.Array) -> jax.Array:
-        blocks = jnp.concatenate([action, observation], axis=2)  # [S, N, A + O]
-        return jnp.concatenate([prompt, jnp.moveaxis(blocks, 0, 1).reshape(rows, -1)], axis=1)
+        blocks = jnp.concatenate([action, observation], axis=2)  # [S, N, A + O, ...]
+        flat = jnp.moveaxis(blocks, 0, 1).reshape(rows, -1, *blocks.shape[3:])
+        return jnp.concatenate([prompt, flat], axis=1)
 
     real = layout(prompt_NP != 0, turns.action_mask, turns.observation_mask)
     step = jnp.arange(env.max_steps, dtype=jnp.int32)[:, None, None]
@@ -198,6 +205,11 @@ def _as_batch(
     )
     nothing = jnp.zeros(prompt_NP.shape, jnp.float32)
     unseen = jnp.zeros(turns.observation.shape, jnp.float32)
+    support_NTW = None
+    if turns.support is not None:
+        words = turns.support.shape[-1:]
+        none = lambda x: jnp.zeros(x.shape + words, jnp.uint32)  # noqa: E731
+        support_NTW = layout(none(prompt_NP), turns.support, none(turns.observation))
     return StepBatch(
         tokens_NT=layout(prompt_NP, turns.action, turns.observation),
         positions_NT=jnp.where(real, jnp.cumsum(real, axis=1) - 1, 0).astype(jnp.int32),
@@ -214,5 +226,6 @@ def _as_batch(
         success_N=jnp.any(turns.success, axis=0),
         task_N=task_N,
         sample_N=sample_N,
+        support_NTW=support_NTW,
         action_width=env.max_steps * env.action_width,
     )

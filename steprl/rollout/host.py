@@ -108,7 +108,9 @@ class HostPlayer:
                 if episode.alive:
                     episode.take(env, result, row, self)
         return [
-            Trajectory(task, sample, tuple(e.steps), e.success)
+            Trajectory(
+                task, sample, tuple(e.steps), e.success, final_observation_ids=e.final_ids(self)
+            )
             for task, sample, e in zip(tasks, samples, episodes, strict=True)
         ]
 
@@ -151,10 +153,21 @@ class _Episode:
                 stop_reason=STOP_REASONS[3 if full and not over else int(out.stop_reason_B[row])],
                 valid=bool(info["valid"]),
                 info={k: v for k, v in info.items() if isinstance(v, str | int | float | bool)},
+                supports=None if out.support_BAW is None else np.array(out.support_BAW[row, :size]),
             )
         )
         self.observation, self.new_ids, self.chunk, self.start = observation, new_ids, chunk, start
         self.alive = not (over or full)
+
+    def final_ids(self, player: HostPlayer) -> np.ndarray:
+        """The last observation of a trajectory that a limit cut off, if the context has room.
+
+        It is whole or not there: the critic is to read the state as it was.
+        """
+        last = self.steps[-1] if self.steps else None
+        cut_off = last is not None and last.truncated and not last.terminated
+        fits = self.start + len(self.chunk) <= player.context_length
+        return self.new_ids if cut_off and fits else np.zeros(0, np.int32)
 
 
 def scripted(

@@ -13,7 +13,9 @@ from steprl.types import STOP_REASONS, Step, StepBatch, Trajectory
 def collate(
     trajectories: Sequence[Trajectory], max_steps: int, lengths: Sequence[int]
 ) -> StepBatch:
-    """One row a trajectory: observation and action tokens in turn.
+    """One row a trajectory: observation and action tokens in turn, then the final observation.
+
+    A step without supports among others that have them was sampled from the whole vocabulary.
 
     Args:
         trajectories: the records; none may be longer than the largest of `lengths`.
@@ -22,13 +24,16 @@ def collate(
             are ever compiled. Half of it is the room for sampled tokens.
 
     Raises:
-        ValueError: a trajectory does not fit; nothing is cut silently.
+        ValueError: a trajectory does not fit (nothing is cut silently), or supports are of several
+            vocabularies.
     """
     rows = len(trajectories)
     if rows == 0:
         raise ValueError("trajectories: there is none to collate")
     tokens = [
-        sum(len(s.observation_ids) + len(s.action_ids) for s in t.steps) for t in trajectories
+        sum(len(s.observation_ids) + len(s.action_ids) for s in t.steps)
+        + len(t.final_observation_ids)
+        for t in trajectories
     ]
     sampled = [sum(len(s.action_ids) for s in t.steps) for t in trajectories]
     needed = max(max(tokens, default=1), 2 * max(sampled, default=1))
@@ -45,6 +50,7 @@ def collate(
     }
     step_ids_NT = np.full((rows, length), -1, np.int32)
     float_NT = {name: np.zeros((rows, length), np.float32) for name in ("logprob", "entropy")}
+    support_NTW = _no_supports(trajectories, length)
     reward_NS = np.zeros((rows, max_steps), np.float32)
     stop_NS = np.zeros((rows, max_steps), np.int32)
     flag_NS = {
@@ -58,6 +64,8 @@ def collate(
             step_ids_NT[row, span] = number
             float_NT["logprob"][row, span] = step.logprobs
             float_NT["entropy"][row, span] = step.entropies
+            if support_NTW is not None and step.supports is not None:
+                support_NTW[row, span] = step.supports
             place += _put(token_NT["tokens"][row], place, step.action_ids)
             reward_NS[row, number] = step.reward
             stop_NS[row, number] = STOP_REASONS.index(step.stop_reason)
@@ -65,6 +73,7 @@ def collate(
             flag_NS["terminated"][row, number] = step.terminated
             flag_NS["truncated"][row, number] = step.truncated
             flag_NS["valid"][row, number] = step.valid
+        place += _put(token_NT["tokens"][row], place, trajectory.final_observation_ids)
         token_NT["positions"][row, :place] = np.arange(place)
         token_NT["segments"][row, :place] = 1
     arrays: dict[str, Any] = dict(
@@ -83,6 +92,7 @@ def collate(
         success_N=np.array([t.success for t in trajectories]),
         task_N=np.array([t.task for t in trajectories], np.int32),
         sample_N=np.array([t.sample for t in trajectories], np.int32),
+        support_NTW=support_NTW,
     )
     return StepBatch(**arrays, action_width=length // 2)
 
@@ -91,7 +101,8 @@ def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
     """Several trajectories a row, kept apart by segment ids: for supervised training only.
 
     The table of steps is empty, since the trajectories of a row would share it; the success of a row
-    is that of all its trajectories.
+    is that of all its trajectories. Supports and final observations stay behind: the likelihood of a
+    demonstration is that of the whole vocabulary, and nobody asks for the value of its end.
 
     Raises:
         ValueError: a row holds more than `length` tokens, or more than half of them sampled.
@@ -136,6 +147,14 @@ def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
     return StepBatch(**arrays, action_width=length // 2)
 
 
+def _no_supports(trajectories: Sequence[Trajectory], length: int) -> np.ndarray | None:
+    """[N, T, W] zeros where a trajectory has supports, None where none has."""
+    words = {s.supports.shape[1] for t in trajectories for s in t.steps if s.supports is not None}
+    if len(words) > 1:
+        raise ValueError(f"supports of {sorted(words)} words cannot be those of one vocabulary")
+    return np.zeros((len(trajectories), length, words.pop()), np.uint32) if words else None
+
+
 def _put(row: np.ndarray, place: int, ids: np.ndarray) -> int:
     row[place : place + len(ids)] = ids
     return len(ids)
@@ -149,6 +168,7 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
         real = np.flatnonzero(host.segment_ids_NT[row] > 0)
         ids, step_of = host.tokens_NT[row][real], host.step_ids_NT[row][real]
         logprob, entropy = host.logprob_NT[row][real], host.entropy_NT[row][real]
+        support = None if host.support_NTW is None else host.support_NTW[row][real]
         steps, begin = [], 0
         for number in range(int(host.mask_NS[row].sum())):
             mine = np.flatnonzero(step_of == number)
@@ -166,6 +186,7 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                     truncated=bool(host.truncated_NS[row, number]),
                     stop_reason=STOP_REASONS[int(host.stop_NS[row, number])],
                     valid=bool(host.valid_NS[row, number]),
+                    supports=None if support is None else support[first:last],
                 )
             )
             begin = last
@@ -175,6 +196,7 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                 int(host.sample_N[row]),
                 tuple(steps),
                 bool(host.success_N[row]),
+                final_observation_ids=ids[begin:],
             )
         )
     return found

@@ -1,5 +1,6 @@
 """Scores of a batch: those of the full vocabulary, at no time as an array of tokens by vocabulary."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from steprl.models import DecoderConfig, logprobs_and_entropy, make_policy, sampled_places, score
+from steprl.ops import pack_support
 from steprl.types import Policy, StepBatch
 
 ROWS, LENGTH, ACTIONS, WIDTH, VOCAB = 3, 14, 7, 6, 101
@@ -134,15 +136,52 @@ def test_scores_are_those_of_each_row_without_its_holes(model, scored, holed):
         )
         value = policy.value(params, *line, hidden)[:, :-1]
         sampled = holed.step_ids_NT[row][real][1:] >= 0
-        for found, expected in zip(scores, (logprob, entropy, value), strict=True):
+        for found, expected in zip(scores[:3], (logprob, entropy, value), strict=True):
             np.testing.assert_allclose(
                 found[row][real][1:], np.where(sampled, expected[0], 0.0), rtol=1e-4, atol=1e-5
             )
     assert np.abs(scores.value_NT).max() > 0.1
 
 
+@pytest.mark.parametrize("holes", [False, True])
+def test_the_final_value_is_read_at_the_last_real_token(model, scored, holed, holes):
+    policy, params = model
+    segments = holed.segment_ids_NT.copy()
+    if holes:
+        segments[:, -4:], segments[1] = 0, 0  # the end elsewhere; a row of nothing
+    batch = batch_of(holed.tokens_NT, np.where(segments > 0, holed.step_ids_NT, -1), segments)
+    line = (batch.tokens_NT, batch.positions_NT, batch.segment_ids_NT)
+    hidden, _ = policy.apply(params, *line)
+    value = np.asarray(policy.value(params, *line, hidden))
+    found = scored(batch, 1.0).final_value_N
+    assert found.shape == (ROWS,) and found.dtype == jnp.float32
+    for row in range(ROWS):
+        real = np.flatnonzero(segments[row] > 0)
+        expected = value[row, real[-1]] if len(real) else 0.0
+        np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-6)
+    assert np.ptp(found) > 0.01
+
+
+def test_without_a_critic_values_are_zero(holed):
+    scores = score(LINEAR, LINEAR.init(jax.random.key(0)), holed)
+    assert not np.any(scores.value_NT) and not np.any(scores.final_value_N)
+    assert scores.final_value_N.shape == (ROWS,)
+
+
+def test_the_final_value_costs_no_further_pass(model, holed):
+    """The critic's layers run once, whatever is read from them."""
+    policy, params = model
+    calls = []
+    counted = policy._replace(
+        apply=lambda *args: (calls.append("apply"), policy.apply(*args))[1],
+        value=lambda *args: (calls.append("value"), policy.value(*args))[1],
+    )
+    jax.make_jaxpr(functools.partial(score, counted))(params, holed)
+    assert calls == ["apply", "value"]
+
+
 def test_scores_are_zero_where_nothing_was_sampled(scored, holed):
-    for found in scored(holed, 1.0):
+    for found in scored(holed, 1.0)[:3]:
         assert found.shape == (ROWS, LENGTH) and found.dtype == jnp.float32
         assert not np.any(found[holed.step_ids_NT < 0])
         assert np.all(np.asarray(found)[holed.step_ids_NT >= 0] != 0)
@@ -157,6 +196,55 @@ def test_what_stands_in_the_dark_changes_no_score(scored, holed):
     )
     for one, two in zip(scored(holed, 1.0), scored(other, 1.0), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+# ---------------------------------------------------------------- truncated distributions
+
+
+def supports_of(batch, seed=3):
+    """A set of tokens for each sampled one, which it belongs to; [N, T, V] and in bits."""
+    keep = np.random.default_rng(seed).random((*batch.tokens_NT.shape, VOCAB)) < 0.1
+    np.put_along_axis(keep, batch.tokens_NT[..., None], True, axis=-1)
+    keep &= (batch.step_ids_NT >= 0)[..., None]
+    return keep, np.asarray(pack_support(keep))
+
+
+@pytest.mark.parametrize("chunk_tokens", [2 * ROWS, 1000])
+def test_each_token_is_scored_within_its_own_set(model, holed, chunk_tokens):
+    policy, params = model
+    keep, words = supports_of(holed)
+    batch = dataclasses.replace(holed, support_NTW=words)
+    found = jax.jit(lambda b: score(policy, params, b, 0.7, chunk_tokens))(batch)
+    places = jax.vmap(functools.partial(sampled_places, width=ACTIONS))
+    place, before = (np.asarray(x) for x in places(batch.step_ids_NT, batch.segment_ids_NT))
+    hidden, _ = policy.apply(params, batch.tokens_NT, batch.positions_NT, batch.segment_ids_NT)
+    logits = np.asarray(policy.unembed(params, hidden), np.float64) / 0.7
+    for row, a in np.argwhere(place < LENGTH):
+        t = place[row, a]
+        kept = np.flatnonzero(keep[row, t])
+        inside = logits[row, before[row, a], kept]
+        inside = inside - np.log(np.exp(inside).sum())
+        logprob = inside[np.searchsorted(kept, batch.tokens_NT[row, t])]
+        np.testing.assert_allclose(found.logprob_NT[row, t], logprob, rtol=1e-4, atol=1e-5)
+        entropy = -np.sum(np.exp(inside) * inside)
+        np.testing.assert_allclose(found.entropy_NT[row, t], entropy, rtol=1e-4, atol=1e-5)
+    dark = holed.step_ids_NT < 0
+    assert not np.any(found.logprob_NT[dark]) and not np.any(found.entropy_NT[dark])
+
+
+def test_a_set_of_everything_and_no_set_are_the_whole_vocabulary(model, scored, holed):
+    whole = scored(holed, 0.7)
+    for keep in (True, False):
+        words = np.asarray(pack_support(np.full((*holed.tokens_NT.shape, VOCAB), keep)))
+        same = scored(dataclasses.replace(holed, support_NTW=words), 0.7)
+        for one, other in zip(same, whole, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_sets_of_another_vocabulary_are_refused(model, holed):
+    batch = dataclasses.replace(holed, support_NTW=np.zeros((ROWS, LENGTH, 3), np.uint32))
+    with pytest.raises(ValueError, match="3 words of support, and a vocabulary of 101 needs 4"):
+        score(*model, batch)
 
 
 # ---------------------------------------------------------------- memory
@@ -182,12 +270,15 @@ def most_tokens_with_a_vocabulary(function, *args):
 
 @pytest.mark.parametrize("chunk_tokens", [2 * 8, 4 * 8, 6 * 8])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_logits_of_a_chunk_at_most_exist_at_a_time(model, chunk_tokens, backward):
+@pytest.mark.parametrize("truncated", [False, True], ids=["whole", "truncated"])
+def test_logits_of_a_chunk_at_most_exist_at_a_time(model, chunk_tokens, backward, truncated):
     policy, params = model  # its width, 16, is that of the vocabulary's own arrays
     rows, length = 8, 64
     tokens = np.ones((rows, length), np.int32)
     batch = batch_of(tokens, np.where(np.arange(length) % 2, 0, -1)[None] * tokens, tokens)
     object.__setattr__(batch, "action_width", length // 2)
+    if truncated:
+        batch = dataclasses.replace(batch, support_NTW=np.ones((rows, length, 4), np.uint32))
 
     def loss(params, batch, chunk):
         scores = score(policy, params, batch, chunk_tokens=chunk)

@@ -16,12 +16,12 @@ from steprl.types import Policy
 SIZE = words.VOCAB_SIZE
 
 
-def decoder() -> Policy:
-    """A small one, without a value head."""
+def decoder(value_head: str = "none") -> Policy:
+    """A small one."""
     return make_policy(
         DecoderConfig(
             vocab_size=SIZE, d_model=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
-            d_ff=24, value_head="none",
+            d_ff=24, value_head=value_head,
         )
     )  # fmt: skip
 
@@ -51,6 +51,8 @@ def markov_policy(entities: int = 12, noise: float = 0.05, inner: Policy | None 
         params = {} if inner is None else jax.jit(inner.init)(key)
         if inner is not None:
             params["decoder"]["embedding"]["embedding"] *= 10.0
+            if "value" in params:
+                params["value"]["out"]["kernel"] += 0.5  # a critic with an opinion
         return params
 
     def apply(params, tokens, positions, segments, cache=None):
@@ -64,5 +66,9 @@ def markov_policy(entities: int = 12, noise: float = 0.05, inner: Policy | None 
         own = 0.0 if inner is None else inner.unembed(params, hidden[..., :-SIZE])
         return hidden[..., -SIZE:] @ table + own
 
+    def value(params, tokens, positions, segments, hidden):
+        return inner.value(params, tokens, positions, segments, hidden[..., :-SIZE])
+
+    critic = None if inner is None or inner.value is None else value
     empty = lambda batch, length: jnp.zeros((batch, length))  # noqa: E731
-    return Policy(init, apply, unembed, None, empty if inner is None else inner.init_cache)
+    return Policy(init, apply, unembed, critic, empty if inner is None else inner.init_cache)

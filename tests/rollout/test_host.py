@@ -179,6 +179,40 @@ def test_a_trajectory_whose_next_turn_does_not_fit_is_kept_and_flagged(context):
     assert 0 < full < len(found)
 
 
+@pytest.mark.parametrize("context", [16, 24, 200])
+def test_the_last_observation_of_a_trajectory_that_was_cut_off_is_kept_if_it_fits(context):
+    found = player(max_steps=6, context=context).play(CountWords(), {}, KEY, TASKS, SAMPLES)
+    kept, dropped = 0, 0
+    for trajectory in found:
+        state, _ = CountWords().reset(trajectory.task)
+        for step in trajectory.steps:
+            state, observation, *_ = CountWords().step(state, step.action)
+        ids, room = TOKENIZER.encode(observation), context - length_of(trajectory)
+        if trajectory.steps[-1].truncated and len(ids) <= room:
+            np.testing.assert_array_equal(trajectory.final_observation_ids, ids)
+            kept += 1
+        else:
+            assert len(trajectory.final_observation_ids) == 0
+            dropped += trajectory.steps[-1].truncated
+    assert kept and (dropped or context == 200)
+    again = trajectories(collate(found, 6, [512]), TOKENIZER)
+    for one, other in zip(found, again, strict=True):
+        np.testing.assert_array_equal(one.final_observation_ids, other.final_observation_ids)
+        assert len(one.steps) == len(other.steps)
+
+
+def test_a_trajectory_that_the_environment_cuts_off_keeps_its_last_observation():
+    class Impatient(CountWords):
+        def step(self, state, action):
+            state, observation, reward, _, _, info = super().step(state, action)
+            return state, observation + " now", reward, False, True, info
+
+    for trajectory in player().play(Impatient(), {}, KEY, [3, 1], [0, 0]):
+        assert len(trajectory.steps) == 1 and trajectory.steps[0].truncated
+        text = detokenize(TOKENIZER, trajectory.final_observation_ids)
+        assert text.endswith("now")
+
+
 def test_what_fits_exactly_is_played():
     found = player(context=4 + 4).play(CountWords(), {}, KEY, [3], [0])
     assert len(found[0].steps) == 1

@@ -55,23 +55,41 @@ def records(draw):
         )
     ends = draw(st.sampled_from([(True, False), (False, True)]))
     steps[-1] = dataclasses.replace(steps[-1], terminated=ends[0], truncated=ends[1])
-    return Trajectory(draw(st.integers(0, 9)), draw(st.integers(0, 9)), tuple(steps), ends[0])
+    final = np.array(draw(st.lists(tokens, max_size=3)) if ends[1] else [], np.int32)
+    return Trajectory(
+        draw(st.integers(0, 9)), draw(st.integers(0, 9)), tuple(steps), ends[0],
+        final_observation_ids=final,
+    )  # fmt: skip
+
+
+def supported(trajectory, words=2, seed=0):
+    """The same with a set of tokens for each sampled one."""
+    draw = np.random.default_rng(seed)
+    sets = lambda s: draw.integers(1, 2**32, (len(s.action_ids), words), np.uint32)  # noqa: E731
+    steps = tuple(dataclasses.replace(s, supports=sets(s)) for s in trajectory.steps)
+    return dataclasses.replace(trajectory, steps=steps)
 
 
 def assert_same(one, other):
     """Equal but for the texts, which are views."""
     assert (one.task, one.sample, one.success) == (other.task, other.sample, other.success)
     assert len(one.steps) == len(other.steps)
+    np.testing.assert_array_equal(one.final_observation_ids, other.final_observation_ids)
     for a, b in zip(one.steps, other.steps, strict=True):
         for name in ("observation_ids", "action_ids", "logprobs", "entropies"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
         for name in ("reward", "terminated", "truncated", "valid", "stop_reason"):
             assert getattr(a, name) == getattr(b, name), name
+        assert (a.supports is None) == (b.supports is None)
+        if a.supports is not None:
+            np.testing.assert_array_equal(a.supports, b.supports)
 
 
 @few
-@given(st.lists(records(), min_size=1, max_size=4))
-def test_records_come_back_from_a_batch_as_they_were(played):
+@given(st.lists(records(), min_size=1, max_size=4), st.booleans())
+def test_records_come_back_from_a_batch_as_they_were(played, truncated):
+    if truncated:
+        played = [supported(one, seed=seed) for seed, one in enumerate(played)]
     back = trajectories(collate(played, 5, [64]), TOKENIZER)
     for one, other in zip(played, back, strict=True):
         assert_same(one, other)
@@ -84,6 +102,7 @@ def test_a_batch_lays_the_tokens_of_a_row_end_to_end(played):
     for row, trajectory in enumerate(played):
         ids = np.concatenate(
             [x for s in trajectory.steps for x in (s.observation_ids, s.action_ids)]
+            + [trajectory.final_observation_ids]
         )
         count = len(ids)
         np.testing.assert_array_equal(batch.tokens_NT[row, :count], ids)
@@ -103,6 +122,54 @@ def test_ids_that_read_back_otherwise_stay_as_they_were_sampled():
     assert found.action == "go to cabinet 1"
     assert TOKENIZER.encode(found.action) == [*ids_of("go to", "cabinet 1")] != sampled[:-1]
     np.testing.assert_array_equal(found.action_ids, sampled)
+
+
+# ---------------------------------------------------------------- what only some rows have
+
+
+CUT = Trajectory(
+    0, 0, (step([3, 4], [5, 1]), step([6], [7], truncated=True)), False,
+    final_observation_ids=np.array([8, 9], np.int32),
+)  # fmt: skip
+
+
+def test_the_final_observation_is_dark_and_no_step():
+    batch = collate([CUT], 3, [16])
+    np.testing.assert_array_equal(batch.tokens_NT[0, :9], [3, 4, 5, 1, 6, 7, 8, 9, 0])
+    np.testing.assert_array_equal(batch.segment_ids_NT[0], [1] * 8 + [0] * 8)
+    np.testing.assert_array_equal(batch.positions_NT[0, :9], [*range(8), 0])
+    np.testing.assert_array_equal(batch.step_ids_NT[0, :9], [-1, -1, 0, 0, -1, 1, -1, -1, -1])
+    np.testing.assert_array_equal(batch.mask_NS[0], [True, True, False])
+    assert batch.support_NTW is None
+
+
+@pytest.mark.parametrize("final, length", [(0, 8), (2, 8), (3, 16)])
+def test_the_final_observation_needs_room_too(final, length):
+    cut = dataclasses.replace(CUT, final_observation_ids=np.full(final, 8, np.int32))
+    assert collate([cut], 2, [8, 16]).tokens_NT.shape == (1, length)
+    with pytest.raises(ValueError, match="a trajectory of 17 tokens"):
+        long_final = np.full(11, 8, np.int32)
+        collate([dataclasses.replace(CUT, final_observation_ids=long_final)], 2, [8, 16])
+
+
+def test_a_step_without_a_set_among_others_was_sampled_from_everything():
+    one, other = supported(CUT), CUT
+    batch = collate([one, other], 2, [8])
+    assert batch.support_NTW.dtype == np.uint32 and batch.support_NTW.shape == (2, 8, 2)
+    np.testing.assert_array_equal(batch.support_NTW[0, 2:4], one.steps[0].supports)
+    np.testing.assert_array_equal(batch.support_NTW[0, 5:6], one.steps[1].supports)
+    assert not batch.support_NTW[0, [0, 1, 4, 6, 7]].any() and not batch.support_NTW[1].any()
+
+
+def test_sets_of_several_vocabularies_are_refused():
+    with pytest.raises(ValueError, match=r"supports of \[2, 3\] words"):
+        collate([supported(CUT), supported(CUT, words=3)], 2, [16])
+
+
+def test_packed_rows_are_of_the_whole_vocabulary_and_end_with_an_action():
+    batch = pack([[supported(CUT), CUT]], 16)
+    assert batch.support_NTW is None
+    np.testing.assert_array_equal(batch.tokens_NT[0, :13], [3, 4, 5, 1, 6, 7] * 2 + [0])
 
 
 # ---------------------------------------------------------------- rows of few lengths
@@ -174,7 +241,7 @@ def test_scores_of_packed_rows_are_those_of_separate_rows():
     together, batch = scored(pack(PACKED, 16)), pack(PACKED, 16)
     apart = pack([[t] for row in PACKED for t in row], 16)
     lines = scored(apart)
-    for packed, separate in zip(together, lines, strict=True):
+    for packed, separate in zip(together[:3], lines[:3], strict=True):
         for row in range(2):
             for segment in (1, 2):
                 real = batch.segment_ids_NT[row] == segment
