@@ -136,10 +136,8 @@ def step_gae(
     chex.assert_rank([reward_s, discount_s, value_s], 1)
     chex.assert_equal_shape([reward_s, discount_s, value_s])
     chex.assert_rank([lambda_, bootstrap_value], 0)
-    reward_s, discount_s, value_s = as_float(reward_s), as_float(discount_s), as_float(value_s)
-    next_value_s = _next(value_s, bootstrap_value)
-    delta_s = reward_s + discount_s * next_value_s - value_s
-    return reverse_recurrence(delta_s, discount_s * lambda_)
+    every_s = jnp.ones_like(value_s, bool)
+    return _gae(reward_s, discount_s, value_s, lambda_, every_s, bootstrap_value, 0.0)
 
 
 def token_gae(
@@ -149,6 +147,7 @@ def token_gae(
     lambda_: jax.Array | float,
     step_ids_t: jax.Array,
     bootstrap_value: jax.Array | float = 0.0,
+    bootstrap_advantage: jax.Array | float = 0.0,
 ) -> jax.Array:
     """Advantage of each sampled token: GAE over the active tokens of a row.
 
@@ -165,6 +164,8 @@ def token_gae(
         step_ids_t: [T] step of each token, -1 where dark.
         bootstrap_value: scalar critic behind the last active token; counts only where that
             token's discount is not 0.
+        bootstrap_advantage: scalar advantage behind it, that of the next sampled token; with both,
+            a long trajectory can be taken in pieces, the last one first.
 
     Returns:
         [T] advantages, 0 at dark tokens, not whitened, gradients not stopped.
@@ -184,23 +185,48 @@ def token_gae(
     """
     _check_step_ids(step_ids_t)
     chex.assert_equal_shape([reward_t, discount_t, value_t, step_ids_t])
-    chex.assert_rank([lambda_, bootstrap_value], 0)
-    active_t = step_ids_t >= 0
-    reward_t = jnp.where(active_t, as_float(reward_t), 0)
-    discount_t = jnp.where(active_t, as_float(discount_t), 0)
-    value_t = jnp.where(active_t, as_float(value_t), 0)
-
-    # A dark token hands on what lies behind it unchanged: x = 0, c = 1.
-    dark_t = (~active_t).astype(value_t.dtype)
-    next_value_t = _next(reverse_recurrence(value_t, dark_t, bootstrap_value), bootstrap_value)
-    delta_t = jnp.where(active_t, reward_t + discount_t * next_value_t - value_t, 0)
-    carried_t = reverse_recurrence(delta_t, jnp.where(active_t, discount_t * lambda_, 1))
-    return jnp.where(active_t, carried_t, 0)
+    chex.assert_rank([lambda_, bootstrap_value, bootstrap_advantage], 0)
+    behind = bootstrap_value, bootstrap_advantage
+    return _gae(reward_t, discount_t, value_t, lambda_, step_ids_t >= 0, *behind)
 
 
-def _next(x: jax.Array, behind: jax.Array | float) -> jax.Array:
-    """x_{t+1} at each t, `behind` at the last one."""
-    return jnp.append(x[1:], jnp.asarray(behind, x.dtype))[: x.shape[0]]
+def _gae(
+    reward: jax.Array,
+    discount: jax.Array,
+    value: jax.Array,
+    lambda_: jax.Array | float,
+    active: jax.Array,
+    bootstrap_value: jax.Array | float,
+    bootstrap_advantage: jax.Array | float,
+) -> jax.Array:
+    """GAE over the active elements: one backward pass that carries value and advantage.
+
+    Elements are visited one by one, as in `reverse_recurrence`, and a dark one hands on what lies
+    behind it, so that dark elements change no bit of the results wherever they are put in.
+    """
+    reward, discount, value = as_float(reward), as_float(discount), as_float(value)
+    dtype = jnp.result_type(reward, discount, value)
+    if reward.shape[0] == 0:
+        return reward.astype(dtype)
+    lambda_ = jnp.asarray(lambda_, dtype)
+
+    def visit(
+        behind: tuple[jax.Array, jax.Array], here: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        next_value, later = behind
+        # Selected before use, and here rather than ahead, which would be passes over the row.
+        on = here[3]
+        reward, discount, value = (jnp.where(on, x, 0) for x in here[:3])
+        delta = reward + discount * next_value - value
+        advantage = jnp.where(on, delta + discount * lambda_ * later, later)
+        return (jnp.where(on, value, next_value), advantage), advantage
+
+    # A carry made from elements of the row varies over a mesh as they do: shard_map asks for that.
+    zero = jnp.zeros_like(jnp.where(active[0], reward[0] + discount[0] + value[0], 0))
+    behind_value = zero + jnp.asarray(bootstrap_value, dtype)
+    behind = behind_value, zero + jnp.asarray(bootstrap_advantage, dtype)
+    carried = jax.lax.scan(visit, behind, (reward, discount, value, active), reverse=True)[1]
+    return jnp.where(active, carried, 0)
 
 
 class RunningMoments(NamedTuple):

@@ -206,6 +206,19 @@ def test_one_token_a_step_makes_steppo_token_gae_exactly(seed, bootstrap):
     np.testing.assert_array_equal(ops.broadcast_steps(by_step, ids), by_token)
 
 
+def test_a_trajectory_in_pieces_is_the_whole():
+    reward, discount, value, ids = random_row(3)
+    whole = ops.token_gae(reward, discount, value, 0.8, ids, 0.3)
+    cut = int(np.flatnonzero(ids >= 0)[1])  # the first active token of the later piece
+    pieces = [
+        ops.token_gae(
+            reward[:cut], discount[:cut], value[:cut], 0.8, ids[:cut], value[cut], whole[cut]
+        ),
+        ops.token_gae(reward[cut:], discount[cut:], value[cut:], 0.8, ids[cut:], 0.3),
+    ]
+    np.testing.assert_array_equal(jnp.concatenate(pieces), whole)
+
+
 def test_dark_tokens_are_cut_out():
     reward, discount, value, ids = random_row(4)
     kept = ids >= 0
