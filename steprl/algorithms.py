@@ -1,4 +1,4 @@
-"""Methods as data: a name, which credit, which ratio, and what a run must offer.
+"""Methods as data: a name, which credit, which loss, and what a run must offer.
 
 To add a method, write its credit as a function of a batch and the critic's values, and add a line
 to `ALGORITHMS`.
@@ -6,21 +6,55 @@ to `ALGORITHMS`.
 
 import difflib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from steprl.config import AlgorithmConfig
 from steprl.ops import (
+    appo_advantages,
+    appo_reward_scale,
+    branpo_advantages,
+    branpo_masks,
     broadcast_steps,
+    discounted_returns,
+    future_kl_policy_loss,
+    gigpo_advantages,
+    group_advantages,
     masked_whiten,
+    policy_loss,
     reduce_steps,
+    reinforce_pp_advantages,
+    reinforce_pp_baseline_advantages,
     step_gae,
     step_starts,
     token_gae,
 )
-from steprl.types import StepBatch
+from steprl.types import Branches, StepBatch
+
+
+def future_kl_loss(
+    *arrays: jax.Array, config: AlgorithmConfig, level: str, **settings: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of APPO in the form of `policy_loss`; its ratio is that of a token."""
+    future = config.future_kl
+    return future_kl_policy_loss(
+        *arrays,
+        weight=future.weight,
+        decay=future.decay,
+        future_clip=future.clip,
+        high_only=future.high_only,
+        safety=future.safety,
+        **settings,
+    )
+
+
+def clipped_loss(
+    *arrays: jax.Array, config: AlgorithmConfig, **settings: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`policy_loss`, which needs no settings of the method."""
+    return policy_loss(*arrays, **settings)
 
 
 class Credit(NamedTuple):
@@ -36,13 +70,39 @@ class Algorithm(NamedTuple):
 
     credit: Callable[[StepBatch, jax.Array, AlgorithmConfig], Credit]
     ratio_level: str  # "token", "step" or "sequence"
-    needs: tuple[str, ...]  # what a run must offer: "critic", ...
+    reduction: str  # of the loss, where actor.loss_agg_mode leaves it open
+    needs: tuple[str, ...] = ()  # what a run must offer: keys of LACKS
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] = clipped_loss
+
+
+_to_tokens = jax.vmap(broadcast_steps)
 
 
 def step_discounts(batch: StepBatch, gamma: float) -> jax.Array:
     """[N, S] gamma where a step follows, 0 at the last one: truncation counts as an end."""
     follows = jnp.pad(batch.mask_NS[:, 1:], ((0, 0), (0, 1)))
     return gamma * follows.astype(jnp.float32)
+
+
+def reward_of_tokens(batch: StepBatch) -> jax.Array:
+    """[N, T] the reward of each step at its last token."""
+    last_NT = jax.vmap(lambda ids_t: step_starts(ids_t[::-1])[::-1])(batch.step_ids_NT)
+    return jnp.where(last_NT, _to_tokens(batch.reward_NS, batch.step_ids_NT), 0.0)
+
+
+def scores(batch: StepBatch) -> jax.Array:
+    """[N] undiscounted return of each trajectory."""
+    return jnp.sum(jnp.where(batch.mask_NS, batch.reward_NS, 0.0), axis=1)
+
+
+def group_ids(batch: StepBatch) -> jax.Array:
+    """[N] int32 below N, the same for attempts at the same task; -1 for a row without any step."""
+    task_N = batch.task_N
+    ids_N = jnp.unique(task_N, return_inverse=True, size=task_N.shape[0])[1].reshape(task_N.shape)
+    return jnp.where(jnp.any(batch.mask_NS, axis=1), ids_N.astype(jnp.int32), -1)
+
+
+# --- With a critic --------------------------------------------------------------------------------
 
 
 def step_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
@@ -58,10 +118,9 @@ def step_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) 
     return_NS = advantage_NS + value_NS
     if config.norm_adv:
         advantage_NS = masked_whiten(advantage_NS, batch.mask_NS, epsilon_at="std")
-    to_tokens = jax.vmap(broadcast_steps)
     return Credit(
-        advantage_NT=to_tokens(advantage_NS, batch.step_ids_NT),
-        return_NT=to_tokens(return_NS, batch.step_ids_NT),
+        advantage_NT=_to_tokens(advantage_NS, batch.step_ids_NT),
+        return_NT=_to_tokens(return_NS, batch.step_ids_NT),
         critic_mask_NT=jax.vmap(step_starts)(batch.step_ids_NT),
     )
 
@@ -73,30 +132,162 @@ def token_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig)
     """
     active_NT = batch.step_ids_NT >= 0
     last_NT = jax.vmap(lambda ids_t: step_starts(ids_t[::-1])[::-1])(batch.step_ids_NT)
-    to_tokens = jax.vmap(broadcast_steps)
-    reward_NT = jnp.where(last_NT, to_tokens(batch.reward_NS, batch.step_ids_NT), 0.0)
-    follows_NT = to_tokens(step_discounts(batch, 1.0), batch.step_ids_NT)
+    follows_NT = _to_tokens(step_discounts(batch, 1.0), batch.step_ids_NT)
     discount_NT = config.gamma * jnp.where(last_NT, follows_NT, 1.0)
     gae = jax.vmap(token_gae, in_axes=(0, 0, 0, None, 0))
-    advantage_NT = gae(reward_NT, discount_NT, value_NT, config.lam, batch.step_ids_NT)
+    advantage_NT = gae(
+        reward_of_tokens(batch), discount_NT, value_NT, config.lam, batch.step_ids_NT
+    )
     return_NT = jnp.where(active_NT, advantage_NT + value_NT, 0.0)
     if config.norm_adv:
         advantage_NT = masked_whiten(advantage_NT, active_NT)
     return Credit(advantage_NT, return_NT, active_NT)
 
 
+# --- Without ---------------------------------------------------------------------------------------
+
+
+def _without_critic(advantage_NT: jax.Array) -> Credit:
+    nothing_NT = jnp.zeros(advantage_NT.shape, bool)
+    return Credit(advantage_NT, jnp.zeros_like(advantage_NT), nothing_NT)
+
+
+def group_credit(kind: str) -> Callable[[StepBatch, jax.Array, AlgorithmConfig], Credit]:
+    """A trajectory against the other attempts at its task: GRPO (arXiv 2402.03300), Dr.GRPO
+    (arXiv 2503.20783), RLOO (arXiv 2402.14740); all its tokens share the advantage."""
+
+    def credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
+        rows = batch.task_N.shape[0]
+        advantage_N = group_advantages(scores(batch), group_ids(batch), rows, kind)
+        active_NT = batch.step_ids_NT >= 0
+        return _without_critic(jnp.where(active_NT, advantage_N[:, None], 0.0))
+
+    return credit
+
+
+def reinforce_pp_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
+    """REINFORCE++ (arXiv 2501.03262): returns of tokens, whitened over the tokens of the batch."""
+    advantage_NT, _ = reinforce_pp_advantages(
+        reward_of_tokens(batch), batch.step_ids_NT, config.gamma
+    )
+    return _without_critic(advantage_NT)
+
+
+def reinforce_pp_baseline_credit(
+    batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig
+) -> Credit:
+    """REINFORCE++ with the mean of the group as baseline, whitened over the tokens of the batch."""
+    ids_N, rows = group_ids(batch), batch.task_N.shape[0]
+    return _without_critic(
+        reinforce_pp_baseline_advantages(scores(batch), ids_N, rows, batch.step_ids_NT)
+    )
+
+
+def gigpo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
+    """GiGPO (arXiv 2505.10978): the trajectory in its group, and each step among the steps of the
+    group that saw the same."""
+    assert batch.anchor_NS is not None, "gigpo needs the anchors of the batch"
+    returns = jax.vmap(discounted_returns)
+    advantage_NS = gigpo_advantages(
+        scores(batch),
+        group_ids(batch),
+        batch.task_N.shape[0],
+        returns(batch.reward_NS, step_discounts(batch, config.gamma)),
+        batch.anchor_NS,
+        batch.mask_NS.size,
+        step_weight=config.step_advantage_w,
+        where_ns=batch.mask_NS,
+    )
+    return _without_critic(_to_tokens(advantage_NS, batch.step_ids_NT))
+
+
+def branpo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
+    """BranPO (arXiv 2602.03719): the shared prefix by the mean of its suffixes, each suffix among
+    all of its task, and nothing for the redundant step of a suffix that was right but longer."""
+    branches, score_N, rows = _branches(batch), scores(batch), batch.task_N.shape[0]
+    own_N = branches.origin_N == jnp.arange(rows)
+    masks = branpo_masks(batch.step_ids_NT, branches.step_N, own_N)
+    total_N = jax.ops.segment_sum(score_N, branches.origin_N, rows)
+    number_N = jax.ops.segment_sum(jnp.ones_like(score_N), branches.origin_N, rows)
+    advantage_NT = branpo_advantages(
+        total_N / jnp.maximum(number_N, 1.0),
+        score_N,
+        branches.preference_N,
+        group_ids(batch),
+        rows,
+        *masks,
+        redundant=config.redundant,
+    )
+    return _without_critic(advantage_NT)
+
+
+def appo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
+    """APPO (arXiv 2606.12384): originals and branches each in a group of their own; what a branch
+    is worth against the others goes to the prefix that it shares with its original."""
+    branches, rows = _branches(batch), batch.task_N.shape[0]
+    row_N = jnp.arange(rows)
+    own_N = branches.origin_N == row_N
+    reward_NT = appo_reward_scale(
+        reward_of_tokens(batch),
+        branches.origin_N,
+        branches.token_N,
+        branches.score_N,
+        ~own_N,
+        discount=config.reward_scale_discount,
+    )
+    advantage_NT = appo_advantages(
+        jnp.sum(reward_NT, axis=1),
+        group_ids(batch),
+        rows,
+        own_N,
+        batch.step_ids_NT >= 0,
+        branches.origin_N,
+        row_N,
+        branches.token_N,
+    )
+    return _without_critic(advantage_NT)
+
+
+def _branches(batch: StepBatch) -> Branches:
+    assert batch.branches is not None, "the method needs the branches of the batch"
+    return batch.branches
+
+
+# --- The table -------------------------------------------------------------------------------------
+
+STEPS, TOKENS, ROWS = "step-mean-token-mean", "token-mean", "seq-mean-token-mean"
+
 ALGORITHMS: dict[str, Algorithm] = {
-    "steppo": Algorithm(step_credit, "step", ("critic",)),
-    "ppo": Algorithm(token_credit, "token", ("critic",)),
+    "steppo": Algorithm(step_credit, "step", STEPS, ("critic",)),
+    "ppo": Algorithm(token_credit, "token", TOKENS, ("critic",)),
+    "grpo": Algorithm(group_credit("grpo"), "token", ROWS, ("group",)),
+    "dr_grpo": Algorithm(group_credit("dr_grpo"), "token", "seq-mean-token-sum-norm", ("group",)),
+    "rloo": Algorithm(group_credit("rloo"), "token", "seq-mean-token-sum", ("group",)),
+    "reinforce_pp": Algorithm(reinforce_pp_credit, "token", TOKENS),
+    "reinforce_pp_baseline": Algorithm(reinforce_pp_baseline_credit, "token", TOKENS, ("group",)),
+    "gspo": Algorithm(group_credit("grpo"), "sequence", ROWS, ("group",)),
+    "gigpo": Algorithm(gigpo_credit, "token", STEPS, ("group", "anchors")),
+    "branpo": Algorithm(branpo_credit, "token", TOKENS, ("group", "branches")),
+    "appo": Algorithm(appo_credit, "token", TOKENS, ("group", "branches"), future_kl_loss),
+}
+
+LACKS = {
+    "critic": "learns from a critic, and model.value_head=none has none: "
+    "set model.value_head=shared or separate",
+    "group": "compares attempts at the same task, and rollout.n=1 makes one at each: "
+    "set rollout.n=8 (and rollout.batch_size, the number of tasks, accordingly)",
+    "anchors": "compares steps that saw the same, and this run does not say what a step saw",
+    "branches": "learns from branches of a shared prefix, and rollouts do not branch yet: its "
+    "credit and loss are functions of steprl.ops; train with one of {others}",
 }
 
 
-def algorithm(name: str, offers: tuple[str, ...] = ("critic",)) -> Algorithm:
+def algorithm(name: str, offers: tuple[str, ...] = tuple(LACKS)) -> Algorithm:
     """The method of that name.
 
     Args:
         name: key of `ALGORITHMS`.
-        offers: what the run has; "critic" when the model has a value head.
+        offers: what the run has, of the keys of `LACKS`; everything by default.
 
     Raises:
         ValueError: no such method, or the run lacks what it needs.
@@ -105,10 +296,11 @@ def algorithm(name: str, offers: tuple[str, ...] = ("critic",)) -> Algorithm:
         near = difflib.get_close_matches(name, ALGORITHMS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(ALGORITHMS)}"
         raise ValueError(f"algorithm.name={name!r} is unknown: {hint}")
-    missing = [need for need in ALGORITHMS[name].needs if need not in offers]
-    if "critic" in missing:
-        raise ValueError(
-            f"algorithm.name={name} learns from a critic, and model.value_head=none has none: "
-            "set model.value_head=shared or separate"
-        )
+    others = [key for key, method in ALGORITHMS.items() if "branches" not in method.needs]
+    # The last need is the one that is hardest to provide: say that one.
+    for need in reversed(ALGORITHMS[name].needs):
+        if need not in offers:
+            raise ValueError(
+                f"algorithm.name={name} " + LACKS[need].format(others=", ".join(others))
+            )
     return ALGORITHMS[name]

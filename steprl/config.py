@@ -24,6 +24,8 @@ LOSS_AGG_MODES = (
     "step-mean-token-sum",
     "step-mean-token-mean",
 )
+_KL = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
+KL_PENALTIES: tuple[str, ...] = (*_KL, *(f"{kind}+" for kind in _KL))
 LOGGERS = ("jsonl", "tensorboard", "wandb")
 
 
@@ -106,11 +108,53 @@ class SftConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class KlControlConfig:
+    """Coefficient of the KL penalty in the reward."""
+
+    type: str = _field("fixed", choices=("fixed", "adaptive"))
+    kl_coef: float = _field(0.001, 0.0)
+    target_kl: float = _field(0.1, 1e-8)  # adaptive: KL aimed at
+    horizon: float = _field(10_000.0, 1.0)  # adaptive: trajectories over which it adapts
+
+
+@dataclasses.dataclass(frozen=True)
+class FutureKlConfig:
+    """Future-KL loss of APPO; function defaults of the reference."""
+
+    weight: float = _field(1.0, 0.0)  # how much of the future is added to the advantage
+    decay: float = _field(128.0, 1e-3)  # tokens after which the future counts half
+    clip: float = _field(0.2, 0.0)  # 0 = capped at 10 only
+    high_only: bool = False  # never below 1
+    safety: float = _field(4.0, 0.0)  # ratio above which a bad action is not amplified
+
+
+@dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
     name: str = "steppo"
     gamma: float = _field(1.0, 0.0, 1.0)
     lam: float = _field(0.95, 0.0, 1.0)
-    norm_adv: bool = True  # whiten advantages, over steps or tokens as the method says
+    norm_adv: bool = True  # whiten advantages of a critic, over steps or tokens as the method says
+    # What is done to rewards, each off as in the papers.
+    use_kl_in_reward: bool = False
+    kl_penalty: str = _field("kl", choices=KL_PENALTIES)
+    kl_ctrl: KlControlConfig = KlControlConfig()
+    scale_rewards: bool = False  # by the running deviation of the returns
+    bootstrap_truncated: bool = False  # a limit is not an end: add the critic's value behind it
+    # Groups of attempts at one task.
+    filter_groups: bool = False  # leave out tasks whose attempts all scored the same
+    filter_groups_denominator: str = _field("kept", choices=("kept", "all"))  # of the loss
+    step_advantage_w: float = _field(1.0, 0.0)  # gigpo: weight of the step term
+    # gigpo: text similarity from which two observations are the same; None = equal ones only
+    similarity_thresh: float | None = _field(None, 0.0, 1.0)
+    # Importance weights against the policy that sampled (verl's rollout correction); off takes the
+    # rollout's own log-probs as the old ones.
+    rollout_is: str = _field("off", choices=("off", "token", "step", "sequence"))
+    rollout_is_threshold: float = _field(2.0, 1.0)
+    rollout_is_mode: str = _field("truncate", choices=("truncate", "mask"))
+    # branpo and appo
+    redundant: str = _field("first_step", choices=("first_step", "suffix"))
+    reward_scale_discount: float = _field(0.9, 0.0, 1.0)
+    future_kl: FutureKlConfig = FutureKlConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +170,13 @@ class ActorConfig:
     clip_ratio_low: float = _field(0.2, 0.0, 1.0)
     clip_ratio_high: float = _field(0.2, 0.0)
     clip_ratio_c: float = _field(3.0, 0.0)  # dual clip, 0 = off, otherwise above 1
-    loss_agg_mode: str = _field("token-mean", choices=LOSS_AGG_MODES)
+    loss_agg_mode: str | None = _field(None, choices=LOSS_AGG_MODES)  # None = the method's own
+    # Divisor of seq-mean-token-sum-norm; None = the most tokens that a trajectory can sample.
+    loss_scale_factor: float | None = _field(None, 1.0)
     entropy_coeff: float = _field(0.0, 0.0)
+    use_kl_loss: bool = False  # stay near the policy that training began with
+    kl_loss_coef: float = _field(0.001, 0.0)
+    kl_loss_type: str = _field("low_var_kl", choices=KL_PENALTIES)
     ppo_epochs: int = _field(2, 1)
     ppo_mini_batch_size: int = _field(64, 1)  # trajectories an optimiser step
     ppo_micro_batch_size: int = _field(0, 0)  # trajectories a gradient, 0 = the mini-batch
@@ -322,6 +371,16 @@ def check_consistency(config: Config) -> None:
         )
     if rollout.temperature == 0.0:
         raise ConfigError("rollout.temperature=0.0: training samples, it must be above 0")
+    similarity = config.algorithm.similarity_thresh
+    if similarity is not None and not 0 < similarity < 1:
+        raise ConfigError(
+            f"algorithm.similarity_thresh={similarity}: must lie between 0 and 1, ends excluded; "
+            "null compares for equality"
+        )
+    if config.algorithm.rollout_is != "off" and config.algorithm.rollout_is_threshold <= 1:
+        raise ConfigError(
+            f"algorithm.rollout_is_threshold={config.algorithm.rollout_is_threshold}: must be above 1"
+        )
     strangers = [name for name in config.trainer.logger if name not in LOGGERS]
     if strangers:
         raise ConfigError(f"trainer.logger={strangers[0]!r}: allowed are {', '.join(LOGGERS)}")

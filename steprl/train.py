@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from steprl.algorithms import algorithm
@@ -28,11 +27,11 @@ from steprl.evaluation import evaluate_all
 from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
 from steprl.models import DecoderConfig, decoder_config, make_policy
 from steprl.optimizer import make_optimizer
-from steprl.rollout import Player, attempts, make_player, summary, words_of
+from steprl.rollout import Player, attempts, make_player, summary, with_anchors, words_of
 from steprl.sft import as_abstract, warm_start
 from steprl.sharding import make_mesh, state_shardings
 from steprl.types import Params, Policy
-from steprl.update import TrainState, make_update
+from steprl.update import TrainState, initial_state, make_update
 
 
 class Session(NamedTuple):
@@ -60,8 +59,7 @@ def setup(config: Config) -> Session:
     Raises:
         ValueError: the settings do not fit each other or the devices.
     """
-    offers = ("critic",) if config.model.value_head != "none" else ()
-    algorithm(config.algorithm.name, offers)
+    _check_method(config)
     for backend, package in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if backend in config.trainer.logger and importlib.util.find_spec(package) is None:
             raise ValueError(f"trainer.logger: {backend} was asked for, so `pip install {package}`")
@@ -93,6 +91,24 @@ def setup(config: Config) -> Session:
     )
     policy = make_policy(model)
     return Session(config, mesh, model, policy, make_player(config, policy, mesh))
+
+
+def _check_method(config: Config) -> None:
+    """The method exists and the run gives it what it needs."""
+    critic = config.model.value_head != "none"
+    offers = ["anchors"] + ["critic"] * critic + ["group"] * (config.rollout.n > 1)
+    method = algorithm(config.algorithm.name, tuple(offers))
+    learnt = "critic" in method.needs
+    if config.algorithm.bootstrap_truncated and not learnt:
+        raise ValueError(
+            f"algorithm.bootstrap_truncated asks the critic, and {config.algorithm.name} trains none: "
+            "use steppo or ppo, or turn it off"
+        )
+    if config.algorithm.filter_groups and "group" not in method.needs:
+        raise ValueError(
+            f"algorithm.filter_groups leaves out groups of attempts, and {config.algorithm.name} "
+            "compares none: turn it off"
+        )
 
 
 def abstract_params(session: Session) -> Params:
@@ -191,8 +207,10 @@ def _reinforce(
     updates = total * config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
     optimizer = make_optimizer(config.actor, config.critic, updates)
 
+    method = algorithm(config.algorithm.name)
+
     def fresh(params: Params) -> TrainState:
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        return initial_state(params, optimizer, config)
 
     shapes = jax.eval_shape(fresh, params)
     shardings = state_shardings(shapes, mesh)
@@ -202,7 +220,7 @@ def _reinforce(
     else:
         state = restore(folder, as_abstract(shapes, shardings)).state
     update = jax.jit(
-        make_update(policy, algorithm(config.algorithm.name), optimizer, config, mesh),
+        make_update(policy, method, optimizer, config, mesh),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )
@@ -231,6 +249,8 @@ def _reinforce(
                 top_k=rollout.top_k, top_p=rollout.top_p,
             )  # fmt: skip
             metrics = jax.device_get(summarise(batch))
+            if "anchors" in method.needs:
+                batch = with_anchors(batch, player.tokenizer, config.algorithm.similarity_thresh)
             clock.lap("gen")
             state, learnt = update(state, batch, jax.random.fold_in(update_key, iteration))
             metrics |= jax.device_get(learnt)

@@ -9,10 +9,21 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from steprl.algorithms import Algorithm, Credit
+from steprl.algorithms import Algorithm, Credit, group_ids, scores
 from steprl.config import Config
 from steprl.models.scoring import Scores, score
-from steprl.ops import aggregation_weights, masked_mean, masked_variance, policy_loss, value_loss
+from steprl.ops import (
+    RunningMoments,
+    adaptive_kl_coefficient,
+    aggregation_weights,
+    informative_groups,
+    kl_penalty,
+    masked_mean,
+    masked_variance,
+    rollout_correction_weights,
+    value_loss,
+)
+from steprl.rewards import bootstrap_truncated, penalise_kl, scale_rewards
 from steprl.sharding import BATCH
 from steprl.types import Params, Policy, StepBatch
 
@@ -25,6 +36,28 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: Any
     iteration: jax.Array  # int32, finished iterations
+    # Only of reinforcement learning:
+    kl_coef: jax.Array | None = None  # of the KL penalty in the reward
+    moments: RunningMoments | None = None  # of the returns, for the scale of the rewards
+    reference: Params | None = None  # the policy training began with, where a KL term asks for it
+
+
+def initial_state(
+    params: Params, optimizer: optax.GradientTransformation, config: Config
+) -> TrainState:
+    """The state in which training begins."""
+    algorithm = config.algorithm
+    needed = algorithm.use_kl_in_reward or config.actor.use_kl_loss
+    moments = RunningMoments()
+    return TrainState(
+        params,
+        optimizer.init(params),
+        jnp.zeros((), jnp.int32),
+        jnp.asarray(algorithm.kl_ctrl.kl_coef, jnp.float32),
+        RunningMoments(*(jnp.asarray(x, jnp.float32) for x in moments)),
+        # A copy: the update is given the buffers of the parameters to write into.
+        jax.tree.map(jnp.copy, params) if needed else None,
+    )
 
 
 class Sample(NamedTuple):
@@ -32,7 +65,11 @@ class Sample(NamedTuple):
 
     batch: StepBatch
     credit: Credit
-    old: Scores
+    value_NT: jax.Array  # of the critic when the batch came in
+    old_logprob_NT: jax.Array
+    rollout_weight_NT: jax.Array | None
+    ref_logprob_NT: jax.Array | None
+    keep_N: jax.Array  # bool, the row is learnt from
     policy_weight_NT: jax.Array  # of each token in the loss of its mini-batch
     value_weight_NT: jax.Array
 
@@ -51,29 +88,32 @@ def make_update(
     over micro-batches. A step whose loss or gradient is not finite changes nothing and is counted
     in `train/nonfinite`.
     """
-    actor, critic = config.actor, config.critic
+    actor, critic, settings = config.actor, config.critic, config.algorithm
+    reduction = actor.loss_agg_mode or method.reduction
     temperature, chunk = config.rollout.temperature, config.model.logprob_chunk
 
     def loss(params: Params, sample: Sample) -> tuple[jax.Array, Metrics]:
         batch, credit = sample.batch, sample.credit
         new = score(policy, params, batch, temperature, chunk)
-        pg_loss, pg = policy_loss(
+        pg_loss, pg = method.loss(
             new.logprob_NT,
-            batch.logprob_NT,
+            sample.old_logprob_NT,
             credit.advantage_NT,
             batch.step_ids_NT,
+            config=settings,
             level=method.ratio_level,
             clip_low=actor.clip_ratio_low,
             clip_high=actor.clip_ratio_high,
             dual_clip=actor.clip_ratio_c or None,
             weights=sample.policy_weight_NT,
+            rollout_weights=sample.rollout_weight_NT,
         )
         entropy = jnp.sum(sample.policy_weight_NT * new.entropy_NT)
         asked_NT = jnp.where(credit.critic_mask_NT, batch.step_ids_NT, -1)
         vf_loss, vf = value_loss(
             new.value_NT,
             credit.return_NT,
-            sample.old.value_NT,
+            sample.value_NT,
             asked_NT,
             clip=critic.cliprange_value,
             weights=sample.value_weight_NT,
@@ -84,13 +124,27 @@ def make_update(
             "critic/vf_loss": vf_loss,
             "actor/entropy_loss": entropy,
         }
+        if actor.use_kl_loss and sample.ref_logprob_NT is not None:
+            kl_NT = kl_penalty(
+                new.logprob_NT, sample.ref_logprob_NT, actor.kl_loss_type, batch.step_ids_NT
+            )
+            kl_loss = jnp.sum(sample.policy_weight_NT * kl_NT)
+            total = total + actor.kl_loss_coef * kl_loss
+            metrics["actor/kl_loss"] = kl_loss
         metrics |= {f"actor/{name}": value for name, value in pg.items()}
         metrics |= {f"critic/{name}": value for name, value in vf.items()}
         return total, metrics
 
     def optimise(state: tuple[Params, Any], sample: Sample) -> tuple[tuple[Params, Any], Metrics]:
         params, opt_state = state
-        weights = aggregation_weights(sample.batch.step_ids_NT, actor.loss_agg_mode)
+        ids_NT = sample.batch.step_ids_NT
+        kept_NT = jnp.where(sample.keep_N[:, None], ids_NT, -1)
+        counted_NT = ids_NT if settings.filter_groups_denominator == "all" else kept_NT
+        # The same number in every batch, whatever length its rows were padded to.
+        most = sample.batch.reward_NS.shape[1] * config.rollout.response_length
+        factor = actor.loss_scale_factor or most
+        weights = aggregation_weights(counted_NT, reduction, loss_scale_factor=factor)
+        weights = jnp.where(kept_NT >= 0, weights, 0.0)
         asked_NT = sample.credit.critic_mask_NT
         sample = sample._replace(
             policy_weight_NT=weights, value_weight_NT=asked_NT / jnp.maximum(jnp.sum(asked_NT), 1)
@@ -107,11 +161,66 @@ def make_update(
         metrics |= {"actor/grad_norm": norm, "train/nonfinite": (~fine).astype(jnp.float32)}
         return (params, opt_state), metrics
 
+    def reshape_rewards(
+        state: TrainState, batch: StepBatch, old: Scores, reference: jax.Array | None
+    ) -> tuple[StepBatch, jax.Array, RunningMoments, Metrics]:
+        assert state.kl_coef is not None and state.moments is not None
+        kl_coef, moments = state.kl_coef, state.moments
+        report: Metrics = {}
+        if settings.use_kl_in_reward and reference is not None:
+            batch, kl = penalise_kl(
+                batch, batch.logprob_NT, reference, kl_coef, settings.kl_penalty
+            )
+            report |= {"actor/reward_kl_penalty": kl, "actor/reward_kl_penalty_coeff": kl_coef}
+            control = settings.kl_ctrl
+            if control.type == "adaptive":
+                rows = batch.task_N.shape[0]
+                new_coef = adaptive_kl_coefficient(
+                    kl_coef, kl, rows, target=control.target_kl, horizon=control.horizon
+                )
+                kl_coef = jnp.where(jnp.isfinite(new_coef), new_coef, kl_coef)
+        if settings.scale_rewards:
+            batch, new, factor = scale_rewards(batch, moments, settings.gamma)
+            fine = jnp.isfinite(factor)
+            moments = jax.tree.map(lambda new, old: jnp.where(fine, new, old), new, moments)
+            report["critic/reward_scale"] = factor
+        if settings.bootstrap_truncated:
+            batch = bootstrap_truncated(batch, old.final_value_N, settings.gamma)
+        return batch, kl_coef, moments, report
+
     def update(state: TrainState, batch: StepBatch, key: jax.Array) -> tuple[TrainState, Metrics]:
         old = score(policy, state.params, batch, temperature, chunk)
-        credit = method.credit(batch, old.value_NT, config.algorithm)
+        reference = None
+        if state.reference is not None:
+            reference = score(policy, state.reference, batch, temperature, chunk).logprob_NT
+        informative_N = informative_groups(scores(batch), group_ids(batch), batch.task_N.shape[0])
+        report = _batch_metrics(batch, old)
+        batch, kl_coef, moments, done = reshape_rewards(state, batch, old, reference)
+        credit = method.credit(batch, old.value_NT, settings)
+        report |= done | _advantage_metrics(credit, batch)
+        if "critic" in method.needs:
+            report |= _critic_metrics(credit, old.value_NT)
+        old_logprob_NT, weight_NT = batch.logprob_NT, None
+        if settings.rollout_is != "off":
+            old_logprob_NT = old.logprob_NT
+            weight_NT, correction = rollout_correction_weights(
+                old.logprob_NT,
+                batch.logprob_NT,
+                batch.step_ids_NT,
+                level=settings.rollout_is,
+                bound=settings.rollout_is_threshold,
+                how=settings.rollout_is_mode,
+            )
+            report |= {f"rollout_corr/{name}": value for name, value in correction.items()}
+        keep_N = jnp.ones(batch.task_N.shape, bool)
+        if "group" in method.needs:
+            report["rollout/informative_frac"] = jnp.mean(informative_N.astype(jnp.float32))
+            if settings.filter_groups:
+                keep_N = informative_N
         blank = jnp.zeros_like(old.value_NT)
-        whole = Sample(batch, credit, old, blank, blank)
+        whole = Sample(
+            batch, credit, old.value_NT, old_logprob_NT, weight_NT, reference, keep_N, blank, blank
+        )
         rows, size = batch.tokens_NT.shape[0], actor.ppo_mini_batch_size
 
         def epoch(state: tuple[Params, Any], key: jax.Array) -> tuple[tuple[Params, Any], Metrics]:
@@ -124,10 +233,11 @@ def make_update(
         (params, opt_state), metrics = jax.lax.scan(
             epoch, (state.params, state.opt_state), epoch_keys
         )
-        report = {name: jnp.mean(value) for name, value in metrics.items()}
+        report |= {name: jnp.mean(value) for name, value in metrics.items()}
         report["train/nonfinite"] = jnp.sum(metrics["train/nonfinite"])
-        report |= _batch_metrics(batch, credit, old)
-        return TrainState(params, opt_state, state.iteration + 1), report
+        iteration = state.iteration + 1
+        state = TrainState(params, opt_state, iteration, kl_coef, moments, state.reference)
+        return state, report
 
     return update
 
@@ -154,20 +264,33 @@ def _gradient(
     }
 
 
-def _batch_metrics(batch: StepBatch, credit: Credit, old: Scores) -> Metrics:
-    """Of the whole batch, before the first optimiser step."""
-    active_NT, asked_NT = batch.step_ids_NT >= 0, credit.critic_mask_NT
+def _batch_metrics(batch: StepBatch, old: Scores) -> Metrics:
+    """Training and decoding are one forward pass: 0 and 1 up to rounding."""
+    active_NT = batch.step_ids_NT >= 0
     gap_NT = jnp.where(active_NT, old.logprob_NT - batch.logprob_NT, 0.0)
-    error = masked_variance(credit.return_NT - old.value_NT, asked_NT)
-    spread = masked_variance(credit.return_NT, asked_NT)
     return {
-        "critic/vf_explained_var": 1.0 - error / jnp.maximum(spread, 1e-8),
-        "critic/values/mean": masked_mean(old.value_NT, asked_NT),
-        "critic/returns/mean": masked_mean(credit.return_NT, asked_NT),
+        "agree/logp_absmax": jnp.max(jnp.abs(gap_NT)),
+        "agree/ratio_mean": masked_mean(jnp.exp(gap_NT), active_NT),
+    }
+
+
+def _advantage_metrics(credit: Credit, batch: StepBatch) -> Metrics:
+    """Of the whole batch, before the first optimiser step."""
+    active_NT = batch.step_ids_NT >= 0
+    return {
         "critic/advantages/mean": masked_mean(credit.advantage_NT, active_NT),
         "critic/advantages/max": jnp.max(jnp.where(active_NT, credit.advantage_NT, -jnp.inf)),
         "critic/advantages/min": jnp.min(jnp.where(active_NT, credit.advantage_NT, jnp.inf)),
-        # Training and decoding are one forward pass: 0 and 1 up to rounding.
-        "agree/logp_absmax": jnp.max(jnp.abs(gap_NT)),
-        "agree/ratio_mean": masked_mean(jnp.exp(gap_NT), active_NT),
+    }
+
+
+def _critic_metrics(credit: Credit, value_NT: jax.Array) -> Metrics:
+    """Of the critic that the batch met."""
+    asked_NT = credit.critic_mask_NT
+    error = masked_variance(credit.return_NT - value_NT, asked_NT)
+    spread = masked_variance(credit.return_NT, asked_NT)
+    return {
+        "critic/vf_explained_var": 1.0 - error / jnp.maximum(spread, 1e-8),
+        "critic/values/mean": masked_mean(value_NT, asked_NT),
+        "critic/returns/mean": masked_mean(credit.return_NT, asked_NT),
     }

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steprl.config import Config, load_config
-from steprl.types import StepBatch
+from steprl.types import Branches, StepBatch
 
 SMALL = (
     "model.d_model=16",
@@ -38,7 +38,8 @@ def random_batch(
 ) -> StepBatch:
     """Ragged trajectories with holes: prompt, then a block a step of action and observation.
 
-    Log-probs are made up (about one nat below nothing); the critic is asked nowhere.
+    Log-probs are made up (about one nat below nothing); the critic is asked nowhere. Rows are two
+    attempts at each task; of the last four tasks the second attempt branched off from the first.
     """
     rng = np.random.default_rng(seed)
     prompt, seen = 3, 2
@@ -71,8 +72,23 @@ def random_batch(
         valid_NS=mask,
         stop_NS=mask.astype(np.int32),
         success_N=np.zeros(rows, bool),
-        task_N=np.arange(rows, dtype=np.int32),
-        sample_N=np.zeros(rows, np.int32),
+        task_N=np.arange(rows, dtype=np.int32) // 2,
+        sample_N=np.arange(rows, dtype=np.int32) % 2,
+        # Each task shows one of two observations at a step.
+        anchor_NS=np.where(
+            mask, np.arange(rows)[:, None] // 2 * 2 + rng.integers(0, 2, mask.shape), -1
+        ).astype(np.int32),
+    )
+    row = np.arange(rows, dtype=np.int32)
+    branched = (row % 2 == 1) & (row >= rows - 8)
+    middle = mask.sum(axis=1).astype(np.int32) // 2
+    branches = dict(
+        origin_N=np.where(branched, row - 1, row),
+        step_N=middle,
+        token_N=np.where(branched, prompt + middle * (action + seen), -1).astype(np.int32),
+        score_N=np.where(branched, rng.uniform(-1, 1, rows), 0).astype(np.float32),
+        preference_N=np.where(branched, rng.integers(-1, 2, rows), 0).astype(np.int32),
     )
     arrays = {name: jnp.asarray(value) for name, value in arrays.items()}
-    return StepBatch(**arrays, action_width=steps * action)
+    branches = {name: jnp.asarray(value) for name, value in branches.items()}
+    return StepBatch(**arrays, branches=Branches(**branches), action_width=steps * action)

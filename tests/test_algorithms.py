@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steprl.algorithms import ALGORITHMS, Credit, algorithm, step_credit, token_credit
+from steprl.algorithms import ALGORITHMS, Algorithm, Credit, algorithm, step_credit, token_credit
 from steprl.config import AlgorithmConfig
-from steprl.ops import aggregation_weights, policy_loss, value_loss
+from steprl.ops import aggregation_weights, value_loss
 from steprl.train import setup
-from steprl.types import StepBatch
+from steprl.types import Branches, StepBatch
 from tests.small import random_batch, small_config
 
 RAW = AlgorithmConfig(norm_adv=False, gamma=0.9, lam=0.8)
@@ -36,7 +36,7 @@ def table(step_ids, rewards) -> StepBatch:
     whole, no = jnp.zeros(ids.shape, jnp.int32), jnp.zeros(1, jnp.int32)
     return StepBatch(
         whole, whole, whole + 1, ids, dark, dark, reward, there, there, there, there,
-        there.astype(jnp.int32), no > 0, no, no, ids.shape[1],
+        there.astype(jnp.int32), no > 0, no, no, action_width=ids.shape[1],
     )  # fmt: skip
 
 
@@ -151,12 +151,12 @@ def test_whitening_counts_a_step_once_and_not_by_its_tokens():
 # Laws
 
 
-def losses(batch: StepBatch, credit: Credit, level: str, logprob_NT, value_NT):
+def losses(batch: StepBatch, credit: Credit, method: Algorithm, logprob_NT, value_NT):
     """The loss of an update on one mini-batch, as a function of the policy's answers."""
     asked = credit.critic_mask_NT
-    pg, metrics = policy_loss(
+    pg, metrics = method.loss(
         logprob_NT, batch.logprob_NT, credit.advantage_NT, batch.step_ids_NT,
-        level=level, clip_low=0.2, clip_high=0.2, dual_clip=3.0,
+        config=RAW, level=method.ratio_level, clip_low=0.2, clip_high=0.2, dual_clip=3.0,
         weights=aggregation_weights(batch.step_ids_NT, "token-mean"),
     )  # fmt: skip
     ids = jnp.where(asked, batch.step_ids_NT, -1)
@@ -171,7 +171,7 @@ def loss_and_gradient(batch: StepBatch, value_NT, config: AlgorithmConfig, name:
     credit = method.credit(batch, value_NT, config)
 
     def loss(answers):
-        return losses(batch, credit, method.ratio_level, *answers)
+        return losses(batch, credit, method, *answers)
 
     return jax.value_and_grad(loss, has_aux=True)((batch.logprob_NT + shift, value_NT + 0.1))
 
@@ -260,10 +260,18 @@ def padded(batch: StepBatch, rows: int, tokens: int, steps: int) -> StepBatch:
     extra = {}
     for field in dataclasses.fields(batch):
         array = getattr(batch, field.name)
+        if array is None:
+            continue
+        if field.name == "branches":
+            total = batch.task_N.shape[0] + rows
+            own = jnp.arange(total, dtype=jnp.int32).at[: total - rows].set(array.origin_N)
+            more = [jnp.pad(x, (0, rows)) for x in array]
+            extra[field.name] = Branches(*more)._replace(origin_N=own)
+            continue
         if field.name.endswith("_NT"):
             widths, fill = ((0, rows), (0, tokens)), -1 if "step_ids" in field.name else 0
         elif field.name.endswith("_NS"):
-            widths, fill = ((0, rows), (0, steps)), 0
+            widths, fill = ((0, rows), (0, steps)), -1 if "anchor" in field.name else 0
         elif field.name.endswith("_N"):
             widths, fill = ((0, rows),), 0
         else:

@@ -23,7 +23,7 @@ PACKAGE = "steprl"
 FLOORS = (
     ("ops", "types", "config"),
     ("models", "sampling", "envs", "tools", "optimizer", "sharding", "checkpoint", "metrics"),
-    ("algorithms", "rollout", "routing", "synthesis"),
+    ("algorithms", "rewards", "rollout", "routing", "synthesis"),
     ("train", "sft", "evaluation", "update", "report", "transcripts", "run_directory"),
     ("cli",),
 )

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from steprl.config import ActorConfig, CriticConfig, MeshConfig
+from steprl.config import ActorConfig, Config, CriticConfig, MeshConfig
 from steprl.models import decoder_config, make_policy
 from steprl.models.presets import PRESETS
 from steprl.optimizer import make_optimizer, make_sft_optimizer
@@ -22,7 +22,7 @@ from steprl.sharding import (
     spec_of,
     state_shardings,
 )
-from steprl.update import TrainState
+from steprl.update import initial_state
 from tests.small import small_config
 
 # What the rules are meant to say, in other words: kind of parameter -> what is split over fsdp.
@@ -109,9 +109,7 @@ def test_the_state_of_the_optimiser_stands_beside_its_parameters(phase, value_he
         "sft": make_sft_optimizer(config.sft),
     }[phase]
     params = params_of("tiny", value_head)
-    state = jax.eval_shape(
-        lambda p: TrainState(p, optimizer.init(p), jnp.zeros((), jnp.int32)), params
-    )
+    state = jax.eval_shape(lambda p: initial_state(p, optimizer, Config()), params)
     shardings = state_shardings(state, mesh)
     spec_of_name = {
         name_of(path): sharding.spec
@@ -201,7 +199,7 @@ def test_rows_that_cannot_be_split_are_counted():
 def test_a_state_is_really_split(mesh):
     params = make_policy(decoder_config("tiny", num_layers=1)).init(jax.random.key(0))
     optimizer = optax.adam(1e-3)
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = initial_state(params, optimizer, Config())
     placed = jax.device_put(state, state_shardings(state, mesh))
     kernel = placed.params["decoder"]["layers"]["0"]["attention"]["query"]["kernel"]
     rows, columns = kernel.shape

@@ -14,7 +14,7 @@ from steprl.config import load_config
 from steprl.metrics import STEP, read_metrics
 from steprl.optimizer import make_optimizer
 from steprl.train import abstract_params, initial_params, load_params, setup, train
-from steprl.update import TrainState
+from steprl.update import initial_state
 from tests.small import SMALL, small_config
 
 # Enough of a warm start that some tasks are solved, so that there is something to learn from.
@@ -27,7 +27,7 @@ def state_of(session, run, step=None):
     config = session.config
     optimizer = make_optimizer(config.actor, config.critic, 1)
     shapes = jax.eval_shape(
-        lambda p: TrainState(p, optimizer.init(p), jnp.zeros((), jnp.int32)),
+        lambda p: initial_state(p, optimizer, config),
         abstract_params(session),
     )
     return jax.device_get(restore(run / "checkpoints", shapes, step).state)

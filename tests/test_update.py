@@ -18,7 +18,7 @@ from steprl.optimizer import make_optimizer
 from steprl.rollout import attempts
 from steprl.sharding import make_mesh, shard_rows, state_shardings
 from steprl.train import initial_params, setup
-from steprl.update import TrainState, make_update
+from steprl.update import initial_state, make_update
 from tests.small import random_batch, small_config
 
 ROWS = 16
@@ -47,7 +47,7 @@ def example():
 def compiled_update(config, mesh, optimizer):
     """A state placed on the mesh, and the compiled update."""
     params, _ = example()
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = initial_state(params, optimizer, config)
     shardings = state_shardings(state, mesh)
     state = jax.device_put(state, shardings)
     method = algorithm(config.algorithm.name)
@@ -124,7 +124,7 @@ def test_each_aggregation_is_a_loss_of_its_own(mode):
     config = small_config(*LEARNS, f"actor.loss_agg_mode={mode}")
     optimizer = optax.sgd(1.0)
     params, batch = example()
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = initial_state(params, optimizer, config)
     update = make_update(POLICY, algorithm("steppo"), optimizer, config, one_device())
     after, metrics = jax.eval_shape(update, state, batch, KEY)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
@@ -151,7 +151,7 @@ def test_the_first_ratio_is_one(played, name):
     """Training and decoding are one forward pass: nothing is clipped before the first step."""
     session, params, batch = played
     optimizer = optax.sgd(1.0)
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = initial_state(params, optimizer, session.config)
     update = make_update(session.policy, algorithm(name), optimizer, session.config, session.mesh)
     _, metrics = jax.device_get(jax.jit(update)(state, batch, KEY))
     assert metrics["actor/pg_clipfrac"] == 0 and metrics["actor/pg_clipfrac_lower"] == 0

@@ -6,6 +6,20 @@ with `jax.vmap`; see `segments` for the rules on step ids and dark tokens.
 
 from steprl.ops.aggregation import REDUCTIONS, aggregate, aggregation_weights
 from steprl.ops.anchors import anchor_ids
+from steprl.ops.branches import (
+    BranchPair,
+    branch_attempts,
+    branpo_advantages,
+    branpo_masks,
+    contrast,
+    pair_branches,
+)
+from steprl.ops.correction import CORRECTIONS, rollout_correction_weights
+from steprl.ops.future_kl import (
+    appo_future_value,
+    future_kl_policy_loss,
+    future_kl_weights,
+)
 from steprl.ops.groups import (
     KINDS,
     gigpo_advantages,
@@ -23,6 +37,15 @@ from steprl.ops.losses import (
     log_ratio,
     policy_loss,
     value_loss,
+)
+from steprl.ops.procedures import (
+    BranchPoints,
+    appo_advantages,
+    appo_branching_scores,
+    appo_reward_factor,
+    appo_reward_scale,
+    entropy_from_topk,
+    select_branch_points,
 )
 from steprl.ops.returns import (
     RunningMoments,
@@ -50,18 +73,33 @@ from steprl.ops.truncation import (
 )
 
 __all__ = [
+    "CORRECTIONS",
     "KINDS",
     "KL_KINDS",
     "LEVELS",
     "REDUCTIONS",
+    "BranchPair",
+    "BranchPoints",
     "RunningMoments",
     "adaptive_kl_coefficient",
     "aggregate",
     "aggregation_weights",
     "anchor_ids",
+    "appo_advantages",
+    "appo_branching_scores",
+    "appo_future_value",
+    "appo_reward_factor",
+    "appo_reward_scale",
+    "branch_attempts",
+    "branpo_advantages",
+    "branpo_masks",
     "broadcast_steps",
+    "contrast",
     "discounted_returns",
     "entropy_from_logits",
+    "entropy_from_topk",
+    "future_kl_policy_loss",
+    "future_kl_weights",
     "gigpo_advantages",
     "group_advantages",
     "informative_groups",
@@ -72,11 +110,14 @@ __all__ = [
     "masked_variance",
     "masked_whiten",
     "pack_support",
+    "pair_branches",
     "policy_loss",
     "reduce_steps",
     "reinforce_pp_advantages",
     "reinforce_pp_baseline_advantages",
     "reverse_recurrence",
+    "rollout_correction_weights",
+    "select_branch_points",
     "step_gae",
     "step_ids_from_mask",
     "step_starts",

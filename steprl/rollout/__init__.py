@@ -1,5 +1,6 @@
 """The loop of agent and environment, on the device and on the host, and its records."""
 
+from steprl.rollout.anchors import with_anchors
 from steprl.rollout.device import DeviceEnv, demonstrations, rollout
 from steprl.rollout.host import HostPlayer, scripted
 from steprl.rollout.player import Player, attempts, make_player, summary, words_of
@@ -18,5 +19,6 @@ __all__ = [
     "scripted",
     "summary",
     "trajectories",
+    "with_anchors",
     "words_of",
 ]

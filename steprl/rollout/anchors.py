@@ -1,0 +1,58 @@
+"""What each step saw, as ids: steps of one task that saw the same can be compared (GiGPO)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from steprl.models.tokenizer import detokenize
+from steprl.ops import anchor_ids
+from steprl.types import StepBatch
+
+
+def observations(batch: StepBatch) -> list[list[np.ndarray | None]]:
+    """The tokens that were new to each step [N][S]: prompt or answer of the environment.
+
+    None where there is no step. A row may have holes; steps may be any number of tokens apart.
+    """
+    ids_NT, mask_NS = np.asarray(batch.step_ids_NT), np.asarray(batch.mask_NS)
+    tokens_NT, real_NT = np.asarray(batch.tokens_NT), np.asarray(batch.segment_ids_NT) > 0
+    steps = mask_NS.shape[1]
+    # The next action after each token is the one that the token was shown to.
+    next_NT = np.where(ids_NT >= 0, ids_NT, steps)
+    next_NT = np.minimum.accumulate(next_NT[:, ::-1], axis=1)[:, ::-1]
+    seen_NT = real_NT & (ids_NT < 0)
+    return [
+        [
+            tokens_NT[row][seen_NT[row] & (next_NT[row] == step)] if mask_NS[row, step] else None
+            for step in range(steps)
+        ]
+        for row in range(len(ids_NT))
+    ]
+
+
+def with_anchors(batch: StepBatch, tokenizer: Any, similarity: float | None = None) -> StepBatch:
+    """The batch with `anchor_NS`: one id for all steps of a task whose observations are the same.
+
+    Args:
+        batch: on the host or on devices of this process.
+        tokenizer: turns tokens into text, for a similarity.
+        similarity: ratio of difflib from which two texts are the same; None compares the tokens for
+            equality.
+    """
+    seen, task_N = observations(batch), np.asarray(batch.task_N)
+    keys: list[bytes | str] = []
+    places: list[tuple[int, int]] = []
+    for n, row in enumerate(seen):
+        for s, tokens in enumerate(row):
+            if tokens is not None:
+                places.append((n, s))
+                exact = similarity is None
+                keys.append(tokens.tobytes() if exact else detokenize(tokenizer, tokens.tolist()))
+    ids, _ = anchor_ids(keys, [int(task_N[n]) for n, _ in places], similarity=similarity)
+    anchor_NS = np.full(batch.mask_NS.shape, -1, np.int32)
+    for place, number in zip(places, ids, strict=True):
+        anchor_NS[place] = number
+    placed = jax.device_put(anchor_NS, getattr(batch.mask_NS, "sharding", None))
+    return dataclasses.replace(batch, anchor_NS=placed)
