@@ -327,11 +327,8 @@ def measure(shape: str, rounds: int, only: str = "") -> tuple[list[dict[str, Any
                 wanted = GOALS.get(name, 1.0) if large else 1.0
                 row["goal"], row["met"] = f"{wanted:g} x", row["ratio"] >= wanted
             rows.append(row)
-            print(
-                f"{row['name']:58s} {row['value']:9.3f} ms"
-                + f"  {row['ratio']:6.1f} x" * bool(peer),
-                flush=True,
-            )
+            ratio = f"  {row['ratio']:6.1f} x" if peer else ""
+            print(f"{row['name']:58s} {row['value']:9.3f} ms{ratio}", flush=True)
         bytes_moved = 2 * batch.rewards.nbytes
         for floor, side, way in (("x + 1", "add", WAYS[2]), ("NumPy copy", "copy", WAYS[3])):
             least = case.moved / bytes_moved * middle[side]
