@@ -31,6 +31,7 @@ ROOMS = {
     "anchors": "Ids, on the host",
     "branches": "BranPO: branches of a shared prefix",
     "procedures": "APPO: where to branch and what it was worth",
+    "candidates": "Which tokens may be branched",
     "losses": "Losses",
     "future_kl": "APPO: future values and the future-KL loss",
     "correction": "Rollouts of another policy",

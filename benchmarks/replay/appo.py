@@ -1,6 +1,5 @@
 """APPO: branching, reward scale, dual-group advantages, future-KL loss."""
 
-import string
 from collections.abc import Callable
 
 import jax
@@ -26,14 +25,11 @@ def token_texts(case: Case, ids: np.ndarray) -> np.ndarray:
     return np.array([texts.get(i, "word") for i in ids.reshape(-1).tolist()]).reshape(ids.shape)
 
 
-def is_blank(texts: np.ndarray) -> np.ndarray:
-    return np.char.strip(texts) == ""
-
-
-def is_punctuation(texts: np.ndarray) -> np.ndarray:
-    """Nothing but punctuation, blanks around it aside."""
-    marks = np.array([set(t.strip()) <= set(string.punctuation) for t in texts.reshape(-1)], bool)
-    return marks.reshape(texts.shape) & ~is_blank(texts)
+def worded(texts: np.ndarray, punctuation: bool = True) -> np.ndarray:
+    """Whether the text of each token says something."""
+    return ops.worded_tokens(texts.reshape(-1).tolist(), punctuation=punctuation).reshape(
+        texts.shape
+    )
 
 
 def continue_from(
@@ -62,7 +58,7 @@ def replay_request(case: Case) -> tuple[Results, Deviations]:
     log_ratio = case["current_log_probs"] - case["behavior_log_probs"]
     value = future_value(log_ratio, ids, case["gamma"], case["clip_eps"])
     score, strict = scores(case["entropies"], ids, value)
-    candidate = (np.asarray(ids) >= 0) & ~is_blank(token_texts(case, responses))
+    candidate = (np.asarray(ids) >= 0) & worded(token_texts(case, responses))
 
     origin, token, chosen = [], [], []
     initial = np.flatnonzero(case["is_init"])
@@ -123,7 +119,7 @@ def laid_out(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def replay_brancher(case: Case) -> tuple[Results, Deviations]:
     texts = token_texts(case, case["token_ids"])
     entropy = ops.entropy_from_topk(case["topk_logprobs"])
-    counts = ~is_blank(texts) & ~is_punctuation(texts)
+    counts = worded(texts, punctuation=False)
     value = None
     if case["use_future"]:
         given = case["future_values"][: len(texts)]

@@ -14,6 +14,7 @@ from steprl.ops.branches import (
     contrast,
     pair_branches,
 )
+from steprl.ops.candidates import arpo_candidates, worded_tokens
 from steprl.ops.correction import CORRECTIONS, rollout_correction_weights
 from steprl.ops.future_kl import (
     appo_future_value,
@@ -90,6 +91,7 @@ __all__ = [
     "appo_future_value",
     "appo_reward_factor",
     "appo_reward_scale",
+    "arpo_candidates",
     "branch_attempts",
     "branpo_advantages",
     "branpo_masks",
@@ -127,4 +129,5 @@ __all__ = [
     "unpack_support",
     "update_running_moments",
     "value_loss",
+    "worded_tokens",
 ]
