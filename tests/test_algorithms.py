@@ -10,9 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steprl.algorithms import ALGORITHMS, Algorithm, Credit, algorithm, step_credit, token_credit
+from steprl.algorithms import (
+    ALGORITHMS,
+    LACKS,
+    Algorithm,
+    Credit,
+    algorithm,
+    step_credit,
+    token_credit,
+)
 from steprl.config import AlgorithmConfig
-from steprl.ops import aggregation_weights, value_loss
+from steprl.ops import REDUCTIONS, aggregation_weights, value_loss
 from steprl.train import setup
 from steprl.types import Branches, StepBatch
 from tests.small import random_batch, small_config
@@ -324,3 +332,79 @@ def test_a_method_that_needs_a_critic_is_refused_without_one(name):
     with pytest.raises(ValueError, match="model.value_head=none") as caught:
         setup(small_config(f"algorithm.name={name}", "model.value_head=none"))
     assert "set model.value_head=shared or separate" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (
+            ["algorithm.name=grpo"],
+            "algorithm.name=grpo compares attempts at the same task.*rollout.n=8",
+        ),
+        (["algorithm.name=gigpo"], "algorithm.name=gigpo compares attempts at the same task"),
+        (
+            ["algorithm.name=branpo", "rollout.n=2"],
+            "branches of a shared prefix.*steppo, ppo, grpo",
+        ),
+        (["algorithm.name=appo", "rollout.n=2"], "algorithm.name=appo learns from branches"),
+        (
+            ["algorithm.name=grpo", "rollout.n=2", "algorithm.bootstrap_truncated=true"],
+            "trains none",
+        ),
+        (["algorithm.filter_groups=true"], "steppo compares none"),
+    ],
+)
+def test_what_a_run_cannot_give_is_said_before_it_begins(settings, message):
+    with pytest.raises(ValueError, match=message):
+        setup(small_config(*settings))
+
+
+def test_the_table_says_what_each_method_is():
+    """A reduction that exists, needs that can be told, a ratio level; nine methods need no branches."""
+    for name, method in ALGORITHMS.items():
+        assert method.reduction in REDUCTIONS and set(method.needs) <= set(LACKS), name
+    assert sum("branches" not in method.needs for method in ALGORITHMS.values()) == 9
+
+
+# Branching methods on rows that did not branch
+
+
+def alone(batch: StepBatch) -> StepBatch:
+    """The same rows, each an original whose suffix is everything."""
+    rows = batch.task_N.shape[0]
+    zero = jnp.zeros(rows, jnp.int32)
+    own = jnp.arange(rows, dtype=jnp.int32)
+    return dataclasses.replace(batch, branches=Branches(own, zero, zero - 1, 0.0 * zero, zero))
+
+
+@settings(max_examples=6, deadline=None)
+@given(seed=seeds)
+def test_branpo_without_branches_is_grpo(seed):
+    batch = alone(random_batch(seed))
+    value = values_of(batch, seed)
+    got, want = (CREDIT_OF[name](batch, value, WHITE) for name in ("branpo", "grpo"))
+    np.testing.assert_allclose(got.advantage_NT, want.advantage_NT, atol=1e-5)
+
+
+@settings(max_examples=6, deadline=None)
+@given(seed=seeds)
+def test_appo_without_branches_is_its_initial_group(seed):
+    """Two attempts: against the population deviation they stand at +1 and -1."""
+    batch = alone(random_batch(seed))
+    got = CREDIT_OF["appo"](batch, values_of(batch, seed), WHITE).advantage_NT
+    size = np.abs(np.asarray(got))[np.asarray(batch.step_ids_NT) >= 0]
+    np.testing.assert_allclose(size, 1, atol=1e-4)
+
+
+def test_gigpo_adds_the_step_among_those_that_saw_the_same():
+    """With weight 0 it is GRPO; the step term is that weight times what is left."""
+    batch = random_batch(9)
+    value = values_of(batch)
+    none, half, one = (
+        CREDIT_OF["gigpo"](batch, value, dataclasses.replace(RAW, step_advantage_w=w)).advantage_NT
+        for w in (0.0, 0.5, 1.0)
+    )
+    grpo = CREDIT_OF["grpo"](batch, value, RAW).advantage_NT
+    np.testing.assert_allclose(none, grpo, atol=1e-6)
+    np.testing.assert_allclose(half - none, 0.5 * (one - none), atol=1e-5)
+    assert np.abs(one - none).max() > 0.1

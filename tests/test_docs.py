@@ -1,0 +1,77 @@
+"""The page of functions is complete and current; the README names every method."""
+
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steprl import ops
+from steprl.algorithms import ALGORITHMS
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "docs" / "build.py"
+PAGE = (ROOT / "docs" / "ops.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def build():
+    spec = importlib.util.spec_from_file_location("build", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_the_script_writes():
+    command = [sys.executable, str(SCRIPT), "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_every_public_function_is_on_the_page():
+    public = {name for name in ops.__all__ if name[0].islower()}
+    assert public == set(re.findall(r"^### `(\w+)`$", PAGE, re.MULTILINE))
+
+
+def test_files_that_the_page_names_exist():
+    for path in re.findall(r"\]\(\.\./([\w/.]+)\)", PAGE):
+        assert (ROOT / path).is_file(), path
+
+
+def test_an_equation_and_its_papers_are_read_from_a_docstring(build):
+    doc = inspect.cleandoc("""Sum.
+
+        y = a + b
+        z = y
+
+    Of a paper (https://arxiv.org/abs/1, eq. 2), and https://arxiv.org/abs/3.
+
+    Args:
+        x: https://arxiv.org/abs/1 again.
+    """)
+    assert build.equation(doc) == "y = a + b\nz = y"
+    assert build.papers(doc) == ["https://arxiv.org/abs/1", "https://arxiv.org/abs/3"]
+    assert build.equation("Sum.\n\nNothing indented.\n\nArgs:\n    x: y") == ""
+
+
+def test_a_function_without_a_test_is_noticed(build):
+    assert build.tests_of("mean", {"a.py": "ops.mean(x)", "b.py": "ops.means(x)"}) == ["a.py"]
+    assert build.tests_of("absent", {"a.py": "ops.mean(x)"}) == []
+
+
+def test_the_readme_names_every_method():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    part = readme.split("## Methods")[1].split("\n## ")[0]
+    assert {name for name in ALGORITHMS if f"`{name}`" not in part} == set()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_readme_says_how_each_method_aggregates(name):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    row = next(
+        line for line in readme.splitlines() if line.startswith("| `") and f"`{name}`" in line
+    )
+    assert ALGORITHMS[name].reduction in row and ALGORITHMS[name].ratio_level in row
