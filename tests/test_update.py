@@ -109,6 +109,23 @@ def test_eight_devices_take_the_step_of_one(data, fsdp):
         np.testing.assert_allclose(metrics[name], want[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gigpo", "reinforce_pp_baseline"])
+def test_groups_may_be_spread_over_devices(name):
+    """Each attempt at a task on a device of its own."""
+    method = (*TWO_STEPS, f"algorithm.name={name}")
+    mesh = make_mesh(MeshConfig(data=8))
+    order = np.argsort(np.asarray(example()[1].sample_N), kind="stable")
+    batch = dataclasses.replace(example()[1], branches=None)
+    apart = jax.tree.map(lambda x: x[order], batch)
+    want_state, want = run(small_config(*LEARNS, *method), one_device(), batch=apart)
+    state, metrics = run(small_config(*LEARNS, *method), mesh, batch=apart)
+    assert moved(want_state.params) > 1e-3
+    assert_close(state.params, want_state.params, 1e-5)
+    for value in want:
+        np.testing.assert_allclose(metrics[value], want[value], rtol=1e-4, atol=1e-5, err_msg=value)
+
+
 def test_the_example_asks_for_every_part_of_the_loss():
     """What the laws of this file are worth: clips bind, losses and both gradients are there."""
     _, metrics = whole(*TWO_STEPS)
