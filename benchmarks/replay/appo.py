@@ -105,7 +105,35 @@ def replay_request(case: Case) -> tuple[Results, Deviations]:
     if case["check"] == "unstable":
         # Which tokens are chosen hangs on rounding there, and the widths of the tables with them.
         got |= {n: laid_out(x, np.shape(case.get(f"out_{n}", x))) for n, x in got.items()}
-    return got, {}
+        return got, {}
+    chosen_points = np.stack([origin, token])[:, kept]
+    return got, tied(case, got, chosen_points, np.asarray(score), np.asarray(strict))
+
+
+def tied(
+    case: Case, got: Results, point: np.ndarray, score: np.ndarray, strict: np.ndarray
+) -> Deviations:
+    """Requests for which the reference took another token of the same rank, by a rounding.
+
+    The scores of a row of two tokens are the same where one has the higher entropy and the other
+    the higher future value. Lays such results out as the reference's.
+    """
+    if "out_token_idx" not in case or len(case["out_token_idx"]) != point.shape[1]:
+        return {}
+    other = np.stack([case["out_orig_row"], case["out_token_idx"]])
+    ours, theirs = score[tuple(point)], score[tuple(other)]
+    same = np.abs(ours - theirs) <= 8 * np.finfo(score.dtype).eps * np.abs(ours)
+    same &= strict[tuple(point)] == strict[tuple(other)]
+    same &= case["group_ids"][point[0]] == case["group_ids"][other[0]]
+    same &= (point != other).any(axis=0)
+    deviations: Deviations = {}
+    for name in got if same.any() else ():
+        reference = case[f"out_{name}"]
+        if np.ndim(reference):
+            got[name] = laid_out(got[name], reference.shape)
+            moved = same.reshape(-1, *[1] * (reference.ndim - 1))
+            deviations[name] = ("tied", np.where(moved, got[name], reference))
+    return deviations
 
 
 def laid_out(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -131,8 +159,20 @@ def replay_brancher(case: Case) -> tuple[Results, Deviations]:
     index = np.flatnonzero(strict)
     points = ops.select_branch_points(score[None], strict[None], strict[None], 3)
     top = np.asarray(points.token_b)[np.asarray(points.kind_b) >= 0]
-    got = {"entropy": entropy, "idx": index, "score": score[index], "top3_idx": top}
-    return got, {}
+    got = {"entropy": entropy, "idx": index, "score": np.asarray(score)[index], "top3_idx": top}
+    deviations: Deviations = {}
+    if equal(np.asarray(entropy)[counts]) or (value is not None and equal(value[counts])):
+        # Nothing stands out; whatever the reference chose there, it chose by a rounding.
+        for name in ("idx", "score", "top3_idx"):
+            got[name] = laid_out(got[name], np.shape(case[f"out_{name}"]))
+            deviations[name] = ("flat", np.full(np.shape(case[f"out_{name}"]), -1))
+    return got, deviations
+
+
+def equal(x: np.ndarray) -> bool:
+    """Whether two numbers or more are equal up to rounding."""
+    x = np.asarray(x)
+    return len(x) > 1 and bool(np.ptp(x) <= 8 * np.finfo(x.dtype).eps * np.abs(x).max())
 
 
 def replay_future_values(case: Case) -> tuple[Results, Deviations]:
@@ -170,8 +210,11 @@ def replay_reward_scale(case: Case) -> tuple[Results, Deviations]:
 
 def replay_advantage(case: Case) -> tuple[Results, Deviations]:
     prompts, prompt_n = np.unique(case["group_ids"], return_inverse=True)
+    # Rewards of masked tokens count here; a NaN among them is still not read.
+    counted = (case["mask"] != 0) | ~np.isnan(case["rewards"])
+    score = ops.masked_sum(case["rewards"], counted, axis=-1)
     advantages = jax.jit(ops.appo_advantages, static_argnames=("num_groups", "kind"))(
-        jnp.sum(case["rewards"], axis=-1),
+        score,
         prompt_n,
         num_groups=len(prompts),
         is_initial_n=case["is_init"],
@@ -181,7 +224,39 @@ def replay_advantage(case: Case) -> tuple[Results, Deviations]:
         token_b=case["meta_token_idx"],
         kind="grpo" if case.get("norm_by_std", True) else "dr_grpo",
     )
-    return {"advantages": advantages, "returns": advantages}, {}
+    got = {"advantages": advantages, "returns": advantages}
+    expected, residue = without_residue(case, np.asarray(score))
+    if not residue.any() or np.isnan(case["out_advantages"]).any():
+        return got, {}
+    return got, {
+        name: ("appo_equal", np.where(residue[:, None], expected, case[f"out_{name}"]))
+        for name in got
+    }
+
+
+def without_residue(case: Case, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the rows should get, and those with a part from a group whose scores are equal."""
+    initial, mask = case["is_init"] != 0, case["mask"] != 0
+    own, alike = np.zeros(len(score)), np.zeros(len(score), bool)
+    for prompt in np.unique(case["group_ids"]):
+        for members in (
+            (case["group_ids"] == prompt) & (initial == kind) for kind in (True, False)
+        ):
+            alike[members] = equal(score[members])
+            if members.sum() > 1 and not alike[members].any():
+                x = score[members].astype(np.float64)
+                scale = x.std() + 1e-6 if case.get("norm_by_std", True) else 1
+                own[members] = (x - x.mean()) / scale
+    total, number, residue = np.zeros(mask.shape), np.zeros(mask.shape), alike & initial
+    names = ("meta_orig_row", "meta_branch_row", "meta_token_idx")
+    for origin, branch, token in zip(*(case[name] for name in names), strict=True):
+        inside = 0 <= origin < len(score) and 0 <= branch < len(score) and token >= 0
+        if inside and initial[origin] and not initial[branch]:
+            total[origin, : token + 1] += own[branch]
+            number[origin, : token + 1] += 1
+            residue[origin] |= alike[branch]
+    expected = own[:, None] + total / np.maximum(number, 1)
+    return np.where(initial[:, None] & mask, expected, 0), residue
 
 
 def replay_future_kl(case: Case) -> tuple[Results, Deviations]:
@@ -209,6 +284,9 @@ def replay_future_kl(case: Case) -> tuple[Results, Deviations]:
 
 
 REASONS: dict[str, str] = {
+    "appo_equal": "equal scores of a group give 0, where the reference divides a rounding residue",
+    "flat": "equal numbers have no z above 0: no candidate, where the reference takes a residue",
+    "tied": "equal scores keep the order of reading, where a rounding decides in the reference",
     "future": "future values of dark tokens are 0, where the reference has numbers nobody reads",
 }
 FAMILIES: dict[str, Callable[[Case], tuple[Results, Deviations]]] = {

@@ -86,7 +86,7 @@ def without_residue(case: Case, equal: dict[str, np.ndarray]) -> Deviations:
     return {
         name: ("branpo_equal", np.where(zero, 0, case[f"out_{name}"]))
         for name, zero in equal.items()
-        if zero.any() and f"out_{name}" in case
+        if zero.any() and not np.isnan(case.get(f"out_{name}", np.nan)).any()
     }
 
 

@@ -160,12 +160,25 @@ def replay_entropy(case: Case) -> tuple[Results, Deviations]:
         total = ops.aggregate(entropy, ids, case["loss_agg_mode"], **global_numbers(case))
         return total, entropy
 
-    (value, entropy), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(case["logits"])
-    got = {"token_entropy": entropy, "loss": value, "grad_logits": grad}
-    return got, empty(case, got)
+    value_and_grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    def replay(logits: np.ndarray) -> Results:
+        (value, entropy), grad = value_and_grad(logits)
+        return {"token_entropy": entropy, "loss": value, "grad_logits": grad}
+
+    got = replay(case["logits"])
+    deviations = empty(case, got)
+    if np.isneginf(case["logits"]).any():
+        # As probable as an excluded entry, but finite: its probability is 0, its product too.
+        expected = replay(np.maximum(case["logits"], -1e30))
+        for name in got:
+            if np.isnan(case[f"out_{name}"]).any():
+                deviations.setdefault(name, ("excluded", expected[name]))
+    return got, deviations
 
 
 REASONS: dict[str, str] = {
+    "excluded": "an entry whose logit is -inf has no part in the entropy, where the reference is NaN",
     "overflow": "APPO's k3 overflows where ours is clamped",
     "plus": "KL kinds ending in + work, where the reference raises",
 }
