@@ -87,7 +87,7 @@ def _speed(record: dict) -> str:
     lines = ["| time to advantages, 512 x 32 x 512 tokens | ours, ms | PyTorch, ms | ratio |"]
     lines.append("|---|---|---|---|")
     for row in record["rows"]:
-        if row["peer_value"] is not None and "512x32x512" in row["name"]:
+        if row["peer_value"] is not None and "512 x 32 x 512" in row["name"]:
             cells = f"{row['value']:.1f} | {row['peer_value']:.1f} | {row['ratio']:.1f}"
             lines.append(f"| {row['name']} | {cells} |")
     return "\n".join(lines) + f"\n\n{record['hardware']}; medians of one run."
