@@ -1,0 +1,214 @@
+"""An environment out of plain functions: a list of tools, a prompt and a reward.
+
+The tools write no state, so all there is to know is what was said and answered: that is the state, a
+value, and a branch is another step from it.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from operator import index
+from typing import Any, NamedTuple
+
+from steprl.tools import (
+    CallError,
+    Outcome,
+    Tool,
+    ToolCall,
+    call_tools,
+    make_tools,
+    parse_tool_calls,
+    render_tool_response,
+)
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+class ToolTurn(NamedTuple):
+    """An action, and what became of its calls."""
+
+    action: str
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolState:
+    """All of an episode; hashable, and never changed.
+
+    Attributes:
+        task: number of the task.
+        turns: what was done so far.
+        answer: what the model ended with; None as long as it has not.
+    """
+
+    task: int
+    turns: tuple[ToolTurn, ...] = ()
+    answer: str | None = None
+
+
+class ToolEnvironment:
+    """The value protocol of `steprl.envs.Env` around functions that a model may call.
+
+    Each step, the calls of the action are made side by side and answered. An action without a call is
+    the answer, and ends the episode: its last `<answer>...</answer>`, or all of it. What stands before
+    the last `</think>` is neither called nor answered with. A call that cannot be read or made costs a
+    step, and the observation says what was wrong.
+
+    Tools should depend on their arguments only: a branch calls them again.
+
+    Args:
+        tools: functions, or `Tool`s where a call may hang.
+        tasks: what the episodes are about, in any form; task numbers go round.
+        prompt: `prompt(task, schemas)` is the first observation, see `describe_tools`.
+        reward: `reward(task, answer)` of an episode that ended with an answer; all other steps, and
+            episodes that run out of steps, have 0.
+        observe: `observe(task, state)` is what the model sees after a step, for chat templates or a
+            prompt made new each time; None for the `<tool_response>` blocks of the last turn.
+        max_steps: the step after which an episode without an answer is truncated.
+        max_calls: calls of one step; those behind are not made, and answered so.
+        time_limit, max_characters: of one call, see `call_tools`.
+        success: the reward from which on a task counts as solved.
+
+    Raises:
+        ValueError: there are no tasks, a limit is not positive, or a function has no schema.
+
+    Example:
+        >>> def add(a: int, b: int) -> int:
+        ...     '''Add two integers.
+        ...
+        ...     Args:
+        ...         a, b: the integers.
+        ...     '''
+        ...     return a + b
+        >>> env = ToolEnvironment(
+        ...     [add],
+        ...     tasks=[("1 + 2?", "3")],
+        ...     prompt=lambda task, schemas: task[0],
+        ...     reward=lambda task, answer: float(answer == task[1]),
+        ... )
+        >>> state, text = env.reset(0)
+        >>> call = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+        >>> state, text, *_ = env.step(state, call)
+        >>> print(text)
+        <tool_response>
+        3
+        </tool_response>
+        >>> state, text, reward, terminated, truncated, info = env.step(state, "3")
+        >>> reward, terminated, info["success"]
+        (1.0, True, True)
+    """
+
+    def __init__(
+        self,
+        tools: Iterable[Callable[..., Any] | Tool],
+        tasks: Sequence[Any],
+        prompt: Callable[[Any, tuple[dict[str, Any], ...]], str],
+        reward: Callable[[Any, str], float],
+        *,
+        observe: Callable[[Any, ToolState], str] | None = None,
+        max_steps: int = 5,
+        max_calls: int = 4,
+        time_limit: float = 10.0,
+        max_characters: int = 8000,
+        success: float = 1.0,
+    ):
+        if not len(tasks):
+            raise ValueError("tasks: there is none; an environment needs at least one")
+        if max_steps < 1 or max_calls < 1:
+            raise ValueError(f"max_steps={max_steps} and max_calls={max_calls} start at 1")
+        self.tools = make_tools(tools)
+        self.tasks, self.max_steps, self.max_calls = tasks, max_steps, max_calls
+        self._prompt, self._reward, self._observe = prompt, reward, observe
+        self._success = success
+        self._call = functools.partial(
+            call_tools,
+            tools=self.tools,
+            parallel=max_calls,
+            time_limit=time_limit,
+            max_characters=max_characters,
+        )
+        self._call([])  # so that a wrong limit is found here
+
+    def reset(self, task: int, key: Any = None) -> tuple[ToolState, str]:
+        """The first state and the prompt of a task.
+
+        Args:
+            task: a non-negative integer, taken modulo the number of tasks.
+            key: unused, there is no chance.
+
+        Raises:
+            ValueError: the task is negative.
+        """
+        if index(task) < 0:
+            raise ValueError(f"tasks are non-negative integers, got {task}")
+        schemas = tuple(tool.schema for tool in self.tools.values())
+        state = ToolState(index(task))
+        return state, self._prompt(self._task(state), schemas)
+
+    def step(
+        self, state: ToolState, action: str
+    ) -> tuple[ToolState, str, float, bool, bool, dict[str, Any]]:
+        """Make the calls of an action, or take it as the answer; any text is allowed.
+
+        Returns:
+            State, observation, reward, terminated (answered), truncated (`max_steps` are spent), and
+            info: `success`, `valid` (everything that was called was a call, or there was an answer),
+            `reason` (why not, or ""), `tool_calls` and `tool_errors` (how many were made, and did not
+            come to a result), `tool_outcomes` (JSON text: a list of `Outcome.record`).
+
+        Raises:
+            ValueError: the episode is over.
+        """
+        if state.answer is not None or len(state.turns) >= self.max_steps:
+            raise ValueError("the episode is over: step again from an earlier state, or reset")
+        said = action.rpartition("</think>")[2]
+        calls, errors = parse_tool_calls(said, self.tools)
+        if not calls and not errors:
+            return self._end(state, action, _answer(said))
+        for call in calls[self.max_calls :]:
+            text = f"Not called: only {self.max_calls} calls are made in one step."
+            errors.append(CallError(call.place, "too_many", text, call.name))
+        calls = calls[: self.max_calls]
+        items: list[ToolCall | CallError] = [*calls, *errors]
+        items.sort(key=lambda item: item.place)
+        outcomes = tuple(self._call(items))
+        state = dataclasses.replace(state, turns=(*state.turns, ToolTurn(action, outcomes)))
+        if self._observe is None:
+            text = render_tool_response(outcomes)
+        else:
+            text = self._observe(self._task(state), state)
+        reason = min(errors, key=lambda error: error.place).text if errors else ""
+        info = _info(outcomes, len(calls), success=False, reason=reason)
+        return state, text, 0.0, False, len(state.turns) >= self.max_steps, info
+
+    def _end(
+        self, state: ToolState, action: str, answer: str
+    ) -> tuple[ToolState, str, float, bool, bool, dict[str, Any]]:
+        turns = (*state.turns, ToolTurn(action, ()))
+        state = dataclasses.replace(state, turns=turns, answer=answer)
+        reward = float(self._reward(self._task(state), answer))
+        reason = "" if answer else "there is neither a call nor an answer"
+        info = _info((), 0, success=reward >= self._success, reason=reason)
+        return state, "", reward, True, False, info
+
+    def _task(self, state: ToolState) -> Any:
+        return self.tasks[state.task % len(self.tasks)]
+
+
+def _answer(said: str) -> str:
+    marked = _ANSWER.findall(said)
+    return (marked[-1] if marked else said).strip()
+
+
+def _info(outcomes: tuple[Outcome, ...], made: int, success: bool, reason: str) -> dict[str, Any]:
+    """Numbers and texts only, which is what the record of a step keeps."""
+    return {
+        "success": success,
+        "valid": not reason,
+        "reason": reason,
+        "tool_calls": made,
+        "tool_errors": sum(not outcome.ok for outcome in outcomes),
+        "tool_outcomes": json.dumps([outcome.record() for outcome in outcomes]),
+    }

@@ -1,0 +1,116 @@
+"""Calls, made: side by side, within limits, each with an outcome whatever happens."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from steprl.tools.arguments import build_arguments
+from steprl.tools.hermes import CallError, ToolCall, check_call
+from steprl.tools.outcome import TEXT_LIMIT, Outcome, as_text, cut
+from steprl.tools.process import START_METHODS, run_in_process
+from steprl.tools.schema import MAX_TIME_LIMIT, Tool
+
+
+def call_tools(
+    calls: Sequence[ToolCall | CallError],
+    tools: Mapping[str, Tool],
+    *,
+    parallel: int = 4,
+    time_limit: float = 10.0,
+    max_characters: int = TEXT_LIMIT,
+    start_method: str = "forkserver",
+) -> list[Outcome]:
+    """Makes the calls, and says of each what became of it.
+
+    A tool runs in a thread of this process, unless it was marked `may_hang`: then it runs in a process
+    of its own, which is killed at the time limit with all that it has started. An exception is an
+    outcome, `SystemExit` too; only Ctrl-C gets through. A process of its own is a limit of time, not a
+    sandbox: the tool may read, write and connect as this process may.
+
+    Args:
+        calls: as from `parse_tool_calls`; checked once more. Errors among them become outcomes.
+        tools: by name, see `make_tools`.
+        parallel: how many calls run at a time; 1 for one after the other, without threads.
+        time_limit: seconds of a call of a tool that may hang, from where its process is ready.
+        max_characters: of a result; the rest is cut, with a note.
+        start_method: of processes, "forkserver" or "spawn".
+
+    Returns:
+        One outcome a call, in the order of the calls, whichever ends first.
+
+    Raises:
+        ValueError: a limit is not positive, or over a day, or the start method is another.
+
+    Example:
+        >>> def add(a: int, b: int) -> int:
+        ...     '''Add two integers.
+        ...
+        ...     Args:
+        ...         a, b: the integers.
+        ...     '''
+        ...     return a + b
+        >>> tools = make_tools([add])
+        >>> [outcome] = call_tools([ToolCall(0, "add", {"a": 1, "b": 2})], tools)
+        >>> outcome.status, outcome.text
+        ('ok', '3')
+        >>> [outcome] = call_tools([ToolCall(0, "add", {"a": 1, "b": "2"})], tools)
+        >>> print(outcome.text)
+        `add` was not called: `b` has to be an integer, but is the string "2".
+    """
+    if parallel < 1 or max_characters < 1 or not 0 < time_limit <= MAX_TIME_LIMIT:
+        raise ValueError(
+            f"parallel={parallel}, time_limit={time_limit}, max_characters={max_characters}: each has "
+            "to be positive, and the time at most a day"
+        )
+    if start_method not in START_METHODS:
+        raise ValueError(
+            f"start_method={start_method!r} is not one of {', '.join(START_METHODS)}; a fork of a "
+            "process with threads may never return"
+        )
+
+    def make(call: ToolCall | CallError) -> Outcome:
+        checked = call if isinstance(call, CallError) else check_call(call, tools)
+        if isinstance(checked, CallError):
+            given = call.arguments if isinstance(call, ToolCall) else {}
+            return Outcome(checked.name, _json(given), checked.kind, checked.text)
+        tool = tools[checked.name]
+        started = time.perf_counter()
+        if tool.may_hang:
+            limit = tool.time_limit or time_limit
+            arguments = (tool, checked.arguments, max_characters)
+            status, text, seconds = run_in_process(
+                run_here, arguments, tool.name, limit, start_method
+            )
+        else:
+            status, text = run_here(tool, checked.arguments, max_characters)
+            seconds = time.perf_counter() - started
+        return Outcome(tool.name, _json(checked.arguments), status, text, seconds)
+
+    if parallel == 1 or len(calls) < 2:
+        return [make(call) for call in calls]
+    with ThreadPoolExecutor(min(parallel, len(calls)), thread_name_prefix="tool") as pool:
+        return list(pool.map(make, calls))
+
+
+def run_here(tool: Tool, arguments: dict[str, Any], max_characters: int) -> tuple[str, str]:
+    """Status and text of a call in this process; `arguments` are checked."""
+    try:
+        result = tool.function(**build_arguments(tool.function, arguments))
+        return "ok", cut(as_text(result), max_characters)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a tool that calls exit() must not end the run
+        try:
+            message = f"`{tool.name}` failed: {type(error).__name__}: {error}".rstrip(": ")
+        except Exception:  # from its own __str__
+            message = f"`{tool.name}` failed: {type(error).__name__}"
+        return "exception", cut(message, max_characters)
+
+
+def _json(arguments: Any) -> str:
+    try:
+        return cut(json.dumps(arguments, ensure_ascii=False, default=str), 10**9)
+    except (TypeError, ValueError, RecursionError):  # of calls that were not read from text
+        return json.dumps(type(arguments).__name__)
