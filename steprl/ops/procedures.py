@@ -222,11 +222,13 @@ def appo_reward_factor(
         [1.25 1.5  1.  ]
     """
     chex.assert_rank([token_index, score, max_score, discount], 0)
-    score, max_score = as_float(jnp.asarray(score)), as_float(jnp.asarray(max_score))
+    # Numbers of Python take the type of the arrays beside them, under x64 too.
+    dtype = jnp.promote_types(jnp.result_type(score, max_score), jnp.float32)
+    score, max_score = jnp.asarray(score, dtype), jnp.asarray(max_score, dtype)
     distance_t = token_index - jnp.arange(length, dtype=jnp.int32)
     positive = (score > 0) & (max_score > 0)
     share = jnp.where(positive, score / jnp.where(positive, max_score, 1), 0)
-    faded_t = jnp.power(as_float(jnp.asarray(discount)), jnp.maximum(distance_t, 0))
+    faded_t = jnp.power(jnp.asarray(discount, dtype), jnp.maximum(distance_t, 0))
     return 1 + jnp.where(distance_t >= 0, share * faded_t, 0)
 
 

@@ -9,7 +9,7 @@ from steprl import ops
 from tests.ops.battery import NAN
 
 # No two alike, so that a shape says which axes it has.
-N, T, B, BUDGET = 8, 5, 6, 7
+N, T, B, BUDGET = 8, 5, 12, 30  # some branches find no token, or one that has a branch
 G, ANCHORS = 3, 6
 
 
@@ -107,28 +107,33 @@ def example(seed=0):
         return rng.normal(size=shape).astype(np.float32)
 
     order = rng.permutation(N)
-    group_ids_n = np.array([0, 0, 0, 1, 1, 1, 2, -1], np.int32)[order]
+    group_ids_n = np.array([0, 0, 0, 0, 1, 1, 2, -1], np.int32)[order]
+    is_initial_n = np.array([1, 1, 0, 0, 1, 0, 1, 1], bool)[order]
     step_ids_nt = np.sort(rng.integers(0, 3, (N, T)), axis=1)
     step_ids_nt = np.where(rng.random((N, T)) < 0.7, step_ids_nt, -1)
-    step_ids_nt[order == 1] = -1
+    step_ids_nt[order == 5] = -1
     anchor_ids_nt = 2 * group_ids_n[:, None] + rng.integers(0, 2, (N, T))
     score_n = floats(N)
     score_n[group_ids_n == 1] = 0.1
+    # Half of the branches are as they should be, the others from anywhere to anywhere.
+    anyone = [-1, *range(N), 99]
+    origins, branches = (np.flatnonzero(where) for where in (order < 2, (order >= 2) & (order < 4)))
+    half = B // 2
     return Batch(
         score_n=score_n,
         other_n=floats(N),
         x_nt=floats(N, T),
         y_nt=floats(N, T),
         z_nt=floats(N, T),
-        score_b=floats(B),
+        score_b=np.append(np.abs(floats(half)), floats(half)),
         group_ids_n=group_ids_n,
         step_ids_nt=step_ids_nt.astype(np.int32),
         anchor_ids_nt=np.where(step_ids_nt >= 0, anchor_ids_nt, -1).astype(np.int32),
-        is_initial_n=rng.random(N) < 0.6,
+        is_initial_n=is_initial_n,
         branch_step_n=rng.integers(0, 3, N).astype(np.int32),
         preference_n=rng.integers(-1, 2, N).astype(np.int32),
-        origin_b=rng.choice([-1, *range(N), 99], B).astype(np.int32),
-        branch_b=rng.choice([-1, *range(N), 99], B).astype(np.int32),
+        origin_b=np.append(rng.choice(origins, half), rng.choice(anyone, half)).astype(np.int32),
+        branch_b=np.append(rng.choice(branches, half), rng.choice(anyone, half)).astype(np.int32),
         token_b=rng.integers(-1, T + 1, B).astype(np.int32),
         placed_b=rng.random(B) < 0.7,
     )

@@ -63,6 +63,23 @@ def on_shards():
 
 
 @by_name
+def test_there_is_something_to_compare(name, loop):
+    for x in jax.tree.leaves(loop[name]):
+        if x.ndim > 1:
+            assert (x != x[:1]).any()  # not the same for every batch
+
+
+def test_branches_have_a_say(loop):
+    batches = eight()
+    active = batches.step_ids_nt >= 0
+    factors = loop["appo_reward_scale"][active] / batches.x_nt[active]
+    assert np.mean(factors > 1.01) > 0.05
+    # The tokens of a row differ by the branches that share them.
+    advantage = np.ma.array(loop["appo_advantages"], mask=~active)
+    assert np.mean(advantage.max(axis=-1) > advantage.min(axis=-1)) > 0.05
+
+
+@by_name
 def test_jit_equals_eager(name, eager, jitted):
     assert_same(jitted[name], eager[name], **CLOSE)
 

@@ -1,6 +1,5 @@
 """Group-relative advantages: who is compared with whom, and what happens at the edges."""
 
-import doctest
 from functools import partial
 
 import jax
@@ -9,8 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 from steprl import ops
 from steprl.ops import groups as room
@@ -355,132 +352,3 @@ def test_reinforce_pp_without_spread_is_zero():
             baseline(jnp.full(2, 0.1), jnp.zeros(2, int), G, step_ids),
         ):
             np.testing.assert_array_equal(results, 0)
-
-
-# --- However they are run -------------------------------------------------------------------------
-
-
-def battery(score, group_ids, returns, anchors, step_ids, axis_name=None):
-    """Everything here at once: {name: result}."""
-    table = {
-        kind: ops.group_advantages(score, group_ids, G, kind, axis_name=axis_name)
-        for kind in room.KINDS
-    }
-    table["gigpo"] = ops.gigpo_advantages(
-        score, group_ids, G, returns, anchors, 2 * G, axis_name=axis_name
-    )
-    rewards = jnp.pad(returns, ((0, 0), (0, T - S)))
-    table["rfpp"] = ops.reinforce_pp_advantages(rewards, step_ids, 0.9, axis_name=axis_name)
-    table["baseline"] = ops.reinforce_pp_baseline_advantages(
-        score, group_ids, G, step_ids, axis_name=axis_name
-    )
-    table["informative"] = ops.informative_groups(score, group_ids, G, axis_name=axis_name)
-    return table
-
-
-def example(rows=N):
-    """A battery's inputs: a group of one, one of equal scores, a row without a group."""
-    rng = np.random.default_rng(2)
-    score = rng.normal(size=rows).astype("f")
-    group_ids = np.array([0, 1, 0, 1, 2, 0, -1, 0] * (rows // N))
-    score[group_ids == 1] = 0.1
-    returns = rng.normal(size=(rows, S)).astype("f")
-    anchors = np.where(rng.random((rows, S)) < 0.8, 2 * group_ids[:, None], -1)
-    step_ids = np.pad(np.where(anchors >= 0, 0, -1), ((0, 0), (0, T - S)), constant_values=-1)
-    poisoned = np.where(anchors >= 0, returns, NAN)
-    return np.where(group_ids < 0, np.float32(NAN), score), group_ids, poisoned, anchors, step_ids
-
-
-def assert_same(ours, expected, **tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), ours, expected)
-
-
-@pytest.fixture(scope="module")
-def whole():
-    return jax.jit(battery)(*example())
-
-
-def test_jit_equals_eager(whole):
-    score, group_ids, *_ = example()
-    eager = {kind: ops.group_advantages(score, group_ids, G, kind) for kind in room.KINDS}
-    assert_same(eager, {kind: whole[kind] for kind in room.KINDS}, **CLOSE)
-
-
-def test_vmap_equals_a_loop(whole):
-    twice = [np.stack([x, x[::-1]]) for x in example()]
-    ours = jax.jit(jax.vmap(battery))(*twice)
-    assert_same(ours, jax.tree.map(lambda x: np.stack([x, x[::-1]]), whole), **CLOSE)
-
-
-def test_nan_where_nothing_is_counted_reaches_no_result(whole):
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(whole))
-    assert whole["grpo"][6] == 0
-    np.testing.assert_array_equal(whole["gigpo"][6], 0)
-    np.testing.assert_array_equal(whole["baseline"][6], 0)
-
-
-@pytest.mark.parametrize("how", ["pmap", "shard_map"])
-def test_groups_spread_over_devices_are_those_of_the_whole_batch(how, devices):
-    inputs = example(2 * N)
-    run = partial(battery, axis_name="data")
-    if how == "pmap":
-        split = [x.reshape(8, 2, *x.shape[1:]) for x in inputs]
-        ours = jax.pmap(run, "data")(*split)
-        ours = jax.tree.map(lambda x: x.reshape(2 * N, *x.shape[2:]), ours)
-    else:
-        mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-        ours = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(
-            *inputs
-        )
-    expected = jax.jit(battery)(*inputs)
-    assert_same(ours, expected, **CLOSE)
-    equal = inputs[1] == 1
-    for kind in room.KINDS:
-        np.testing.assert_array_equal(ours[kind][equal], 0)
-
-
-def test_gradients_are_finite_at_the_edges():
-    score, group_ids, returns, anchors, step_ids = example()
-
-    def total(score, returns):
-        results = battery(score, group_ids, returns, anchors, step_ids)
-        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(results) if x.dtype != bool)
-
-    # With NaN in what is left out; then with all equal; then so close that squares underflow.
-    for inputs in (
-        (score, returns),
-        (np.ones_like(score), np.ones_like(returns)),
-        (np.float32(1e-30) * np.arange(N, dtype="f"), np.zeros_like(returns)),
-    ):
-        gradients = jax.jit(jax.grad(total, (0, 1)))(*inputs)
-        assert all(np.isfinite(g).all() for g in gradients)
-        assert gradients[0][6] == 0  # of no group
-        np.testing.assert_array_equal(np.where(anchors < 0, gradients[1], 0), 0)
-
-
-def test_bfloat16_is_widened_before_use(whole):
-    score, group_ids, returns, anchors, step_ids = example()
-    half = [jnp.asarray(x, jnp.bfloat16) for x in (score, returns)]
-    full = [x.astype(jnp.float32) for x in half]
-    run = jax.jit(battery)
-    ours = run(half[0], group_ids, half[1], anchors, step_ids)
-    assert_same(ours, run(full[0], group_ids, full[1], anchors, step_ids), **CLOSE)
-    dtypes = {x.dtype for x in jax.tree.leaves(ours)}
-    assert dtypes == {jnp.dtype("float32"), jnp.dtype(bool)}
-
-
-def test_float64_stays_float64():
-    score, group_ids = np.array([0.1, 0.2, 0.7]), np.zeros(3, int)
-    with jax.enable_x64(True):
-        ours = ops.group_advantages(score, group_ids, G)
-        assert ours.dtype == np.float64
-        np.testing.assert_allclose(ours, by_loop(score, group_ids), rtol=1e-13)
-        both = ops.gigpo_advantages(score, group_ids, G, score[:, None], group_ids[:, None], 1)
-        assert both.dtype == np.float64
-        np.testing.assert_allclose(both[:, 0], 2 * ours, rtol=1e-13)
-
-
-def test_examples_in_docstrings_run():
-    failed, tried = doctest.testmod(room)
-    assert tried > 0
-    assert failed == 0
