@@ -1,0 +1,154 @@
+"""Results of an evaluation: exact match and F1 with intervals, avg@k and pass@k, searches."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from steprl.envs.wiki_search.environment import WikiSearch
+from steprl.metrics import wilson_interval
+from steprl.types import Trajectory
+
+_RESAMPLES = 2000
+_SEED = 20_260_101
+
+
+class Attempt(NamedTuple):
+    """What came of one attempt at one question."""
+
+    task: int
+    exact_match: float
+    f1: float
+    searches: int
+    steps: int
+    answered: bool  # there was a final reply within the steps
+    calls: int  # tool calls of all replies, malformed ones included
+    valid_calls: int
+
+
+def attempts(trajectories: Iterable[Trajectory]) -> list[Attempt]:
+    """What to summarise, from the `info` of recorded trajectories of `WikiSearch`."""
+    found = []
+    for trajectory in trajectories:
+        infos = [step.info for step in trajectory.steps]
+        last = infos[-1] if infos else {}
+        found.append(
+            Attempt(
+                task=trajectory.task,
+                exact_match=float(last.get("exact_match", 0.0)),
+                f1=float(last.get("f1", 0.0)),
+                searches=int(last.get("num_searches", 0)),
+                steps=len(infos),
+                answered=bool(trajectory.steps and trajectory.steps[-1].terminated),
+                calls=sum(int(info.get("num_calls", 0)) for info in infos),
+                valid_calls=sum(int(info.get("num_valid_calls", 0)) for info in infos),
+            )
+        )
+    return found
+
+
+def play(env: WikiSearch, task: int, reply: Callable[[str], str]) -> Attempt:
+    """One attempt of anything that turns an observation into a reply.
+
+    Args:
+        env: with `context="rebuild"`, unless `reply` remembers.
+        task: number of the task.
+        reply: the agent.
+    """
+    state, observation = env.reset(task)
+    calls = valid_calls = 0
+    while True:
+        state, observation, _, terminated, truncated, info = env.step(state, reply(observation))
+        calls += info["num_calls"]
+        valid_calls += info["num_valid_calls"]
+        if terminated or truncated:
+            return Attempt(
+                task, info["exact_match"], info["f1"], info["num_searches"], state.steps,
+                terminated, calls, valid_calls,
+            )  # fmt: skip
+
+
+def pass_at_k(attempts: int, successes: int, k: int) -> float:
+    """Probability that at least one of k attempts succeeds, without bias.
+
+        1 - C(n - c, k) / C(n, k),   n attempts, c successes
+
+    https://arxiv.org/abs/2107.03374, eq. 1.
+
+    Raises:
+        ValueError: not 1 <= k <= attempts, or not 0 <= successes <= attempts.
+
+    Example:
+        >>> pass_at_k(4, 1, 2)
+        0.5
+    """
+    if not (1 <= k <= attempts and 0 <= successes <= attempts):
+        raise ValueError(f"pass@{k} of {attempts} attempts with {successes} successes")
+    return 1.0 - math.comb(attempts - successes, k) / math.comb(attempts, k)
+
+
+def summarise(results: Sequence[Attempt], k: int | None = None) -> dict[str, float]:
+    """Means over questions, each the mean over its attempts, with 95 % intervals.
+
+    Questions are the sample, attempts at one are not independent: an interval is the percentile
+    bootstrap over questions, with a fixed seed. Where each question counts as 0 or 1 it is Wilson's
+    (`steprl.metrics.wilson_interval`), which is not empty at either end.
+
+    Args:
+        results: any number of attempts at each task.
+        k: of pass@k, at most the smallest number of attempts at a task, which is the default.
+
+    Returns:
+        exact_match, f1, each with _low and _high; avg@k (the same mean by its usual name); pass@k;
+        num_searches, num_steps, answered_frac,
+        valid_call_frac (of all calls; 1 if there was none); num_questions, num_attempts.
+
+    Raises:
+        ValueError: no results, or `k` is out of range.
+
+    Example:
+        >>> right, wrong = (Attempt(0, em, em, 2, 3, True, 2, 2) for em in (1.0, 0.0))
+        >>> found = summarise([right, wrong, wrong, wrong], k=2)
+        >>> found["exact_match"], found["avg@2"], found["pass@2"], found["num_searches"]
+        (0.25, 0.25, 0.5, 2.0)
+    """
+    of_task: dict[int, list[Attempt]] = {}
+    for result in results:
+        of_task.setdefault(result.task, []).append(result)
+    if not of_task:
+        raise ValueError("results: there is no attempt to summarise")
+    groups = list(of_task.values())
+    fewest = min(map(len, groups))
+    k = fewest if k is None else k
+    if not 1 <= k <= fewest:
+        raise ValueError(f"k: {k}; a question has {fewest} attempts only, choose 1 to {fewest}")
+    exact_q = np.array([np.mean([one.exact_match for one in group]) for group in groups])
+    f1_q = np.array([np.mean([one.f1 for one in group]) for group in groups])
+    passed = [pass_at_k(len(g), sum(one.exact_match == 1.0 for one in g), k) for g in groups]
+    calls = sum(one.calls for one in results)
+    found: dict[str, float] = {}
+    for name, values_q in (("exact_match", exact_q), ("f1", f1_q)):
+        low, high = _interval(values_q)
+        found |= {name: float(values_q.mean()), f"{name}_low": low, f"{name}_high": high}
+    return found | {
+        f"avg@{k}": float(exact_q.mean()),
+        f"pass@{k}": float(np.mean(passed)),
+        "num_searches": float(np.mean([one.searches for one in results])),
+        "num_steps": float(np.mean([one.steps for one in results])),
+        "answered_frac": float(np.mean([one.answered for one in results])),
+        "valid_call_frac": sum(one.valid_calls for one in results) / calls if calls else 1.0,
+        "num_questions": float(len(groups)),
+        "num_attempts": float(len(results)),
+    }
+
+
+def _interval(values_q: np.ndarray) -> tuple[float, float]:
+    questions = len(values_q)
+    if np.isin(values_q, (0.0, 1.0)).all():
+        interval = wilson_interval(round(float(values_q.sum())), questions)
+        return interval.low, interval.high
+    rng = np.random.default_rng(_SEED)
+    means = [values_q[rng.integers(questions, size=questions)].mean() for _ in range(_RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
