@@ -14,21 +14,25 @@ from replay.cases import (
     grid,
     no_spread,
     step_ids,
+    sum_rows,
     whiten,
 )
 
 from steprl import ops
 
+step_gae = jax.jit(jax.vmap(ops.step_gae, in_axes=(0, 0, 0, None)))
+step_returns = jax.jit(jax.vmap(ops.discounted_returns))
+token_gae = jax.jit(ops.token_gae)
+
 
 def replay_step_gae(case: Case) -> tuple[Results, Deviations]:
     mask = case["mask"] != 0
-    reward_n = ops.masked_sum(case["rewards"], mask, axis=-1)
-    value_n = jnp.asarray(case["values"][:, 0])
+    reward_n = sum_rows(case["rewards"], mask)
+    value_n = case["values"][:, 0]
     cells = cells_of(case)
     reward, value = grid(reward_n, cells), grid(value_n, cells)
-    discount = jnp.full_like(reward, case["gamma"])
-    gae = jax.jit(jax.vmap(ops.step_gae, in_axes=(0, 0, 0, None)))
-    advantage_n = np.asarray(gae(reward, discount, value, case["lam"]))[cells]
+    discount = np.full_like(reward, case["gamma"])
+    advantage_n = np.asarray(step_gae(reward, discount, value, case["lam"]))[cells]
     whitened_n = whiten(advantage_n, np.ones(len(mask), bool), epsilon_at="std")
     got = {
         "advantages": np.where(mask, np.asarray(whitened_n)[:, None], 0),
@@ -51,7 +55,7 @@ def replay_token_gae(case: Case) -> tuple[Results, Deviations]:
         discount[last] = 0
     advantage = np.empty_like(case["values"])
     reward, value = (case[name][order].reshape(-1) for name in ("rewards", "values"))
-    packed = jax.jit(ops.token_gae)(reward, discount, value, case["lam"], step_ids)
+    packed = token_gae(reward, discount, value, case["lam"], step_ids)
     advantage[order] = np.asarray(packed).reshape(mask.shape)
     got = {
         "advantages": whiten(advantage, mask),
@@ -68,9 +72,9 @@ def replay_token_gae(case: Case) -> tuple[Results, Deviations]:
 
 def replay_step_returns(case: Case) -> tuple[Results, Deviations]:
     cells = cells_of(case)
-    reward = grid(ops.masked_sum(case["rewards"], case["mask"] != 0, axis=-1), cells)
-    returns = jax.vmap(ops.discounted_returns)(reward, jnp.full_like(reward, case["gamma"]))
-    return {"step_returns": returns[cells]}, {}
+    reward = grid(sum_rows(case["rewards"], case["mask"] != 0), cells)
+    returns = step_returns(reward, np.full_like(reward, case["gamma"]))
+    return {"step_returns": np.asarray(returns)[cells]}, {}
 
 
 def replay_critic_mask(case: Case) -> tuple[Results, Deviations]:
@@ -84,7 +88,7 @@ def replay_critic_mask(case: Case) -> tuple[Results, Deviations]:
 def replay_reward_scaling(case: Case) -> tuple[Results, Deviations]:
     moments = ops.RunningMoments() if case["call"] == 0 else _scaling[case["gamma"]]
     valid_n = ~case["is_pad"]
-    reward_n = np.asarray(ops.masked_sum(case["rewards"], case["mask"], axis=-1), np.float64)
+    reward_n = np.asarray(sum_rows(case["rewards"], case["mask"]), np.float64)
     cells = cells_of(case)
     reward = grid(np.where(valid_n, reward_n, 0), cells)
     # The recurrence runs backwards: a forward sum is that of the reversed steps.

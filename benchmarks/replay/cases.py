@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from steprl import ops
@@ -20,12 +19,14 @@ COMMON_REASONS = {
     "poison": "NaN at a dark token is not read, where the reference returns NaN",
 }
 
+# Compiled as a whole: op by op, each of the many shapes would cost dozens of compilations.
 whiten = jax.jit(ops.masked_whiten, static_argnames=("ddof", "epsilon_at", "shift_mean"))
+sum_rows = jax.jit(lambda x, mask: ops.masked_sum(x, mask, axis=-1))
 
 
-def step_ids(mask: np.ndarray) -> jax.Array:
+def step_ids(mask: np.ndarray) -> np.ndarray:
     """The references store one step a row: each active token belongs to step 0 of its row."""
-    return jnp.where(mask != 0, 0, -1).astype(jnp.int32)
+    return np.where(mask != 0, 0, -1).astype(np.int32)
 
 
 def cells_of(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -33,10 +34,11 @@ def cells_of(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(case["trajectory_ids"], return_inverse=True)[1], case["step_ids"]
 
 
-def grid(x_n: jax.Array | np.ndarray, cells: tuple[np.ndarray, np.ndarray]) -> jax.Array:
+def grid(x_n: jax.Array | np.ndarray, cells: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Lay rows out as [trajectory, step]; a missing step is one of reward 0 and value 0."""
-    shape = (int(cells[0].max()) + 1, int(cells[1].max()) + 1)
-    return jnp.zeros(shape, x_n.dtype).at[cells].set(x_n)
+    table = np.zeros((int(cells[0].max()) + 1, int(cells[1].max()) + 1), x_n.dtype)
+    table[cells] = np.asarray(x_n)
+    return table
 
 
 def dark_zeroed(case: Case, name: str, got: Results) -> np.ndarray:

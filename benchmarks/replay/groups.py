@@ -6,13 +6,24 @@ from difflib import SequenceMatcher
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from replay.cases import Case, Deviations, Results, dark_zeroed, no_spread, step_ids
+from replay.cases import (
+    Case,
+    Deviations,
+    Results,
+    dark_zeroed,
+    no_spread,
+    step_ids,
+    sum_rows,
+)
 
 from steprl import ops
 
 normalise = jax.jit(ops.group_advantages, static_argnums=(2, 3), static_argnames="epsilon")
+baseline = jax.jit(ops.reinforce_pp_baseline_advantages, static_argnums=2)
+rfpp = jax.jit(ops.reinforce_pp_advantages, static_argnames="across_gaps")
+gigpo = jax.jit(ops.gigpo_advantages, static_argnums=(2, 5), static_argnames="kind")
+sum_steps = jax.jit(ops.reduce_steps, static_argnums=2)
 OUTPUTS = ("advantages", "returns")  # the same in all families but REINFORCE++
 
 
@@ -22,8 +33,8 @@ def trajectories(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
         case["trajectory_ids"], return_index=True, return_inverse=True
     )
     names, group_of_row = np.unique(case["group_ids"], return_inverse=True)
-    reward_n = ops.masked_sum(case["rewards"], case["mask"], axis=-1)
-    score = ops.reduce_steps(reward_n, trajectory_of_row, len(first))
+    reward_n = sum_rows(case["rewards"], case["mask"])
+    score = sum_steps(reward_n, trajectory_of_row, len(first))
     return trajectory_of_row, np.asarray(score), group_of_row[first], len(names)
 
 
@@ -87,10 +98,8 @@ def replay_rfpp_baseline(case: Case) -> tuple[Results, Deviations]:
     trajectory_of_token = np.broadcast_to(trajectory_of_row[:, None], mask.shape).reshape(-1)
     own = trajectory_of_token == np.arange(len(score))[:, None]
     ids = np.where(own & mask.reshape(-1), 0, -1)
-    wide = jax.jit(ops.reinforce_pp_baseline_advantages, static_argnums=2)(
-        score, group, num_groups, ids
-    )
-    got = dict.fromkeys(OUTPUTS, jnp.sum(wide, axis=0).reshape(mask.shape))
+    wide = np.asarray(baseline(score, group, num_groups, ids))
+    got = dict.fromkeys(OUTPUTS, wide.sum(axis=0).reshape(mask.shape))
     centred = without_residue(score, group, divide=False, raw=True, epsilon=0)
     spread = np.broadcast_to(centred[trajectory_of_row, None], mask.shape)[mask]
     found = whitening_deviations(case, spread.astype(score.dtype))
@@ -100,7 +109,7 @@ def replay_rfpp_baseline(case: Case) -> tuple[Results, Deviations]:
 
 
 def replay_rfpp(case: Case) -> tuple[Results, Deviations]:
-    advantages, returns = ops.reinforce_pp_advantages(
+    advantages, returns = rfpp(
         case["rewards"], step_ids(case["mask"]), case["gamma"], across_gaps=False
     )
     got = {"advantages": np.asarray(advantages), "returns": np.asarray(returns)}
@@ -131,12 +140,14 @@ def replay_gigpo(case: Case) -> tuple[Results, Deviations]:
     cells = trajectory_of_row, place
     table = (len(score), int(place.max()) + 1)
     mode, epsilon, weight = case["mode"], case["epsilon"], case["step_advantage_w"]
-    advantage = ops.gigpo_advantages(
+    return_ns, anchor_ids_ns = np.zeros(table, score.dtype), np.full(table, -1)
+    return_ns[cells], anchor_ids_ns[cells] = case["step_rewards"], anchors  # these are returns
+    advantage = gigpo(
         score,
         group,
         num_groups,
-        jnp.zeros(table, score.dtype).at[cells].set(case["step_rewards"]),  # these are returns
-        jnp.full(table, -1).at[cells].set(anchors),
+        return_ns,
+        anchor_ids_ns,
         number,
         step_weight=weight,
         kind={"mean_std_norm": "grpo", "mean_norm": "dr_grpo"}.get(mode, mode),
