@@ -23,7 +23,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from steprl.metrics import STEP, Metrics
 
 # Okabe and Ito's palette: told apart with any common form of colour blindness.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Five more follow, for pictures of many runs.
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
+    "#7F7F7F", "#6A3D9A", "#8C510A", "#B2DF8A", "#F0E442",
+)  # fmt: skip
 _INK = "#222222"
 _MUTED = "#6b6b6b"
 _GRID = "#e4e4e4"
