@@ -137,6 +137,7 @@ def test_n_iterations_and_n_more_are_two_n(whole, session, from_warm):
     assert plain == rows_of(whole[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [10, 30])
 def test_a_warm_start_that_is_interrupted_goes_on(whole, session, tmp_path, step):
     with pytest.raises(KeyboardInterrupt):
@@ -158,11 +159,13 @@ def test_a_training_that_is_interrupted_is_saved_and_goes_on(whole, session, fro
     assert_same_run(session, from_warm, whole[0])
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_the_last_iteration_lets_the_run_finish(whole, session, from_warm):
     train(session, from_warm, at("rl", 3, control_c))
     assert_same_run(session, from_warm, whole[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_run_that_is_killed_before_its_first_checkpoint_writes_no_row_twice(
     whole, session, from_warm, step
@@ -252,6 +255,7 @@ def test_each_program_compiles_once_a_run(whole):
     assert len(compiled) <= AT_MOST
 
 
+@pytest.mark.slow
 def test_more_iterations_compile_nothing_more(whole, session, tmp_path, warm):
     counts = {}
     for steps in (2, 4):

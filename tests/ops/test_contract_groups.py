@@ -89,11 +89,13 @@ def test_vmap_equals_a_loop(name, loop, vmapped):
     assert_same(vmapped[name], loop[name], **CLOSE)
 
 
+@pytest.mark.slow
 @by_name
 def test_pmap_equals_vmap(name, vmapped, pmapped):
     assert_same(pmapped[name], vmapped[name], **CLOSE)
 
 
+@pytest.mark.slow
 @by_name
 def test_shard_map_equals_vmap(name, vmapped, on_shards):
     assert_same(on_shards[name], vmapped[name], **CLOSE)

@@ -163,6 +163,7 @@ def well_formed(text, calls, errors):
     assert places == list(range(len(places))), text
 
 
+@pytest.mark.slow
 def test_100_000_random_texts_and_none_raises():
     rng = random.Random(0)
     seeds = [
