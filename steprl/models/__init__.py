@@ -1,20 +1,28 @@
-"""The language model: a decoder behind pure functions, its presets, and the scores of a batch."""
+"""The language model: a decoder behind pure functions, its presets, pretrained weights, and scores."""
 
 from steprl.models.decoder import KVCache
 from steprl.models.policy import make_policy
 from steprl.models.presets import PRESETS, DecoderConfig, decoder_config
+from steprl.models.pretrained import load_pretrained, read_config, save_pretrained
 from steprl.models.scoring import Scores, logprobs_and_entropy, sampled_places, score
+from steprl.models.sources import Pretrained, load_model, resolve_model
 from steprl.models.tokenizer import phrase_tokenizer
 
 __all__ = [
     "PRESETS",
     "DecoderConfig",
     "KVCache",
+    "Pretrained",
     "Scores",
     "decoder_config",
+    "load_model",
+    "load_pretrained",
     "logprobs_and_entropy",
     "make_policy",
     "phrase_tokenizer",
+    "read_config",
+    "resolve_model",
     "sampled_places",
+    "save_pretrained",
     "score",
 ]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from steprl.models.presets import DecoderConfig
+from steprl.models.presets import DecoderConfig, Llama3Scaling
 
 
 class KVCache(NamedTuple):
@@ -30,10 +30,25 @@ def init_cache(config: DecoderConfig, batch: int, length: int) -> KVCache:
     return KVCache(layers(), layers())  # no buffer twice, so that a cache may be donated
 
 
-def rotary(x_BTHK: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
-    """Turns each pair (i, i + K/2) by position * theta^(-2i/K) (RoFormer, arXiv 2104.09864)."""
-    half = x_BTHK.shape[-1] // 2
+def rotary_frequencies(half: int, theta: float, scaling: Llama3Scaling | None) -> jax.Array:
+    """Radians a token by which each of the `half` pairs turns: theta^(-i/half), or slower."""
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is None:
+        return frequency
+    factor, low, high, context = scaling
+    turns = context * frequency / (2 * jnp.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - kept) * frequency / factor + kept * frequency
+
+
+def rotary(
+    x_BTHK: jax.Array,
+    positions_BT: jax.Array,
+    theta: float,
+    scaling: Llama3Scaling | None = None,
+) -> jax.Array:
+    """Turns each pair (i, i + K/2) by position * theta^(-2i/K) (RoFormer, arXiv 2104.09864)."""
+    frequency = rotary_frequencies(x_BTHK.shape[-1] // 2, theta, scaling)
     angle = (positions_BT.astype(jnp.float32)[:, :, None] * frequency[None, None, :])[:, :, None, :]
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -111,8 +126,8 @@ class Attention(nnx.Module):
         v = self.value(x_BTD).reshape(batch, length, config.num_kv_heads, config.head_dim)
         if config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
-        q = rotary(q, positions_BT, config.rope_theta)
-        k = rotary(k, positions_BT, config.rope_theta)
+        q = rotary(q, positions_BT, config.rope_theta, config.rope_scaling)
+        k = rotary(k, positions_BT, config.rope_theta, config.rope_scaling)
         if layer_cache is not None and slots_BT is not None:
             k = write_cache(layer_cache[0], k, slots_BT)
             v = write_cache(layer_cache[1], v, slots_BT)

@@ -2,6 +2,16 @@
 
 import dataclasses
 import difflib
+from typing import NamedTuple
+
+
+class Llama3Scaling(NamedTuple):
+    """Slower rotation of the slow pairs for a longer context, as in Llama 3.1 (arXiv 2407.21783)."""
+
+    factor: float  # pairs that turn slowly are slowed by this much
+    low_freq_factor: float  # fewer turns than this within the original context: slow
+    high_freq_factor: float  # more turns than this: left as they are; in between: interpolated
+    original_context: float  # tokens that the model was first trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +26,7 @@ class DecoderConfig:
     head_dim: int
     d_ff: int
     rope_theta: float = 10_000.0
+    rope_scaling: Llama3Scaling | None = None
     norm_eps: float = 1e-6
     qk_norm: bool = False
     attention_bias: bool = False
