@@ -14,7 +14,8 @@ from steprl.config import load_config
 from steprl.metrics import read_metrics
 from steprl.report import plot_learning_curves
 from steprl.run_directory import open_run
-from steprl.train import Event, setup, train
+from steprl.session import setup
+from steprl.train import Event, train
 
 
 def arguments(question: str, config: str) -> argparse.Namespace:

@@ -21,7 +21,8 @@ from steprl.config import load_config
 from steprl.metrics import read_metrics
 from steprl.report import plot_learning_curves
 from steprl.run_directory import open_run
-from steprl.train import run_warm_start, setup, train
+from steprl.session import setup
+from steprl.train import run_warm_start, train
 
 CONFIG = "configs/quickstart.yaml"
 GOAL = 0.8  # sampled success after training; the warm start has about 0.2

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from steprl.metrics import MetricWriter, truncate_after
 from steprl.models.scoring import score
 from steprl.optimizer import make_sft_optimizer
 from steprl.rollout import Player
-from steprl.sharding import state_shardings
+from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params, Policy, StepBatch
 from steprl.update import TrainState
 
@@ -113,12 +112,3 @@ def warm_start(
             if stop:
                 raise KeyboardInterrupt
     return state.params
-
-
-def as_abstract(tree: Any, shardings: Any) -> Any:
-    """Shapes, types and placements of a tree, for restoring into."""
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        tree,
-        shardings,
-    )

@@ -73,6 +73,15 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def as_abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes, types and placements of a tree, for restoring into."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        shardings,
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows split over all devices."""
     return NamedSharding(mesh, BATCH)

@@ -1,6 +1,5 @@
 """The loop that a reader can follow: rollout, advantages and update, evaluate, save.
 
-    setup      mesh, language, model, environment            -> Session
     warm start supervised, on demonstrations                 -> parameters
     iteration  play tasks -> one update -> metrics, and now and then an evaluation and a checkpoint
 
@@ -8,7 +7,6 @@ All randomness follows from the seed and the iteration, and so do the tasks: a c
 train state alone, and a run that was stopped goes on bit for bit.
 """
 
-import importlib.util
 import signal
 import threading
 import time
@@ -18,30 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from steprl.algorithms import algorithm
 from steprl.checkpoint import Checkpointer, latest_step, restore
-from steprl.config import Config
 from steprl.evaluation import evaluate_all
 from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
-from steprl.models import DecoderConfig, decoder_config, make_policy
 from steprl.optimizer import make_optimizer
-from steprl.rollout import Player, attempts, make_player, summary, with_anchors, words_of
-from steprl.sft import as_abstract, warm_start
-from steprl.sharding import make_mesh, state_shardings
-from steprl.types import Params, Policy
+from steprl.rollout import attempts, summary, with_anchors
+from steprl.session import Session, abstract_params, initial_params
+from steprl.sft import warm_start
+from steprl.sharding import as_abstract, state_shardings
+from steprl.types import Params
 from steprl.update import TrainState, initial_state, make_update
-
-
-class Session(NamedTuple):
-    """What a run is made of, before any parameter exists."""
-
-    config: Config
-    mesh: Mesh
-    model: DecoderConfig
-    policy: Policy
-    player: Player
 
 
 class Event(NamedTuple):
@@ -51,96 +37,6 @@ class Event(NamedTuple):
     step: int
     steps: int
     metrics: dict[str, float]
-
-
-def setup(config: Config) -> Session:
-    """Builds mesh, model and environment; checks all that can be checked before computing.
-
-    Raises:
-        ValueError: the settings do not fit each other or the devices.
-    """
-    _check_method(config)
-    for backend, package in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
-        if backend in config.trainer.logger and importlib.util.find_spec(package) is None:
-            raise ValueError(f"trainer.logger: {backend} was asked for, so `pip install {package}`")
-    mesh = make_mesh(config.mesh)
-    rows = config.rollout.batch_size * config.rollout.n
-    for name, size in (
-        ("rollout.batch_size * rollout.n", rows),
-        ("actor.ppo_mini_batch_size", config.actor.ppo_mini_batch_size),
-        ("sft.batch_size", config.sft.batch_size),
-    ):
-        if size % mesh.size:
-            raise ValueError(
-                f"{name}={size} must be a multiple of the {mesh.size} devices of the mesh"
-            )
-    settings = config.model
-    model = decoder_config(
-        settings.preset,
-        vocab_size=words_of(config).vocab_size,
-        d_model=settings.d_model,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-        num_kv_heads=settings.num_kv_heads,
-        head_dim=settings.head_dim,
-        d_ff=settings.d_ff,
-        value_head=settings.value_head,
-        dtype=settings.dtype,
-        param_dtype=settings.param_dtype,
-        remat=settings.remat,
-    )
-    policy = make_policy(model)
-    return Session(config, mesh, model, policy, make_player(config, policy, mesh))
-
-
-def _check_method(config: Config) -> None:
-    """The method exists and the run gives it what it needs."""
-    critic = config.model.value_head != "none"
-    offers = ["anchors"] + ["critic"] * critic + ["group"] * (config.rollout.n > 1)
-    method = algorithm(config.algorithm.name, tuple(offers))
-    learnt = "critic" in method.needs
-    if config.algorithm.bootstrap_truncated and not learnt:
-        raise ValueError(
-            f"algorithm.bootstrap_truncated asks the critic, and {config.algorithm.name} trains none: "
-            "use steppo or ppo, or turn it off"
-        )
-    if config.algorithm.filter_groups and "group" not in method.needs:
-        raise ValueError(
-            f"algorithm.filter_groups leaves out groups of attempts, and {config.algorithm.name} "
-            "compares none: turn it off"
-        )
-
-
-def abstract_params(session: Session) -> Params:
-    """Shapes, types and placements of the parameters."""
-    shapes = jax.eval_shape(session.policy.init, jax.random.key(0))
-    return as_abstract(shapes, state_shardings(shapes, session.mesh))
-
-
-def initial_params(session: Session) -> Params:
-    """Random parameters from the seed, or those of `trainer.init_from`."""
-    if session.config.trainer.init_from is not None:
-        return load_params(session, Path(session.config.trainer.init_from))
-    key = jax.random.key(session.config.trainer.seed)
-    shapes = jax.eval_shape(session.policy.init, key)
-    placed = jax.jit(session.policy.init, out_shardings=state_shardings(shapes, session.mesh))
-    return placed(key)
-
-
-def load_params(session: Session, run: Path, step: int | None = None) -> Params:
-    """The newest parameters of a run: of its training, or else of its warm start.
-
-    Raises:
-        FileNotFoundError: the run holds no checkpoint.
-        ValueError: they belong to another model; says which shapes differ.
-    """
-    folder = run / "checkpoints"
-    if latest_step(folder) is None and step is None:
-        folder = run / "sft"
-    if latest_step(folder) is None:
-        raise FileNotFoundError(f"{run} holds no checkpoint, neither in checkpoints/ nor in sft/")
-    wanted = {"params": abstract_params(session)}
-    return restore(folder, wanted, step, partial=True).state["params"]
 
 
 def train(

@@ -28,8 +28,9 @@ STOP_REASONS = ("running", "stop_token", "length", "context_full")
 class Step:
     """One decision: what was read, the complete action, and what the environment answered.
 
-    ``observation_ids`` are the tokens that this step added to the context, ``action_ids`` the tokens
-    exactly as sampled, stop token included. Text is only a view of them.
+    ``observation_ids`` are the tokens that this step added to the context, or where that is ``fresh``
+    the whole of it; ``action_ids`` the tokens exactly as sampled, stop token included. Text is only a
+    view of them.
     """
 
     observation: str
@@ -46,6 +47,8 @@ class Step:
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
     supports: np.ndarray | None = None
     """[A, W] uint32, the set each token was drawn from (`ops.pack_support`); None: all tokens."""
+    fresh: bool = False
+    """The context was written anew: the observation stands for all that was before it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,7 @@ class StepBatch:
 
     tokens_NT: jax.Array  # int32, exactly the ids that were read and sampled
     positions_NT: jax.Array  # int32, place of the token in its context, 0 at padding
-    segment_ids_NT: jax.Array  # int32, 0 at padding, 1 for the row's context
+    segment_ids_NT: jax.Array  # int32, 0 at padding, k for the row's k-th context
     step_ids_NT: jax.Array  # int32, step that sampled the token, -1 elsewhere
     logprob_NT: jax.Array  # float32, log-prob under the distribution really sampled from
     entropy_NT: jax.Array  # float32, entropy of that distribution
@@ -102,8 +105,11 @@ class StepBatch:
     support_NTW: jax.Array | None = None  # uint32, bit v: token v could be sampled (top-k, top-p)
     anchor_NS: jax.Array | None = None  # int32, steps of a task that saw the same, -1 without step
     branches: Branches | None = None
+    metrics_N: dict[str, jax.Array] | None = None  # float32, what the environment says of each row
     action_width: int = dataclasses.field(metadata=dict(static=True), default=0)
     # ^ at least the sampled tokens of any row: heads run on these only
+    context_width: int = dataclasses.field(metadata=dict(static=True), default=0)
+    # ^ no context crosses a multiple of this many tokens; 0: a row is one block
 
 
 class Policy(NamedTuple):

@@ -21,7 +21,7 @@ from steprl.algorithms import (
 )
 from steprl.config import AlgorithmConfig
 from steprl.ops import REDUCTIONS, aggregation_weights, value_loss
-from steprl.train import setup
+from steprl.session import setup
 from steprl.types import Branches, StepBatch
 from tests.small import random_batch, small_config
 

@@ -8,8 +8,7 @@ import signal
 
 import pytest
 
-from steprl import cli
-from steprl.cli import main
+from steprl.cli import main, progress
 from steprl.config import load_config
 from steprl.metrics import STEP, read_metrics
 from tests.small import SMALL
@@ -42,16 +41,24 @@ def interrupt(monkeypatch):
     """Ctrl-C when that step of that phase is reported."""
 
     def arrange(phase, step):
-        show = cli._Watch.__call__
+        show = progress.Watch.__call__
 
         def watch(self, event):
             show(self, event)
             if (event.phase, event.step) == (phase, step):
                 signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(cli._Watch, "__call__", watch)
+        monkeypatch.setattr(progress.Watch, "__call__", watch)
 
     yield arrange
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["sft"], ["eval"], ["rollout"]])
+def test_help_is_printed(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--help"])
+    assert ended.value.code == 0
+    assert "usage: steprl" in capsys.readouterr().out
 
 
 def error_line(capsys, arguments):

@@ -13,7 +13,8 @@ from steprl.checkpoint import all_steps, restore
 from steprl.config import load_config
 from steprl.metrics import STEP, read_metrics
 from steprl.optimizer import make_optimizer
-from steprl.train import abstract_params, initial_params, load_params, setup, train
+from steprl.session import abstract_params, initial_params, load_params, setup
+from steprl.train import train
 from steprl.update import initial_state
 from tests.small import SMALL, small_config
 

@@ -16,8 +16,8 @@ from steprl.models import decoder_config, make_policy
 from steprl.models.scoring import score
 from steprl.optimizer import make_optimizer
 from steprl.rollout import attempts
+from steprl.session import initial_params, setup
 from steprl.sharding import make_mesh, shard_rows, state_shardings
-from steprl.train import initial_params, setup
 from steprl.update import initial_state, make_update
 from tests.small import random_batch, small_config
 

@@ -6,7 +6,7 @@ import pytest
 
 from steprl.config import load_config
 from steprl.rollout import summary, trajectories
-from steprl.train import initial_params, setup
+from steprl.session import initial_params, setup
 
 TINY = [
     "env.name=household", "env.household.max_steps=3", "model.d_model=16", "model.num_layers=1",

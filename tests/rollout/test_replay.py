@@ -19,7 +19,8 @@ from steprl.models import score
 from steprl.ops import support_words, unpack_support
 from steprl.rollout import HostPlayer, collate, rollout, trajectories
 from steprl.sampling import sampling_logprobs
-from steprl.train import setup, train
+from steprl.session import setup
+from steprl.train import train
 from tests.rollout.markov import SIZE, decoder, markov_policy
 from tests.small import small_config
 

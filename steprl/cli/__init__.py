@@ -1,0 +1,58 @@
+"""The command line: `steprl train | sft | eval | rollout`."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from steprl.cli import looking, training
+from steprl.cli.options import EXIT_ERROR, EXIT_INTERRUPTED
+
+_COMMANDS = (training, looking)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 1 on an error, 130 when interrupted."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no second group of positionals: settings may stand behind options all the same.
+    strangers = [word for word in rest if word.startswith("-") or "=" not in word]
+    if strangers:
+        parser.error(f"unknown argument {strangers[0]!r}")
+    options.overrides = [*options.overrides, *rest]
+    console = Console(highlight=False, soft_wrap=True)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # no PyTorch here is no news
+    # Imports that load JAX come after the arguments are known, so that --help is quick.
+    from steprl.config import ConfigError
+    from steprl.run_directory import RunDirectoryError
+
+    try:
+        return options.command(options, console)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except (ConfigError, RunDirectoryError, OSError, ImportError, ValueError) as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}")
+        return EXIT_ERROR
+    except FloatingPointError as error:
+        console.print(f"[bold red]stopped:[/] {escape(str(error))}")
+        return EXIT_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="steprl",
+        description="Step-level reinforcement learning of language-model agents in JAX.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+        text = text.replace("%", "%%")  # argparse formats what it prints
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=run, command_name=name)
+        return sub
+
+    for module in _COMMANDS:
+        module.add_commands(command)
+    return parser

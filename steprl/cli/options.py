@@ -1,0 +1,20 @@
+"""What several commands share: their exit codes, and the settings they run with."""
+
+import argparse
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+
+
+def config_of(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from steprl.config import load_config
+
+    return load_config(options.config, options.overrides)
+
+
+def config_of_run(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from steprl.config import load_config
+
+    saved = options.run / "config.resolved.yaml"
+    if not saved.is_file():
+        raise FileNotFoundError(f"{options.run} is not a run: it has no config.resolved.yaml")
+    return load_config(saved, options.overrides)

@@ -1,0 +1,85 @@
+"""Progress and results on the terminal."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Watch:
+    """Progress on the terminal: a bar with the success rate, and a line an evaluation."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.bars: dict[str, object] = {}
+
+    def __enter__(self):  # type: ignore[no-untyped-def]
+        self.progress.start()
+        self.bar("compiling", None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def bar(self, name: str, total: int | None) -> None:
+        if name not in self.bars:
+            for other in self.bars.values():
+                self.progress.remove_task(other)  # type: ignore[arg-type]
+            self.bars = {name: self.progress.add_task(name, total=total, note="")}
+
+    def __call__(self, event) -> None:  # type: ignore[no-untyped-def]
+        metrics = event.metrics
+        if event.phase == "sft":
+            self.bar("warm start", event.steps)
+            note = f"loss {metrics['sft/loss']:.3f}"
+            if event.step % 100 == 0 or event.step == event.steps:
+                self.console.print(f"warm start {event.step:>5}/{event.steps}  {note}")
+        else:
+            self.bar("training", event.steps)
+            rate = metrics.get("rollout/success_rate", metrics.get("eval/success_rate", 0.0))
+            note = f"success {rate:.2f}"
+            if "eval/success_rate" in metrics:
+                self.console.print(_evaluation_line(event))
+        for task in self.bars.values():
+            self.progress.update(task, completed=event.step, note=note)  # type: ignore[arg-type]
+
+
+def _evaluation_line(event) -> str:  # type: ignore[no-untyped-def]
+    metrics = event.metrics
+    line = f"iteration {event.step:>4}/{event.steps}  success {metrics['eval/success_rate']:.3f}"
+    if "eval/success_rate_greedy" in metrics:
+        line += f"  greedy {metrics['eval/success_rate_greedy']:.3f}"
+    for name, value in metrics.items():
+        if name.count("/") == 2 and name.endswith("/success_rate"):
+            line += f"  {name.split('/')[1]} {value:.3f}"
+    if "num_turns/mean" in metrics:
+        line += f"  turns {metrics['num_turns/mean']:.1f}  clip {metrics['actor/pg_clipfrac']:.3f}"
+        line += f"  entropy {metrics['actor/entropy']:.3f}"
+    return line
+
+
+def print_results(results: dict[str, float], console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(box=None)
+    for title in ("", "success", "95 % interval", "turns", "parse errors"):
+        table.add_column(title, justify="left" if not title else "right")
+    for name, rate in results.items():
+        if name.removesuffix("_greedy").endswith("/success_rate"):
+            prefix, suffix = name.rsplit("/", 1)[0], "_greedy" if name.endswith("_greedy") else ""
+            of = lambda key, p=prefix, s=suffix: results[f"{p}/{key}{s}"]  # noqa: E731
+            table.add_row(
+                prefix + (" greedy" if suffix else " sampled"),
+                f"{rate:.3f}",
+                f"{of('success_rate_low'):.3f} .. {of('success_rate_high'):.3f}",
+                f"{of('num_turns'):.1f}",
+                f"{of('parse_error_frac'):.3f}",
+            )
+    console.print(table)
