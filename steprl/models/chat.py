@@ -1,0 +1,153 @@
+"""Conversations as tokens: what stands before a reply, and between two of them, by the chat template.
+
+A reply is kept as sampled. So a context is never rendered twice: it begins with `begin(messages)`,
+then the ids of the reply with its stop token, then `extend(new messages)`, and so on.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Message = Mapping[str, Any]
+"""`{"role": ..., "content": ...}`, and `tool_calls` as the template knows them."""
+
+_USER = {"role": "user", "content": "Hello."}
+_MARK = "9f3b7c1e"  # a reply that occurs in no template
+_PROBE = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "Nothing.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+
+
+class ChatFormat(NamedTuple):
+    """The functions of one chat template.
+
+    begin(messages) -> ids of the conversation and the generation prompt behind it
+    extend(messages) -> ids between the stop token of a reply and the next generation prompt
+    decode(ids) -> text of a reply: one trailing stop token is dropped, any other token stays to be seen
+    render(messages, prompt=True, tools=None) -> text, with the generation prompt or without
+    encode(text) -> ids; the names of special tokens become these tokens, and none is added
+    """
+
+    begin: Callable[[Sequence[Message]], list[int]]
+    extend: Callable[[Sequence[Message]], list[int]]
+    stop_ids: tuple[int, ...]  # the first is the one that the template writes behind a reply
+    decode: Callable[[Iterable[int]], str]
+    render: Callable[..., str]
+    encode: Callable[[str], list[int]]
+
+
+def chat_format(
+    tokenizer: Any, tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any
+) -> ChatFormat:
+    """The chat template of a tokenizer, exact about tokens.
+
+    Args:
+        tokenizer: of `transformers`, with a chat template.
+        tools: schemas that the template shows to the model, such as `Tool.schema`.
+        **variables: what else the template reads, such as `enable_thinking=False` (Qwen3) or
+            `date_string="26 Jul 2024"` (Llama 3, which otherwise may write the date of today).
+
+    Returns:
+        The functions. A reply that its length cut off has no stop token: put `stop_ids[0]` before
+        what `extend` gives.
+
+    Raises:
+        ValueError: there is no chat template, it shows no tools, or it writes no special token behind
+            a reply. The functions raise it for messages that the template refuses, and `extend` where
+            new messages change what was written before them: then only `begin` with the whole
+            conversation gives what the template wants.
+
+    Note:
+        What a template adds is part of the context. That of SmolLM2 and of Qwen2.5 begins with a system
+        message of its own where the first message is none of the system; give one to replace it. That
+        of Qwen3 drops the thoughts of earlier replies, which `extend` keeps, as they were sampled.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            "tokenizer: it has no chat template, so it is none of a chat model; take one of an "
+            "instruction-tuned model, or set `tokenizer.chat_template`"
+        )
+    added = tokenizer.added_tokens_decoder
+
+    def render(
+        messages: Sequence[Message],
+        prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = tools,
+    ) -> str:
+        if tools and not shows_tools():
+            raise ValueError(
+                "tools: the chat template does not show them to the model; describe them in the "
+                "system message, see `steprl.tools.describe_tools`"
+            )
+        return written(messages, prompt, tools)
+
+    def written(messages: Sequence[Message], prompt: bool, tools: Any) -> str:
+        try:
+            return tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=list(tools) if tools else None,
+                add_generation_prompt=prompt,
+                tokenize=False,
+                **variables,
+            )
+        except ImportError:
+            raise
+        except Exception as error:  # templates are programs, and fail as programs do
+            raise ValueError(f"messages: the chat template refuses them: {error}") from error
+
+    @functools.cache
+    def shows_tools() -> bool:
+        return written([_USER], True, [_PROBE]) != written([_USER], True, None)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def begin(messages: Sequence[Message]) -> list[int]:
+        return encode(render(messages))
+
+    def extend(messages: Sequence[Message]) -> list[int]:
+        if not messages:
+            raise ValueError("messages: there is none to go on with")
+        head = render([_USER])
+        before, found, behind = render([_USER, _reply(_MARK), *messages]).partition(_MARK)
+        problem = ""
+        if not found:
+            problem = "the reply before them is not written as it was"
+        elif not (head.startswith(before) or before.startswith(head)):
+            problem = "what stands before the reply changes with them"
+        elif not behind.startswith(stop):
+            problem = f"the reply before them does not end with {stop}"
+        if problem:
+            raise ValueError(
+                f"messages: with this chat template {problem}, so a context cannot be extended; "
+                "rebuild it each step: `begin` with the whole conversation"
+            )
+        return encode(behind.removeprefix(stop))
+
+    def decode(ids: Iterable[int]) -> str:
+        kept = [int(one) for one in ids]
+        if kept and kept[-1] in stop_ids:
+            kept.pop()
+        return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    render([_USER])  # complains about the tools, if there is something to complain about
+    tail = render([_USER, _reply(_MARK)], prompt=False).partition(_MARK)[2]
+    stop_id = next((one for one in encode(tail) if one in added), None)
+    if stop_id is None:
+        raise ValueError(
+            f"tokenizer: its chat template writes {tail!r} behind a reply, which holds no special "
+            "token, so nothing would end the reply of a model"
+        )
+    stop = added[stop_id].content
+    eos = tokenizer.eos_token_id
+    stop_ids = (stop_id,) if eos in (None, stop_id) else (stop_id, eos)
+    return ChatFormat(begin, extend, stop_ids, decode, render, encode)
+
+
+def _reply(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
