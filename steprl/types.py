@@ -64,6 +64,8 @@ class Trajectory:
         default_factory=lambda: np.zeros(0, np.int32)
     )
     """What the last action was answered, which no step has read; empty where it was not kept."""
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    """What the environment says of it beside reward and success, such as F1."""
 
     @property
     def total_reward(self) -> float:
@@ -121,6 +123,8 @@ class Policy(NamedTuple):
     value(params, tokens_BT, positions_BT, segment_ids_BT, hidden_BTD) -> value_BT in float32;
         None where the model has no value head
     init_cache(batch, length) -> cache; slot s of a row holds the token at position s
+    prepare(params) -> params that all the others take too: what is best done once before many calls
+        on the same parameters, such as merging adapters; idempotent
     """
 
     init: Callable[..., Params]
@@ -128,3 +132,4 @@ class Policy(NamedTuple):
     unembed: Callable[[Params, jax.Array], jax.Array]
     value: Callable[..., jax.Array] | None
     init_cache: Callable[[int, int], Any]
+    prepare: Callable[[Params], Params] = lambda params: params

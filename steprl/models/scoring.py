@@ -113,7 +113,9 @@ def score(
     Equal to what decoding recorded when the parameters are the same (the first ratio is 1): where
     the rollout truncated its distribution, each token is scored within the set it was drawn from.
     """
-    hidden_NTD, _ = policy.apply(params, batch.tokens_NT, batch.positions_NT, batch.segment_ids_NT)
+    contexts = _contexts(batch)
+    hidden_MWD, _ = policy.apply(params, *contexts)
+    hidden_NTD = hidden_MWD.reshape(*batch.tokens_NT.shape, -1)
     places = jax.vmap(lambda s, g: sampled_places(s, g, batch.action_width))
     place_NA, before_NA = places(batch.step_ids_NT, batch.segment_ids_NT)
     rows_NA = jnp.arange(place_NA.shape[0])[:, None]
@@ -138,9 +140,7 @@ def score(
     value_NT = jnp.zeros_like(batch.logprob_NT)
     final_value_N = jnp.zeros(place_NA.shape[0], jnp.float32)
     if policy.value is not None:
-        of_state_NT = policy.value(
-            params, batch.tokens_NT, batch.positions_NT, batch.segment_ids_NT, hidden_NTD
-        )
+        of_state_NT = policy.value(params, *contexts, hidden_MWD).reshape(batch.tokens_NT.shape)
         value_NT = scatter(jnp.take_along_axis(of_state_NT, before_NA, axis=1))
         real_NT = jnp.asarray(batch.segment_ids_NT) > 0
         index_NT = jnp.broadcast_to(jnp.arange(real_NT.shape[1]), real_NT.shape)
@@ -148,3 +148,11 @@ def score(
         final_value_N = jnp.take_along_axis(of_state_NT, last_N1, axis=1)[:, 0]
         final_value_N = jnp.where(jnp.any(real_NT, axis=1), final_value_N, 0.0)
     return Scores(scatter(logprob_NA), scatter(entropy_NA), value_NT, final_value_N)
+
+
+def _contexts(batch: StepBatch) -> tuple[jax.Array, ...]:
+    """Tokens, positions and segment ids, cut where no context crosses: attention sees no more."""
+    arrays = (batch.tokens_NT, batch.positions_NT, batch.segment_ids_NT)
+    if not batch.context_width:
+        return arrays
+    return tuple(jnp.reshape(x, (-1, batch.context_width)) for x in arrays)

@@ -43,11 +43,15 @@ def phrase_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def detokenize(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
-    """The text view of some ids: phrases joined by blanks, none before punctuation, `<end>` dropped.
+    """The text view of some ids. It never goes back into training: what was sampled is kept as ids.
 
-    A `<pad>` that was sampled stays to be seen, and makes a command the nonsense that it is. The text
-    never goes back into training: what was sampled is kept as ids.
+    Of a phrase tokenizer: phrases joined by blanks, none before punctuation, `<end>` dropped. A `<pad>`
+    that was sampled stays to be seen, and makes a command the nonsense that it is. Of any other: what
+    it decodes, special tokens included, but for one that ends the sequence.
     """
-    end = tokenizer.eos_token_id
-    words = tokenizer.convert_ids_to_tokens([int(i) for i in ids if int(i) != end])
+    numbers, end = [int(i) for i in ids], tokenizer.eos_token_id
+    if not isinstance(tokenizer.backend_tokenizer.model, WordLevel):
+        numbers = numbers[:-1] if numbers[-1:] == [end] else numbers
+        return str(tokenizer.decode(numbers, clean_up_tokenization_spaces=False))
+    words = tokenizer.convert_ids_to_tokens([i for i in numbers if i != end])
     return re.sub(r" ([,.?;:!])", r"\1", " ".join(words))

@@ -11,40 +11,48 @@ from steprl.types import STOP_REASONS, Step, StepBatch, Trajectory
 
 
 def collate(
-    trajectories: Sequence[Trajectory], max_steps: int, lengths: Sequence[int]
+    trajectories: Sequence[Trajectory],
+    max_steps: int,
+    lengths: Sequence[int],
+    response_length: int | None = None,
 ) -> StepBatch:
     """One row a trajectory: observation and action tokens in turn, then the final observation.
+
+    Where a context was written anew (`Step.fresh`), the contexts of a row are segments of their own,
+    each in a block of the same width (`StepBatch.context_width`).
 
     A step without supports among others that have them was sampled from the whole vocabulary.
 
     Args:
-        trajectories: the records; none may be longer than the largest of `lengths`.
+        trajectories: the records; no context may be longer than the largest of `lengths`.
         max_steps: S of the table of steps.
-        lengths: allowed row lengths, ascending; the smallest that fits is used, so that few shapes
-            are ever compiled. Half of it is the room for sampled tokens.
+        lengths: allowed lengths of a context, ascending; the smallest that fits is used, so that few
+            shapes are ever compiled.
+        response_length: tokens of one action at most, which says the room for sampled tokens; None
+            for half of the row.
 
     Raises:
-        ValueError: a trajectory does not fit (nothing is cut silently), or supports are of several
-            vocabularies.
+        ValueError: a trajectory does not fit (nothing is cut silently), supports are of several
+            vocabularies, or trajectories have different metrics.
     """
     rows = len(trajectories)
     if rows == 0:
         raise ValueError("trajectories: there is none to collate")
-    tokens = [
-        sum(len(s.observation_ids) + len(s.action_ids) for s in t.steps)
-        + len(t.final_observation_ids)
-        for t in trajectories
-    ]
-    sampled = [sum(len(s.action_ids) for s in t.steps) for t in trajectories]
-    needed = max(max(tokens, default=1), 2 * max(sampled, default=1))
+    contexts = [_contexts(t) for t in trajectories]
+    longest = max((size for sizes in contexts for size in sizes), default=1)
+    sampled = max(sum(len(s.action_ids) for s in t.steps) for t in trajectories)
+    most = max(len(t.steps) for t in trajectories)
+    blocks = max(1, *map(len, contexts))
+    halved = response_length is None
+    needed = max(longest, -(-2 * sampled // blocks) if halved else 1)
     fitting = [length for length in lengths if length >= needed]
-    if not fitting or max(len(t.steps) for t in trajectories) > max_steps:
+    if not fitting or most > max_steps:
         raise ValueError(
-            f"a trajectory of {max(tokens)} tokens ({max(sampled)} sampled) in "
-            f"{max(len(t.steps) for t in trajectories)} steps does not fit into rows of "
-            f"{max(lengths)} tokens and {max_steps} steps"
+            f"a trajectory of {longest} tokens ({sampled} sampled) in {most} steps does not fit into rows "
+            f"of {max(lengths)} tokens and {max_steps} steps"
         )
-    length = fitting[0]
+    width, length = fitting[0], fitting[0] * blocks
+    room = length // 2 if response_length is None else min(length, most * response_length)
     token_NT = {
         name: np.zeros((rows, length), np.int32) for name in ("tokens", "positions", "segments")
     }
@@ -59,23 +67,23 @@ def collate(
     for row, trajectory in enumerate(trajectories):
         place = 0
         for number, step in enumerate(trajectory.steps):
-            place += _put(token_NT["tokens"][row], place, step.observation_ids)
-            span = slice(place, place + len(step.action_ids))
+            if step.fresh and number:
+                place += -place % width  # the next block
+            place = _put(token_NT, row, place, step.observation_ids, width).stop
+            span = _put(token_NT, row, place, step.action_ids, width)
             step_ids_NT[row, span] = number
             float_NT["logprob"][row, span] = step.logprobs
             float_NT["entropy"][row, span] = step.entropies
             if support_NTW is not None and step.supports is not None:
                 support_NTW[row, span] = step.supports
-            place += _put(token_NT["tokens"][row], place, step.action_ids)
+            place = span.stop
             reward_NS[row, number] = step.reward
             stop_NS[row, number] = STOP_REASONS.index(step.stop_reason)
             flag_NS["mask"][row, number] = True
             flag_NS["terminated"][row, number] = step.terminated
             flag_NS["truncated"][row, number] = step.truncated
             flag_NS["valid"][row, number] = step.valid
-        place += _put(token_NT["tokens"][row], place, trajectory.final_observation_ids)
-        token_NT["positions"][row, :place] = np.arange(place)
-        token_NT["segments"][row, :place] = 1
+        _put(token_NT, row, place, trajectory.final_observation_ids, width)
     arrays: dict[str, Any] = dict(
         tokens_NT=token_NT["tokens"],
         positions_NT=token_NT["positions"],
@@ -93,12 +101,44 @@ def collate(
         task_N=np.array([t.task for t in trajectories], np.int32),
         sample_N=np.array([t.sample for t in trajectories], np.int32),
         support_NTW=support_NTW,
+        metrics_N=_metrics(trajectories),
     )
-    return StepBatch(**arrays, action_width=length // 2)
+    return StepBatch(**arrays, action_width=room, context_width=width if blocks > 1 else 0)
+
+
+def _put(
+    token_NT: dict[str, np.ndarray], row: int, place: int, ids: np.ndarray, width: int
+) -> slice:
+    """Writes ids from a place on, into the block of `width` tokens that the place lies in."""
+    span, block = slice(place, place + len(ids)), place // width
+    token_NT["tokens"][row, span] = ids
+    token_NT["positions"][row, span] = np.arange(place, span.stop) - block * width
+    token_NT["segments"][row, span] = block + 1
+    return span
+
+
+def _contexts(trajectory: Trajectory) -> list[int]:
+    """Tokens of each context of a trajectory."""
+    sizes = [0]
+    for step in trajectory.steps:
+        if step.fresh and sizes[-1]:
+            sizes.append(0)
+        sizes[-1] += len(step.observation_ids) + len(step.action_ids)
+    sizes[-1] += len(trajectory.final_observation_ids)
+    return sizes
+
+
+def _metrics(trajectories: Sequence[Trajectory]) -> dict[str, np.ndarray] | None:
+    names = trajectories[0].metrics.keys()
+    if any(t.metrics.keys() != names for t in trajectories):
+        raise ValueError("trajectories: they have different metrics")
+    return {
+        name: np.array([t.metrics[name] for t in trajectories], np.float32) for name in names
+    } or None
 
 
 def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
-    """Several trajectories a row, kept apart by segment ids: for supervised training only.
+    """Several trajectories a row, contexts kept apart by segment ids: for supervised training only.
 
     The table of steps is empty, since the trajectories of a row would share it; the success of a row
     is that of all its trajectories. Supports and final observations stay behind: the likelihood of a
@@ -112,17 +152,20 @@ def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
     step_ids_NT = np.full(shape, -1, np.int32)
     for row, together in enumerate(rows):
         place, number = 0, 0
-        for segment, trajectory in enumerate(together):
-            begin = place
-            for step in trajectory.steps:
+        segment = 0
+        for trajectory in together:
+            for index, step in enumerate(trajectory.steps):
+                if index == 0 or step.fresh:
+                    begin, segment = place, segment + 1
                 ids = np.concatenate([step.observation_ids, step.action_ids])
-                if place + len(ids) > length:
+                span = slice(place, place + len(ids))
+                if span.stop > length:
                     raise ValueError(f"row {row} holds more than {length} tokens")
-                _put(tokens_NT[row], place, ids)
-                step_ids_NT[row, place + len(step.observation_ids) : place + len(ids)] = number
-                place, number = place + len(ids), number + 1
-            positions_NT[row, begin:place] = np.arange(place - begin)
-            segments_NT[row, begin:place] = segment + 1
+                tokens_NT[row, span] = ids
+                positions_NT[row, span] = np.arange(place, span.stop) - begin
+                segments_NT[row, span] = segment
+                step_ids_NT[row, place + len(step.observation_ids) : span.stop] = number
+                place, number = span.stop, number + 1
     if 2 * (step_ids_NT >= 0).sum(axis=1).max() > length:
         raise ValueError(f"a row holds more sampled tokens than half of {length}")
     nothing_NT, nothing_NS = np.zeros(shape, np.float32), np.zeros((len(rows), 1), np.float32)
@@ -155,11 +198,6 @@ def _no_supports(trajectories: Sequence[Trajectory], length: int) -> np.ndarray 
     return np.zeros((len(trajectories), length, words.pop()), np.uint32) if words else None
 
 
-def _put(row: np.ndarray, place: int, ids: np.ndarray) -> int:
-    row[place : place + len(ids)] = ids
-    return len(ids)
-
-
 def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
     """The records of a batch; the text is a view of the ids, which stay exactly as they were."""
     host: Any = jax.device_get(batch)
@@ -169,7 +207,8 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
         ids, step_of = host.tokens_NT[row][real], host.step_ids_NT[row][real]
         logprob, entropy = host.logprob_NT[row][real], host.entropy_NT[row][real]
         support = None if host.support_NTW is None else host.support_NTW[row][real]
-        steps, begin = [], 0
+        context_of = host.segment_ids_NT[row][real]
+        steps, begin, context = [], 0, 1
         for number in range(int(host.mask_NS[row].sum())):
             mine = np.flatnonzero(step_of == number)
             first, last = mine[0], mine[-1] + 1
@@ -187,9 +226,10 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                     stop_reason=STOP_REASONS[int(host.stop_NS[row, number])],
                     valid=bool(host.valid_NS[row, number]),
                     supports=None if support is None else support[first:last],
+                    fresh=bool(context_of[first] != context),
                 )
             )
-            begin = last
+            begin, context = last, context_of[first]
         found.append(
             Trajectory(
                 int(host.task_N[row]),
@@ -197,6 +237,7 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                 tuple(steps),
                 bool(host.success_N[row]),
                 final_observation_ids=ids[begin:],
+                metrics={k: float(v[row]) for k, v in (host.metrics_N or {}).items()},
             )
         )
     return found
