@@ -1,11 +1,14 @@
-"""Optax optimisers: clipping, AdamW with a schedule, and a learning rate of its own for the critic."""
+"""What is trained and how: optax optimisers with clipping and schedules, and the frozen parameters."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
 from steprl.config import ActorConfig, CriticConfig, SftConfig
+from steprl.types import Params
 
 
 def learning_rate(actor: ActorConfig, peak: float, updates: int) -> optax.Schedule:
@@ -56,6 +59,68 @@ def make_sft_optimizer(sft: SftConfig) -> optax.GradientTransformation:
         sft.lr * sft.min_lr_ratio,
     )
     return optax.chain(_clip(sft.grad_clip), optax.adamw(schedule, weight_decay=sft.weight_decay))
+
+
+def split_trainable(params: Params, freeze: str | None = None) -> tuple[Params, Params]:
+    """What is trained and what is not; gradients and the optimiser's state are of the first only.
+
+    With adapters (a part "lora") the decoder is frozen; they, a value head and a separate critic
+    are trained.
+
+    Args:
+        params: nested dicts, or their shapes.
+        freeze: regular expression; a parameter in whose path, such as
+            "decoder/layers/0/mlp/up/kernel", it is found is frozen too.
+
+    Returns:
+        Two trees without each other's leaves and without empty dicts; `combine` joins them again.
+
+    Raises:
+        ValueError: `freeze` is no regular expression, matches nothing, or leaves nothing to train.
+    """
+    if freeze is None and "lora" not in params:
+        return params, {}
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    try:
+        found = {path for path in paths if freeze is not None and re.search(freeze, path)}
+    except re.error as error:
+        raise ValueError(f"model.freeze={freeze!r} is not a regular expression: {error}") from None
+    if freeze is not None and not found:
+        examples = ", ".join(paths[:: max(1, len(paths) // 5)])
+        raise ValueError(
+            f"model.freeze={freeze!r} matches no parameter; it is searched for in paths such as {examples}"
+        )
+    if "lora" in params:
+        found |= {path for path in paths if path.startswith("decoder/")}
+    if len(found) == len(paths):
+        raise ValueError(
+            f"model.freeze={freeze!r} freezes every parameter: nothing would be trained"
+        )
+    return _part(params, lambda path: path not in found), _part(params, found.__contains__)
+
+
+def combine(trainable: Params, frozen: Params) -> Params:
+    """The parameters that `split_trainable` split."""
+    if not frozen:
+        return trainable
+    both = trainable.keys() & frozen.keys()
+    return frozen | trainable | {name: combine(trainable[name], frozen[name]) for name in both}
+
+
+def _part(tree: Params, wanted: Callable[[str], bool], prefix: str = "") -> Params:
+    """The nested dicts with those leaves only whose path is wanted."""
+    part = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            value = _part(value, wanted, f"{prefix}{name}/")
+            if value:
+                part[name] = value
+        elif wanted(prefix + name):
+            part[name] = value
+    return part
 
 
 def _clip(norm: float) -> optax.GradientTransformation:

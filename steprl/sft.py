@@ -13,7 +13,7 @@ from steprl.checkpoint import Checkpointer, latest_step, restore
 from steprl.config import Config
 from steprl.metrics import MetricWriter, truncate_after
 from steprl.models.scoring import score
-from steprl.optimizer import make_sft_optimizer
+from steprl.optimizer import combine, make_sft_optimizer, split_trainable
 from steprl.rollout import Player
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params, Policy, StepBatch
@@ -21,21 +21,29 @@ from steprl.update import TrainState
 
 
 def make_sft_update(
-    policy: Policy, optimizer: optax.GradientTransformation, chunk_tokens: int
+    policy: Policy,
+    optimizer: optax.GradientTransformation,
+    chunk_tokens: int,
+    freeze: str | None = None,
 ) -> Callable[[TrainState, StepBatch], tuple[TrainState, dict[str, jax.Array]]]:
-    """`update(state, batch) -> (state, metrics)`: one step on the mean over action tokens."""
+    """`update(state, batch) -> (state, metrics)`: one step on the mean over action tokens.
 
-    def loss(params: Params, batch: StepBatch) -> jax.Array:
+    What is trained, and of what the state of the optimiser must be, says `split_trainable`.
+    """
+
+    def loss(trainable: Params, frozen: Params, batch: StepBatch) -> jax.Array:
+        params = combine(trainable, frozen)
         logprob_NT = score(policy, params, batch, chunk_tokens=chunk_tokens).logprob_NT
         return -jnp.sum(logprob_NT) / jnp.maximum(jnp.sum(batch.step_ids_NT >= 0), 1)
 
     def update(state: TrainState, batch: StepBatch) -> tuple[TrainState, dict[str, jax.Array]]:
-        value, gradient = jax.value_and_grad(loss)(state.params, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        trainable, frozen = split_trainable(state.params, freeze)
+        value, gradient = jax.value_and_grad(loss)(trainable, frozen, batch)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
         norm = optax.tree.norm(gradient)
         fine = jnp.isfinite(norm) & jnp.isfinite(value)
         keep = lambda new, old: jnp.where(fine, new, old)  # noqa: E731
-        params = jax.tree.map(keep, optax.apply_updates(state.params, updates), state.params)
+        trainable = jax.tree.map(keep, optax.apply_updates(trainable, updates), trainable)
         opt_state = jax.tree.map(keep, opt_state, state.opt_state)
         metrics = {
             "sft/loss": value,
@@ -43,7 +51,7 @@ def make_sft_update(
             "sft/demonstrations_solved": jnp.mean(batch.success_N.astype(jnp.float32)),
             "train/nonfinite": (~fine).astype(jnp.float32),
         }
-        return TrainState(params, opt_state, state.iteration + 1), metrics
+        return TrainState(combine(trainable, frozen), opt_state, state.iteration + 1), metrics
 
     return update
 
@@ -72,11 +80,12 @@ def warm_start(
     """
     sft = config.sft
     optimizer = make_sft_optimizer(sft)
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    trainable, _ = split_trainable(params, config.model.freeze)
+    state = TrainState(params, optimizer.init(trainable), jnp.zeros((), jnp.int32))
     shardings = state_shardings(state, mesh)
     state = jax.device_put(state, shardings)
     update = jax.jit(
-        make_sft_update(policy, optimizer, config.model.logprob_chunk),
+        make_sft_update(policy, optimizer, config.model.logprob_chunk, config.model.freeze),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )

@@ -16,8 +16,10 @@ from steprl.config import MeshConfig
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     (r"embedding/embedding$", P(None, "fsdp")),
     (r"(decoder|critic)/head$", P("fsdp", None)),
-    (r"(query|key|value|gate|up)/kernel$", P("fsdp", None)),
-    (r"(attention/out|down)/kernel$", P(None, "fsdp")),
+    (r"(query|key|value|gate|up)/(kernel|lora_a)$", P("fsdp", None)),
+    (r"(attention/out|down)/(kernel|lora_b)$", P(None, "fsdp")),
+    # The other factor is small: so A @ B lies as its kernel does, without communication.
+    (r"(query|key|value|gate|up)/lora_b$|(attention/out|down)/lora_a$", P()),
     (r"value/(hidden|out)/kernel$", P()),
     (r"(scale|bias)$", P()),
 )

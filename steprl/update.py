@@ -1,5 +1,6 @@
 """One optimisation of the policy on one batch: a pure function, for every method of the table."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from steprl.ops import (
     rollout_correction_weights,
     value_loss,
 )
+from steprl.optimizer import combine, split_trainable
 from steprl.rewards import bootstrap_truncated, penalise_kl, scale_rewards
 from steprl.sharding import BATCH
 from steprl.types import Params, Policy, StepBatch
@@ -34,12 +36,13 @@ class TrainState(NamedTuple):
     """All that a run carries on: keys and the place in the data follow from `iteration`."""
 
     params: Params
-    opt_state: Any
+    opt_state: Any  # of what is trained
     iteration: jax.Array  # int32, finished iterations
     # Only of reinforcement learning:
     kl_coef: jax.Array | None = None  # of the KL penalty in the reward
     moments: RunningMoments | None = None  # of the returns, for the scale of the rewards
-    reference: Params | None = None  # the policy training began with, where a KL term asks for it
+    # What is trained as it was when training began, where a KL term asks for it; the rest is frozen.
+    reference: Params | None = None
 
 
 def initial_state(
@@ -49,14 +52,15 @@ def initial_state(
     algorithm = config.algorithm
     needed = algorithm.use_kl_in_reward or config.actor.use_kl_loss
     moments = RunningMoments()
+    trainable, _ = split_trainable(params, config.model.freeze)
     return TrainState(
         params,
-        optimizer.init(params),
+        optimizer.init(trainable),
         jnp.zeros((), jnp.int32),
         jnp.asarray(algorithm.kl_ctrl.kl_coef, jnp.float32),
         RunningMoments(*(jnp.asarray(x, jnp.float32) for x in moments)),
         # A copy: the update is given the buffers of the parameters to write into.
-        jax.tree.map(jnp.copy, params) if needed else None,
+        jax.tree.map(jnp.copy, trainable) if needed else None,
     )
 
 
@@ -135,8 +139,10 @@ def make_update(
         metrics |= {f"critic/{name}": value for name, value in vf.items()}
         return total, metrics
 
-    def optimise(state: tuple[Params, Any], sample: Sample) -> tuple[tuple[Params, Any], Metrics]:
-        params, opt_state = state
+    def optimise(
+        frozen: Params, state: tuple[Params, Any], sample: Sample
+    ) -> tuple[tuple[Params, Any], Metrics]:
+        trainable, opt_state = state
         ids_NT = sample.batch.step_ids_NT
         kept_NT = jnp.where(sample.keep_N[:, None], ids_NT, -1)
         counted_NT = ids_NT if settings.filter_groups_denominator == "all" else kept_NT
@@ -149,17 +155,22 @@ def make_update(
         sample = sample._replace(
             policy_weight_NT=weights, value_weight_NT=asked_NT / jnp.maximum(jnp.sum(asked_NT), 1)
         )
-        gradient, metrics = _gradient(loss, params, sample, actor.ppo_micro_batch_size)
+        gradient, metrics = _gradient(
+            lambda part, sample: loss(combine(part, frozen), sample),
+            trainable,
+            sample,
+            actor.ppo_micro_batch_size,
+        )
         norm = optax.tree.norm(gradient)
-        updates, new_opt_state = optimizer.update(gradient, opt_state, params)
+        updates, new_opt_state = optimizer.update(gradient, opt_state, trainable)
         fine = jnp.isfinite(norm) & jnp.isfinite(
             metrics["actor/pg_loss"] + metrics["critic/vf_loss"]
         )
         keep = lambda new, old: jnp.where(fine, new, old)  # noqa: E731
-        params = jax.tree.map(keep, optax.apply_updates(params, updates), params)
+        trainable = jax.tree.map(keep, optax.apply_updates(trainable, updates), trainable)
         opt_state = jax.tree.map(keep, new_opt_state, opt_state)
         metrics |= {"actor/grad_norm": norm, "train/nonfinite": (~fine).astype(jnp.float32)}
-        return (params, opt_state), metrics
+        return (trainable, opt_state), metrics
 
     def reshape_rewards(
         state: TrainState, batch: StepBatch, old: Scores, reference: jax.Array | None
@@ -189,10 +200,12 @@ def make_update(
         return batch, kl_coef, moments, report
 
     def update(state: TrainState, batch: StepBatch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        trainable, frozen = split_trainable(state.params, config.model.freeze)
         old = score(policy, state.params, batch, temperature, chunk)
         reference = None
         if state.reference is not None:
-            reference = score(policy, state.reference, batch, temperature, chunk).logprob_NT
+            began = combine(state.reference, frozen)
+            reference = score(policy, began, batch, temperature, chunk).logprob_NT
         informative_N = informative_groups(scores(batch), group_ids(batch), batch.task_N.shape[0])
         report = _batch_metrics(batch, old)
         batch, kl_coef, moments, done = reshape_rewards(state, batch, old, reference)
@@ -227,15 +240,16 @@ def make_update(
             order = jax.random.permutation(key, rows)
             parts = jax.tree.map(lambda x: x[order].reshape(-1, size, *x.shape[1:]), whole)
             parts = jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, P(None, *BATCH)))
-            return jax.lax.scan(optimise, state, parts)
+            return jax.lax.scan(functools.partial(optimise, frozen), state, parts)
 
         epoch_keys = jax.random.split(key, actor.ppo_epochs)
-        (params, opt_state), metrics = jax.lax.scan(
-            epoch, (state.params, state.opt_state), epoch_keys
+        (trainable, opt_state), metrics = jax.lax.scan(
+            epoch, (trainable, state.opt_state), epoch_keys
         )
         report |= {name: jnp.mean(value) for name, value in metrics.items()}
         report["train/nonfinite"] = jnp.sum(metrics["train/nonfinite"])
         iteration = state.iteration + 1
+        params = combine(trainable, frozen)
         state = TrainState(params, opt_state, iteration, kl_coef, moments, state.reference)
         return state, report
 

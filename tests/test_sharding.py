@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from steprl.config import ActorConfig, Config, CriticConfig, MeshConfig
-from steprl.models import decoder_config, make_policy
+from steprl.models import decoder_config, make_policy, with_lora
 from steprl.models.presets import PRESETS
 from steprl.optimizer import make_optimizer, make_sft_optimizer
 from steprl.sharding import (
@@ -37,6 +37,8 @@ INTENDED = {
     "out": P(None, "fsdp"),  # [heads, D]: width
     "down": P(None, "fsdp"),
 }
+# Which adapter [in, r] or [r, out] has the split axis of its kernel; the other is whole.
+SPLIT_ADAPTER = {P("fsdp", None): "lora_a", P(None, "fsdp"): "lora_b"}
 
 
 def intended(path: str) -> P:
@@ -44,6 +46,9 @@ def intended(path: str) -> P:
     *folders, last = path.split("/")
     if last in ("scale", "bias") or folders[0] == "value":
         return P()
+    if folders[0] == "lora":
+        kernel = INTENDED[folders[-1]]
+        return kernel if SPLIT_ADAPTER[kernel] == last else P()
     return INTENDED[last if last in ("embedding", "head") else folders[-1]]
 
 
@@ -51,9 +56,10 @@ def name_of(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def params_of(preset, value_head, **more):
-    config = decoder_config(preset, value_head=value_head, **more)
-    return jax.eval_shape(make_policy(config).init, jax.random.key(0))
+def params_of(preset, value_head, rank=0, **more):
+    policy = make_policy(decoder_config(preset, value_head=value_head, **more))
+    policy = with_lora(policy, rank, alpha=16.0) if rank else policy
+    return jax.eval_shape(policy.init, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +84,16 @@ def test_every_parameter_stands_where_it_is_meant_to(preset, value_head, mesh):
         assert sharding.spec == intended(name_of(path)), name_of(path)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_adapters_lie_so_that_their_product_lies_as_its_kernel(preset, mesh):
+    params = params_of(preset, "shared", rank=3, num_layers=2)
+    placed = jax.tree_util.tree_leaves_with_path(state_shardings(params, mesh))
+    adapters = [path for path, _ in placed if name_of(path).startswith("lora/")]
+    assert len(adapters) == 2 * 7 * 2  # layers, projections, factors
+    for path, sharding in placed:
+        assert sharding.spec == intended(name_of(path)), name_of(path)
+
+
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "own head"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_the_options_of_the_decoder_are_covered(tie, bias, mesh):
@@ -90,7 +106,9 @@ def test_the_options_of_the_decoder_are_covered(tie, bias, mesh):
 
 
 def test_each_parameter_matches_one_rule_and_no_rule_is_idle():
-    params = params_of("tiny", "separate", tie_embeddings=False, attention_bias=True, qk_norm=True)
+    params = params_of(
+        "tiny", "separate", rank=4, tie_embeddings=False, attention_bias=True, qk_norm=True
+    )
     used = Counter()
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
         matching = [r for r, (pattern, _) in enumerate(PARAMETER_RULES)

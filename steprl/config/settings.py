@@ -17,6 +17,7 @@ LOSS_AGG_MODES = (
 )
 _KL = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
 KL_PENALTIES: tuple[str, ...] = (*_KL, *(f"{kind}+" for kind in _KL))
+ENVIRONMENTS = ("multihop", "household", "wiki_search")
 LOGGERS = ("jsonl", "tensorboard", "wandb")
 
 
@@ -60,9 +61,19 @@ class HouseholdConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
-    name: str = _field("multihop", choices=("multihop", "household"))
+    name: str = "multihop"  # one of ENVIRONMENTS, or your own as package.module:function
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of your function
     multihop: MultihopConfig = MultihopConfig()
     household: HouseholdConfig = HouseholdConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Adapters (arXiv 2106.09685): the decoder stays as it is, they and the critic are trained."""
+
+    rank: int = _field(0, 0)  # 0 = off, everything is trained
+    alpha: float = _field(16.0, 1e-8)  # what they add is multiplied by alpha / rank
+    target: str = "all-linear"  # or a regular expression, searched for in paths of kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +91,9 @@ class ModelConfig:
     param_dtype: str = _field("float32", choices=("float32", "bfloat16"))
     remat: bool = False
     logprob_chunk: int = _field(8192, 1)  # tokens whose logits exist at the same time
+    # Regular expression; parameters in whose path it is found are not trained.
+    freeze: str | None = None
+    lora: LoraConfig = LoraConfig()
 
 
 @dataclasses.dataclass(frozen=True)

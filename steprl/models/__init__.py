@@ -1,6 +1,13 @@
 """The language model: a decoder behind pure functions, its presets, pretrained weights, and scores."""
 
 from steprl.models.decoder import KVCache
+from steprl.models.lora import (
+    init_lora,
+    lora_targets,
+    merge_lora,
+    unmerge_lora,
+    with_lora,
+)
 from steprl.models.policy import make_policy
 from steprl.models.presets import PRESETS, DecoderConfig, decoder_config
 from steprl.models.pretrained import load_pretrained, read_config, save_pretrained
@@ -15,14 +22,19 @@ __all__ = [
     "Pretrained",
     "Scores",
     "decoder_config",
+    "init_lora",
     "load_model",
     "load_pretrained",
     "logprobs_and_entropy",
+    "lora_targets",
     "make_policy",
+    "merge_lora",
     "phrase_tokenizer",
     "read_config",
     "resolve_model",
     "sampled_places",
     "save_pretrained",
     "score",
+    "unmerge_lora",
+    "with_lora",
 ]

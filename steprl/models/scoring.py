@@ -113,6 +113,7 @@ def score(
     Equal to what decoding recorded when the parameters are the same (the first ratio is 1): where
     the rollout truncated its distribution, each token is scored within the set it was drawn from.
     """
+    params = policy.prepare(params)
     contexts = _contexts(batch)
     hidden_MWD, _ = policy.apply(params, *contexts)
     hidden_NTD = hidden_MWD.reshape(*batch.tokens_NT.shape, -1)

@@ -73,6 +73,7 @@ def rollout(
     """
     length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
     rows = task_N.shape[0]
+    params = policy.prepare(params)
     keys_N = jax.vmap(trajectory_key, in_axes=(None, 0, 0))(key, task_N, sample_N)
 
     def begin(prompt_NP: jax.Array, prompt_length_N: jax.Array) -> Any:
