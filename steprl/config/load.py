@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steprl.config.settings import LOGGERS, Config
+from steprl.config.settings import ENVIRONMENTS, LOGGERS, Config, EnvConfig
 
 
 class ConfigError(ValueError):
@@ -163,9 +163,27 @@ def check_consistency(config: Config) -> None:
     strangers = [name for name in config.trainer.logger if name not in LOGGERS]
     if strangers:
         raise ConfigError(f"trainer.logger={strangers[0]!r}: allowed are {', '.join(LOGGERS)}")
+    _check_environment(config.env)
     hops = config.env.multihop
     if hops.min_hops > hops.max_hops:
         raise ConfigError(
             f"env.multihop.min_hops={hops.min_hops} must be at most "
             f"env.multihop.max_hops={hops.max_hops}"
+        )
+
+
+def _check_environment(env: EnvConfig) -> None:
+    if ":" in env.name:
+        return
+    if env.name not in ENVIRONMENTS:
+        near = difflib.get_close_matches(env.name, ENVIRONMENTS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"env.name={env.name!r}: allowed are {', '.join(ENVIRONMENTS)}, and your own as "
+            f"package.module:function{hint}"
+        )
+    if env.options:
+        raise ConfigError(
+            f"env.options are for an environment of your own; settings of {env.name} are those of "
+            f"env.{env.name}"
         )

@@ -23,6 +23,7 @@ from steprl.tools import (
     render_tool_response,
 )
 
+CONTEXTS = ("extend", "rebuild")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -61,18 +62,25 @@ class ToolEnvironment:
     Args:
         tools: functions, or `Tool`s where a call may hang.
         tasks: what the episodes are about, in any form; task numbers go round.
-        prompt: `prompt(task, schemas)` is the first observation, see `describe_tools`.
+        prompt: `prompt(task, schemas)` is the first observation. Chat templates that know of tools
+            show the schemas themselves; for others, see `describe_tools`.
         reward: `reward(task, answer)` of an episode that ended with an answer; all other steps, and
             episodes that run out of steps, have 0.
-        observe: `observe(task, state)` is what the model sees after a step, for chat templates or a
-            prompt made new each time; None for the `<tool_response>` blocks of the last turn.
+        observe: `observe(task, state)` is what the model sees after a step: text, or the messages of
+            the whole conversation; None for the `<tool_response>` blocks of the last turn.
+        context: "extend": observations are added to what was before; "rebuild": each stands for all
+            that was, which needs `observe`.
+        system: the system line, for chat models.
         max_steps: the step after which an episode without an answer is truncated.
         max_calls: calls of one step; those behind are not made, and answered so.
         time_limit, max_characters: of one call, see `call_tools`.
         success: the reward from which on a task counts as solved.
 
     Raises:
-        ValueError: there are no tasks, a limit is not positive, or a function has no schema.
+        ValueError: there are no tasks, a setting is out of range, or a function has no schema.
+
+    Attributes:
+        tools: the schemas, as chat templates take them.
 
     Example:
         >>> def add(a: int, b: int) -> int:
@@ -100,14 +108,18 @@ class ToolEnvironment:
         (1.0, True, True)
     """
 
+    system: str  # absent where there is none
+
     def __init__(
         self,
         tools: Iterable[Callable[..., Any] | Tool],
         tasks: Sequence[Any],
-        prompt: Callable[[Any, tuple[dict[str, Any], ...]], str],
+        prompt: Callable[[Any, tuple[dict[str, Any], ...]], Any],
         reward: Callable[[Any, str], float],
         *,
-        observe: Callable[[Any, ToolState], str] | None = None,
+        observe: Callable[[Any, ToolState], Any] | None = None,
+        context: str = "extend",
+        system: str | None = None,
         max_steps: int = 5,
         max_calls: int = 4,
         time_limit: float = 10.0,
@@ -118,20 +130,31 @@ class ToolEnvironment:
             raise ValueError("tasks: there is none; an environment needs at least one")
         if max_steps < 1 or max_calls < 1:
             raise ValueError(f"max_steps={max_steps} and max_calls={max_calls} start at 1")
-        self.tools = make_tools(tools)
+        if context not in CONTEXTS:
+            raise ValueError(f"context: {context!r}; choose from {', '.join(CONTEXTS)}")
+        if context == "rebuild" and observe is None:
+            raise ValueError(
+                "context='rebuild' needs observe: the answers of the last turn alone do not stand for "
+                "all that was"
+            )
+        self._tools = make_tools(tools)
+        self.tools = [tool.schema for tool in self._tools.values()]
         self.tasks, self.max_steps, self.max_calls = tasks, max_steps, max_calls
+        self.context = context
+        if system is not None:
+            self.system = system
         self._prompt, self._reward, self._observe = prompt, reward, observe
         self._success = success
         self._call = functools.partial(
             call_tools,
-            tools=self.tools,
+            tools=self._tools,
             parallel=max_calls,
             time_limit=time_limit,
             max_characters=max_characters,
         )
         self._call([])  # so that a wrong limit is found here
 
-    def reset(self, task: int, key: Any = None) -> tuple[ToolState, str]:
+    def reset(self, task: int, key: Any = None) -> tuple[ToolState, Any]:
         """The first state and the prompt of a task.
 
         Args:
@@ -143,13 +166,12 @@ class ToolEnvironment:
         """
         if index(task) < 0:
             raise ValueError(f"tasks are non-negative integers, got {task}")
-        schemas = tuple(tool.schema for tool in self.tools.values())
         state = ToolState(index(task))
-        return state, self._prompt(self._task(state), schemas)
+        return state, self._prompt(self._task(state), tuple(self.tools))
 
     def step(
         self, state: ToolState, action: str
-    ) -> tuple[ToolState, str, float, bool, bool, dict[str, Any]]:
+    ) -> tuple[ToolState, Any, float, bool, bool, dict[str, Any]]:
         """Make the calls of an action, or take it as the answer; any text is allowed.
 
         Returns:
@@ -164,7 +186,7 @@ class ToolEnvironment:
         if state.answer is not None or len(state.turns) >= self.max_steps:
             raise ValueError("the episode is over: step again from an earlier state, or reset")
         said = action.rpartition("</think>")[2]
-        calls, errors = parse_tool_calls(said, self.tools)
+        calls, errors = parse_tool_calls(said, self._tools)
         if not calls and not errors:
             return self._end(state, action, _answer(said))
         for call in calls[self.max_calls :]:
@@ -175,13 +197,12 @@ class ToolEnvironment:
         items.sort(key=lambda item: item.place)
         outcomes = tuple(self._call(items))
         state = dataclasses.replace(state, turns=(*state.turns, ToolTurn(action, outcomes)))
-        if self._observe is None:
-            text = render_tool_response(outcomes)
-        else:
-            text = self._observe(self._task(state), state)
+        seen: Any = render_tool_response(outcomes)
+        if self._observe is not None:
+            seen = self._observe(self._task(state), state)
         reason = min(errors, key=lambda error: error.place).text if errors else ""
         info = _info(outcomes, len(calls), success=False, reason=reason)
-        return state, text, 0.0, False, len(state.turns) >= self.max_steps, info
+        return state, seen, 0.0, False, len(state.turns) >= self.max_steps, info
 
     def _end(
         self, state: ToolState, action: str, answer: str

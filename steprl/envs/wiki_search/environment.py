@@ -103,6 +103,11 @@ class WikiSearch:
             raise ValueError("questions: there is none")
 
     @property
+    def system(self) -> str:
+        """The system line."""
+        return SYSTEM
+
+    @property
     def tools(self) -> list[dict[str, Any]]:
         """The search tool as chat templates take it."""
         return [SEARCH_TOOL]
@@ -110,7 +115,7 @@ class WikiSearch:
     def messages(self, state: SearchState) -> list[dict[str, str]]:
         """The two messages of a step, rendered from the state."""
         return [
-            {"role": "system", "content": SYSTEM},
+            {"role": "system", "content": self.system},
             {"role": "user", "content": self.prompt(state)},
         ]
 
@@ -146,8 +151,8 @@ class WikiSearch:
             spent without an answer), and info: `success`; `exact_match`, `f1` (0 before the end),
             `answer`; `valid` (everything in the reply was understood), `reason` (what was not);
             `num_searches` of the episode, not counting that of the environment; `num_calls`,
-            `num_valid_calls` and `outcomes` of this reply; `new_passages`; `question_id`, `kind`,
-            `level`.
+            `num_valid_calls` and `outcomes` of this reply, these as `tool_outcomes` too (JSON text: a
+            list of `Outcome.record`); `new_passages`; `question_id`, `kind`, `level`.
         """
         if state.done:
             return state, "", 0.0, True, False, self._info(state, reason="the episode is over")
@@ -243,9 +248,11 @@ class WikiSearch:
             success=False, exact_match=0.0, f1=0.0, answer="", num_calls=0, num_valid_calls=0,
             new_passages=0, outcomes=(),
         )  # fmt: skip
+        info = {**unknown, **known}
+        records = [outcome.record() for outcome in info["outcomes"]]
         return {
-            **unknown,
-            **known,
+            **info,
+            "tool_outcomes": json.dumps(records, ensure_ascii=False),
             "valid": not reason,
             "reason": reason,
             "num_searches": state.searches,
