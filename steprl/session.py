@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from steprl.algorithms import algorithm
 from steprl.checkpoint import latest_step, restore
 from steprl.config import Config
-from steprl.models import DecoderConfig, decoder_config, make_policy
+from steprl.models import DecoderConfig, decoder_config, make_policy, with_lora
+from steprl.optimizer import split_trainable
 from steprl.rollout import Player, make_player, words_of
 from steprl.sharding import as_abstract, make_mesh, state_shardings
 from steprl.types import Params, Policy
@@ -63,6 +64,10 @@ def setup(config: Config) -> Session:
         remat=settings.remat,
     )
     policy = make_policy(model)
+    if settings.lora.rank:
+        policy = with_lora(policy, settings.lora.rank, settings.lora.alpha, settings.lora.target)
+    # Says now what is wrong with model.freeze and model.lora.target.
+    split_trainable(jax.eval_shape(policy.init, jax.random.key(0)), settings.freeze)
     return Session(config, mesh, model, policy, make_player(config, policy, mesh))
 
 
