@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 Message = Mapping[str, Any]
 """`{"role": ..., "content": ...}`, and `tool_calls` as the template knows them."""
 
+_SYSTEM = {"role": "system", "content": "Be brief."}
 _USER = {"role": "user", "content": "Hello."}
 _MARK = "9f3b7c1e"  # a reply that occurs in no template
 _PROBE = {
@@ -113,8 +114,20 @@ def chat_format(
     def extend(messages: Sequence[Message]) -> list[int]:
         if not messages:
             raise ValueError("messages: there is none to go on with")
-        head = render([_USER])
-        before, found, behind = render([_USER, _reply(_MARK), *messages]).partition(_MARK)
+        behind, problem = continuation([_USER], messages)
+        if takes_system() and not problem and continuation([_SYSTEM, _USER], messages)[0] != behind:
+            problem = "they are written differently behind a system message"
+        if problem:
+            raise ValueError(
+                f"messages: with this chat template {problem}, so a context cannot be extended; "
+                "rebuild it each step: `begin` with the whole conversation"
+            )
+        return encode(behind)
+
+    def continuation(first: list[Message], messages: Sequence[Message]) -> tuple[str, str]:
+        """What is written behind a reply and its stop token, and why that is of no use ("" if it is)."""
+        head = render(first)
+        before, found, behind = render([*first, _reply(_MARK), *messages]).partition(_MARK)
         problem = ""
         if not found:
             problem = "the reply before them is not written as it was"
@@ -122,12 +135,14 @@ def chat_format(
             problem = "what stands before the reply changes with them"
         elif not behind.startswith(stop):
             problem = f"the reply before them does not end with {stop}"
-        if problem:
-            raise ValueError(
-                f"messages: with this chat template {problem}, so a context cannot be extended; "
-                "rebuild it each step: `begin` with the whole conversation"
-            )
-        return encode(behind.removeprefix(stop))
+        return behind.removeprefix(stop), problem
+
+    @functools.cache
+    def takes_system() -> bool:
+        try:
+            return bool(render([_SYSTEM, _USER]))
+        except ValueError:
+            return False
 
     def decode(ids: Iterable[int]) -> str:
         kept = [int(one) for one in ids]
