@@ -45,8 +45,9 @@ def load_environment(
 def _find(name: str) -> Callable[..., Any]:
     module_name, _, path = name.partition(":")
     parts = [*module_name.split("."), *path.split(".")]
-    if not all(part.isidentifier() for part in parts):
-        hint = "; a file my_env.py is the module my_env" if ".py" in name or "/" in name else ""
+    is_file = "/" in module_name or module_name.endswith(".py")
+    if is_file or not all(part.isidentifier() for part in parts):
+        hint = "; a file my_env.py is the module my_env" if is_file else ""
         raise ValueError(f"env.name={name!r}: expected package.module:function{hint}")
     found: Any = _import(name, module_name)
     for part in path.split("."):
@@ -116,9 +117,10 @@ def _make(
         call = f"{name.partition(':')[2]}({called})"
         raise ValueError(f"env.name={name!r}: {_failure(call, error)}") from error
     if not _is_env(made):
+        what = f"the class {made.__name__}" if isinstance(made, type) else type(made).__name__
         raise ValueError(
-            f"env.name={name!r} returned {type(made).__name__}, which has no reset and step: an "
-            "environment has both, see steprl.envs.Env"
+            f"env.name={name!r} returned {what}; expected an object with reset and step, see "
+            "steprl.envs.Env"
         )
     _check_attributes(name, made)
     return made
