@@ -7,6 +7,8 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,10 @@ from hypothesis import strategies as st
 
 from steprl.envs import flow as room
 from steprl.envs.flow import Ending, FlowEnvironment, FlowError, Turn
+from steprl.models import phrase_tokenizer
+from steprl.rollout import HostPlayer
+from steprl.rollout.contexts import plain_context
+from steprl.types import Policy
 
 TASKS = [3, 14, 15]
 
@@ -413,6 +419,43 @@ def test_numbers_of_arrays_reach_the_record_as_numbers():
     *_, info = env.step(env.reset(0)[0], "a")
     assert type(info["score"]) is float and info["score"] == 0.5 and info["text"] == "x"
     assert info["many"].shape == (2,)
+
+
+# In a rollout.
+
+WORDS = ("more", "done", "say", "left", *"0123456789")
+
+
+def countdown(task):
+    for left in reversed(range(task)):
+        reply = yield Turn(f"say {left} left")
+        if reply == "done":
+            return Ending(0.5, info={"left": left})
+    return Ending(1.0, info={"left": -1})
+
+
+def test_a_flow_is_played_and_its_notes_are_in_the_record_of_the_step():
+    tokenizer = phrase_tokenizer(WORDS)
+    says = jnp.where(jnp.isin(jnp.arange(len(tokenizer)), jnp.array([3, 4])), 0.0, -1e9)
+    policy = Policy(
+        init=lambda key: {},
+        apply=lambda params, tokens, *_, cache=None: (jnp.zeros((*tokens.shape, 1)), cache),
+        unembed=lambda params, hidden: hidden + says[(None,) * (hidden.ndim - 1)],
+        value=None,
+        init_cache=lambda batch, length: jnp.zeros((batch, length)),
+    )
+    env = FlowEnvironment(countdown, [3], context="extend")
+    player = HostPlayer(policy, plain_context(tokenizer), 3, response_length=1, context_length=64)
+    for trajectory in player.play(env, {}, jax.random.key(0), [0] * 16, list(range(16))):
+        state, observation = env.reset(0)
+        for step in trajectory.steps:
+            assert step.observation == observation
+            state, observation, reward, terminated, _, info = env.step(state, step.action)
+            assert (step.reward, step.terminated, step.info) == (reward, terminated, info)
+        assert terminated and trajectory.success == (reward == 1.0)
+        assert trajectory.steps[-1].info["left"] == (
+            -1 if reward == 1.0 else 3 - len(state.replies)
+        )
 
 
 def test_the_example_runs():

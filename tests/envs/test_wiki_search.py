@@ -185,6 +185,8 @@ def test_good_calls_beside_a_bad_one_are_made(index):
     assert state.history == ("Alpha", "zebra") and not info["valid"]
     assert (info["num_calls"], info["num_valid_calls"]) == (3, 2)
     assert [outcome.status for outcome in info["outcomes"]] == ["ok", "bad_json", "ok"]
+    assert json.loads(info["tool_outcomes"]) == [outcome.record() for outcome in info["outcomes"]]
+    assert json.loads(env.step(env.reset(0)[0], "Oslo")[5]["tool_outcomes"]) == []
 
 
 def test_only_recent_issues_are_shown(index):
@@ -299,6 +301,7 @@ def test_messages_are_rendered_from_the_state(index):
     state, prompt = env.reset(0)
     system, user = env.messages(state)
     assert (system["role"], user["role"], user["content"]) == ("system", "user", prompt)
+    assert system["content"] == env.system and env.context == "rebuild"
     (tool,) = env.tools
     assert tool["function"]["name"] == "search"
     assert tool["function"]["parameters"]["required"] == ["query"]

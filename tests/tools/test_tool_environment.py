@@ -189,6 +189,32 @@ def test_the_user_decides_what_is_seen_and_what_is_solved():
     assert info["success"]
 
 
+def test_what_chat_models_are_told():
+    env = calculator()
+    assert [schema["function"]["name"] for schema in env.tools] == ["add", "multiply"]
+    assert (
+        json.loads(json.dumps(env.tools))
+        == env.tools
+        == [make_tool(f).schema for f in (add, multiply)]
+    )
+    assert env.context == "extend" and not hasattr(env, "system")
+    assert calculator(system="You count.").system == "You count."
+
+
+def test_a_prompt_may_be_made_anew_each_step():
+    def history(task, state):
+        seen = [outcome.text for turn in state.turns for outcome in turn.outcomes]
+        return [{"role": "user", "content": f"{task[0]} So far: {', '.join(seen)}"}]
+
+    env = calculator(observe=history, context="rebuild")
+    state, _ = env.reset(0)
+    for expected in ("3.0", "3.0, 3.0"):
+        state, messages, *_ = env.step(state, calls((1, 2)))
+        assert messages == [{"role": "user", "content": f"What is 1 + 2 + 3? So far: {expected}"}]
+    with pytest.raises(ValueError, match="context='rebuild' needs observe"):
+        calculator(context="rebuild")
+
+
 def test_a_tool_that_may_hang_is_stopped():
     tools = [make_tool(wait, may_hang=True)]
     env = ToolEnvironment(tools, TASKS, prompt, reward, time_limit=0.2)
@@ -203,6 +229,7 @@ def test_a_tool_that_may_hang_is_stopped():
         ({"max_steps": 0}, "max_steps=0"),
         ({"max_calls": 0}, "max_calls=0"),
         ({"time_limit": -1}, "time_limit=-1"),
+        ({"context": "grow"}, "choose from extend, rebuild"),
     ],
 )
 def test_settings_are_checked(settings, message):
