@@ -32,6 +32,7 @@ class ChatFormat(NamedTuple):
     decode(ids) -> text of a reply: one trailing stop token is dropped, any other token stays to be seen
     render(messages, prompt=True, tools=None) -> text, with the generation prompt or without
     encode(text) -> ids; the names of special tokens become these tokens, and none is added
+    stop: text of the first of `stop_ids`
     """
 
     begin: Callable[[Sequence[Message]], list[int]]
@@ -40,6 +41,7 @@ class ChatFormat(NamedTuple):
     decode: Callable[[Iterable[int]], str]
     render: Callable[..., str]
     encode: Callable[[str], list[int]]
+    stop: str
 
 
 def chat_format(
@@ -73,7 +75,6 @@ def chat_format(
             "tokenizer: it has no chat template, so it is none of a chat model; take one of an "
             "instruction-tuned model, or set `tokenizer.chat_template`"
         )
-    added = tokenizer.added_tokens_decoder
 
     def render(
         messages: Sequence[Message],
@@ -85,25 +86,21 @@ def chat_format(
                 "tools: the chat template does not show them to the model; describe them in the "
                 "system message, see `steprl.tools.describe_tools`"
             )
-        return written(messages, prompt, tools)
-
-    def written(messages: Sequence[Message], prompt: bool, tools: Any) -> str:
-        try:
-            return tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tools=list(tools) if tools else None,
-                add_generation_prompt=prompt,
-                tokenize=False,
-                **variables,
-            )
-        except ImportError:
-            raise
-        except Exception as error:  # templates are programs, and fail as programs do
-            raise ValueError(f"messages: the chat template refuses them: {error}") from error
+        return _written(tokenizer, messages, prompt, tools, variables)
 
     @functools.cache
     def shows_tools() -> bool:
-        return written([_USER], True, [_PROBE]) != written([_USER], True, None)
+        with_tools, without = (
+            _written(tokenizer, [_USER], True, tools, variables) for tools in ([_PROBE], None)
+        )
+        return with_tools != without
+
+    @functools.cache
+    def takes_system() -> bool:
+        try:
+            return bool(render([_SYSTEM, _USER]))
+        except ValueError:
+            return False
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
@@ -114,35 +111,16 @@ def chat_format(
     def extend(messages: Sequence[Message]) -> list[int]:
         if not messages:
             raise ValueError("messages: there is none to go on with")
-        behind, problem = continuation([_USER], messages)
-        if takes_system() and not problem and continuation([_SYSTEM, _USER], messages)[0] != behind:
-            problem = "they are written differently behind a system message"
+        text, problem = _continuation(render, stop, [_USER], messages)
+        if not problem and takes_system():
+            if _continuation(render, stop, [_SYSTEM, _USER], messages) != (text, ""):
+                problem = "they are written differently behind a system message"
         if problem:
             raise ValueError(
                 f"messages: with this chat template {problem}, so a context cannot be extended; "
                 "rebuild it each step: `begin` with the whole conversation"
             )
-        return encode(behind)
-
-    def continuation(first: list[Message], messages: Sequence[Message]) -> tuple[str, str]:
-        """What is written behind a reply and its stop token, and why that is of no use ("" if it is)."""
-        head = render(first)
-        before, found, behind = render([*first, _reply(_MARK), *messages]).partition(_MARK)
-        problem = ""
-        if not found:
-            problem = "the reply before them is not written as it was"
-        elif not (head.startswith(before) or before.startswith(head)):
-            problem = "what stands before the reply changes with them"
-        elif not behind.startswith(stop):
-            problem = f"the reply before them does not end with {stop}"
-        return behind.removeprefix(stop), problem
-
-    @functools.cache
-    def takes_system() -> bool:
-        try:
-            return bool(render([_SYSTEM, _USER]))
-        except ValueError:
-            return False
+        return encode(text)
 
     def decode(ids: Iterable[int]) -> str:
         kept = [int(one) for one in ids]
@@ -152,6 +130,7 @@ def chat_format(
 
     render([_USER])  # complains about the tools, if there is something to complain about
     tail = render([_USER, _reply(_MARK)], prompt=False).partition(_MARK)[2]
+    added = tokenizer.added_tokens_decoder
     stop_id = next((one for one in encode(tail) if one in added), None)
     if stop_id is None:
         raise ValueError(
@@ -161,7 +140,40 @@ def chat_format(
     stop = added[stop_id].content
     eos = tokenizer.eos_token_id
     stop_ids = (stop_id,) if eos in (None, stop_id) else (stop_id, eos)
-    return ChatFormat(begin, extend, stop_ids, decode, render, encode)
+    return ChatFormat(begin, extend, stop_ids, decode, render, encode, stop)
+
+
+def _written(
+    tokenizer: Any, messages: Sequence[Message], prompt: bool, tools: Any, variables: dict[str, Any]
+) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tools=list(tools) if tools else None,
+            add_generation_prompt=prompt,
+            tokenize=False,
+            **variables,
+        )
+    except ImportError:
+        raise
+    except Exception as error:  # templates are programs, and fail as programs do
+        raise ValueError(f"messages: the chat template refuses them: {error}") from error
+
+
+def _continuation(
+    render: Callable[..., str], stop: str, first: list[Message], messages: Sequence[Message]
+) -> tuple[str, str]:
+    """What is written behind a reply and its stop token, and why that is of no use ("" if it is)."""
+    head = render(first)
+    before, found, behind = render([*first, _reply(_MARK), *messages]).partition(_MARK)
+    if not found:
+        return "", "the reply before them is not written as it was"
+    # What a generation prompt opens, as for thoughts, may be missing where the reply is history.
+    if not (head.startswith(before) or before.startswith(head)):
+        return "", "what stands before the reply changes with them"
+    if not behind.startswith(stop):
+        return "", f"the reply before them does not end with {stop}"
+    return behind.removeprefix(stop), ""
 
 
 def _reply(text: str) -> dict[str, str]:
