@@ -1,5 +1,7 @@
 """The door of the model room: NNX modules inside, pure functions of parameters outside."""
 
+from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import jax
@@ -22,15 +24,40 @@ class _Parts(nnx.Module):
             self.critic = Decoder(config, rngs)
 
 
+class _Keys(nnx.Rngs):
+    """The keys that `nnx.Rngs(params=key)` draws, counted in Python.
+
+    The counter of `nnx.Rngs` is an array, and to trace it takes time quadratic in the parameters.
+    """
+
+    def __init__(self, key: jax.Array):
+        super().__init__()
+        drawn = count()
+        self.params = lambda: jax.random.fold_in(key, next(drawn))
+
+
+@lru_cache(maxsize=32)
+def _abstract(config: DecoderConfig) -> tuple[Any, Any]:
+    """The modules of a policy without their numbers: what they are, and shapes."""
+    return nnx.split(nnx.eval_shape(lambda: _Parts(config, _Keys(jax.random.key(0)))))
+
+
+def abstract_params(config: DecoderConfig) -> Params:
+    """Shapes and types of `make_policy(config).init(key)`, without tracing how they are drawn."""
+    return _int_keys_to_str(nnx.to_pure_dict(_abstract(config)[1]))
+
+
+@lru_cache(maxsize=32)
 def make_policy(config: DecoderConfig) -> Policy:
     """A decoder of the given shape as pure functions (see `steprl.types.Policy`).
 
     Parameters are nested dicts with string keys: "decoder", and with a value head "value", and with
-    a separate critic its trunk "critic".
+    a separate critic its trunk "critic". The same config gives the same functions, so that what JAX
+    has compiled for them is found again.
     """
     if config.value_head not in ("shared", "separate", "none"):
         raise ValueError(f"value_head={config.value_head!r}: allowed are shared, separate, none")
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: _Parts(config, nnx.Rngs(0))))
+    graph, abstract = _abstract(config)
 
     def build(params: Params) -> _Parts:
         state = jax.tree.map(
@@ -40,7 +67,7 @@ def make_policy(config: DecoderConfig) -> Policy:
         return nnx.merge(graph, state)
 
     def init(key: jax.Array) -> Params:
-        _, state = nnx.split(_Parts(config, nnx.Rngs(params=key)))
+        _, state = nnx.split(_Parts(config, _Keys(key)))
         return _int_keys_to_str(nnx.to_pure_dict(state))
 
     def apply(

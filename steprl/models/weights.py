@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from steprl.models.policy import make_policy
+from steprl.models.policy import abstract_params, make_policy
 from steprl.models.presets import DecoderConfig
 from steprl.sharding import spec_of, state_shardings
 from steprl.types import Params
@@ -154,8 +154,7 @@ def place_parameters(
     Raises:
         ValueError: names or shapes differ.
     """
-    init = make_policy(config).init
-    abstract = jax.eval_shape(init, jax.random.key(0))
+    abstract = abstract_params(config)
     weights = _without_copy_of_embedding(config, weights, where)
 
     def language_model(part: str) -> Any:
@@ -179,7 +178,7 @@ def place_parameters(
         head = {"value": rest["value"]}
         # Compiled, so that the rest of the model is not drawn only to be thrown away.
         new = jax.jit(
-            lambda key: {"value": init(key)["value"]},
+            lambda key: {"value": make_policy(config).init(key)["value"]},
             out_shardings=None if mesh is None else state_shardings(head, mesh),
         )
         params |= new(jax.random.key(0) if key is None else key)
