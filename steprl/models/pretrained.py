@@ -146,7 +146,7 @@ def load_pretrained(
     return place_parameters(
         config,
         _open_directory(directory),
-        value_weights=_open_file(head) if with_head else None,
+        value_weights=open_file(head) if with_head else None,
         mesh=mesh,
         key=key,
         where=str(directory),
@@ -180,9 +180,14 @@ def save_pretrained(
 
     Raises:
         FileExistsError: the directory has something in it.
-        ValueError: no family has the shape of `config`.
+        ValueError: no family has the shape of `config`, or the parameters hold adapters.
     """
     directory = Path(directory)
+    if "lora" in params:
+        raise ValueError(
+            'params hold adapters under "lora": merge them first (merge_lora, or prepare of the policy), '
+            "or write them by themselves with save_adapter"
+        )
     settings = _settings(config, dtype, tokenizer, context_length)
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty; name a new directory to export to")
@@ -195,7 +200,7 @@ def save_pretrained(
     decoder = {path: leaf for path, leaf in leaves.items() if path.startswith("decoder/")}
     _write_model(target, decoder, dtype, shard_bytes, writes)
     rest = {own_name(path).name: leaves[path] for path in leaves.keys() - decoder.keys()}
-    arrays = {name: _on_host(leaf, None) for name, leaf in sorted(rest.items())}
+    arrays = {name: on_host(leaf, None) for name, leaf in sorted(rest.items())}
     if not writes:
         return
     if arrays:
@@ -267,7 +272,7 @@ def _settings(
     return settings
 
 
-def _open_file(file: Path) -> dict[str, Weight]:
+def open_file(file: Path) -> dict[str, Weight]:
     """All tensors of a safetensors file; nothing is read yet, and the file stays mapped."""
     handle = safe_open(file, framework="numpy")
     return {
@@ -293,7 +298,7 @@ def _open_directory(directory: Path) -> dict[str, Weight]:
     for name in [_WEIGHTS] if index is None else sorted(set(index.values())):
         if Path(name).name != name or not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / _INDEX} names the file {name!r}, not found")
-        held = _open_file(directory / name)
+        held = open_file(directory / name)
         if index is not None:
             listed = {tensor for tensor, file in index.items() if file == name}
             if listed != held.keys():
@@ -304,7 +309,8 @@ def _open_directory(directory: Path) -> dict[str, Weight]:
     return {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
 
 
-def _on_host(leaf: Any, dtype: str | None) -> np.ndarray:
+def on_host(leaf: Any, dtype: str | None) -> np.ndarray:
+    """An array wherever it lies, in full and in its own type, or in another one."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         from jax.experimental import multihost_utils
 
@@ -331,7 +337,7 @@ def _write_model(
         arrays = {}
         for path in paths:
             name, transposed = transformers_name(path)
-            array = _on_host(leaves[path], dtype)
+            array = on_host(leaves[path], dtype)
             arrays[name] = np.ascontiguousarray(array.T if transposed else array)
             index[name] = file
         if writes:
