@@ -262,11 +262,13 @@ def test_the_files_of_the_page_are_formatted():
             subprocess.run(command, input=block, text=True, check=True, capture_output=True)
 
 
-def test_the_command_of_the_page_is_understood(here):
-    ((_, block),) = re.findall(r"```\n(steprl train (.*?))\n```", PAGE)
-    settings = [word for word in block.split() if "=" in word]
-    env = load_config(None, settings).env
-    here("guess.py", blocks()[0])
+def test_the_settings_and_the_command_of_the_page_are_understood(here):
+    (settings,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    ((file, overrides),) = re.findall(r"```\nsteprl train (\S+) (.*?)\n```", PAGE)
+    here(file, settings)
+    here("guess.py", next(block for block in blocks() if block.startswith("# guess.py")))
+    assert load_config(file).env.options == {"highest": 20}
+    env = load_config(file, overrides.split()).env
     envs = load_environment(env.name, env.options)
-    assert "from 1 to 20" in envs["train"].reset(0)[1]
+    assert "from 1 to 30" in envs["train"].reset(0)[1]
     assert envs["train"].tasks[0] not in envs["eval"].tasks
