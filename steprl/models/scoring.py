@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from steprl.ops import entropy_from_logits, truncated_logprobs, unpack_support
+from steprl.ops import unpack_support
 from steprl.types import Params, Policy, StepBatch
 
 
@@ -22,6 +22,63 @@ class Scores(NamedTuple):
     final_value_N: jax.Array  # read at the last real token; 0 without a value head or any token
 
 
+def _statistics(logits_V: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
+    """Log-prob of the target, entropy, and log of the sum of the exponentials, of each row."""
+    highest = jnp.max(logits_V, axis=-1, keepdims=True)
+    shifted_V = logits_V - highest
+    weight_V = jnp.exp(shifted_V)
+    total = jnp.sum(weight_V, axis=-1)
+    # A token that cannot come has log-prob -inf, and adds nothing.
+    energy = jnp.sum(jnp.where(weight_V > 0, weight_V * shifted_V, 0.0), axis=-1)
+    log_total = jnp.log(total)
+    chosen = jnp.take_along_axis(shifted_V, target[..., None], axis=-1)[..., 0]
+    return chosen - log_total, log_total - energy / total, highest[..., 0] + log_total
+
+
+def _statistics_by_column(logits_NAV: jax.Array, target_NA: jax.Array) -> tuple[jax.Array, ...]:
+    """`_statistics` one column at a time: on a CPU it is ten times faster within the cache."""
+    if logits_NAV.size <= 1 << 20:
+        return _statistics(logits_NAV, target_NA)
+
+    def column(index: jax.Array) -> tuple[jax.Array, ...]:
+        take = lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)  # noqa: E731
+        return _statistics(take(logits_NAV), take(target_NA))
+
+    found = jax.lax.map(column, jnp.arange(target_NA.shape[1]))
+    return tuple(x.T for x in found)
+
+
+@jax.custom_vjp
+def _logprob_and_entropy(
+    logits_NAV: jax.Array, target_NA: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Log-prob of the target and entropy; the derivative is one pass over the logits."""
+    return _forward(logits_NAV, target_NA)[0]
+
+
+def _forward(logits_NAV: jax.Array, target_NA: jax.Array):  # type: ignore[no-untyped-def]
+    logprob, entropy, log_total = jax.lax.platform_dependent(
+        logits_NAV, target_NA, cpu=_statistics_by_column, default=_statistics
+    )
+    return (logprob, entropy), (logits_NAV, target_NA, entropy, log_total)
+
+
+def _backward(saved, cotangents):  # type: ignore[no-untyped-def]
+    """d log p_t = 1[v = t] - p_v;  d H = -p_v (log p_v + H)."""
+    logits_NAV, target_NA, entropy, log_total = saved
+    of_logprob, of_entropy = cotangents
+    logprob_NAV = logits_NAV - log_total[..., None]
+    prob_NAV = jnp.exp(logprob_NAV)
+    slope = of_logprob[..., None] + of_entropy[..., None] * (logprob_NAV + entropy[..., None])
+    gradient_NAV = jnp.where(prob_NAV > 0, -prob_NAV * slope, 0.0)
+    # A scatter and not a mask: what the two products of the head read is then computed once.
+    add = jax.vmap(jax.vmap(lambda row_V, target, value: row_V.at[target].add(value)))
+    return add(gradient_NAV, target_NA, of_logprob), None
+
+
+_logprob_and_entropy.defvjp(_forward, _backward)
+
+
 def logprobs_and_entropy(
     policy: Policy,
     params: Params,
@@ -34,7 +91,8 @@ def logprobs_and_entropy(
     """Log-prob of each target and entropy of its distribution, in chunks over the tokens.
 
     The chunks run along the second axis with all rows in each, so that rows may live on different
-    devices; the backward pass recomputes the logits of a chunk.
+    devices. The backward pass recomputes the logits of a chunk, unless there is but one: the
+    backward pass of the head comes first, so they would be there at the same time anyway.
 
     Args:
         hidden_NAD: [N, A, D] hidden states that predict the targets.
@@ -48,20 +106,15 @@ def logprobs_and_entropy(
         [N, A] log-probs and [N, A] entropies in nats, float32.
     """
 
-    @jax.checkpoint
     def chunk(
         hidden_NaD: jax.Array, targets_Na: jax.Array, support_NaW: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        logits = policy.unembed(params, hidden_NaD).astype(jnp.float32) / temperature
+        logits_NaV = policy.unembed(params, hidden_NaD).astype(jnp.float32) / temperature
         if support_NaW is not None:
-            keep = unpack_support(support_NaW, logits.shape[-1])
-            logprob = truncated_logprobs(logits, keep)
-            chosen = jnp.take_along_axis(logprob, targets_Na[..., None], axis=-1)[..., 0]
-            return chosen, entropy_from_logits(logprob)
-        log_total = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, targets_Na[..., None], axis=-1)[..., 0]
-        entropy = log_total - jnp.sum(jnp.exp(logits - log_total[..., None]) * logits, axis=-1)
-        return chosen - log_total, entropy
+            keep_NaV = unpack_support(support_NaW, logits_NaV.shape[-1])
+            keep_NaV |= ~jnp.any(keep_NaV, axis=-1, keepdims=True)  # the empty set keeps all
+            logits_NaV = jnp.where(keep_NaV, logits_NaV, -jnp.inf)
+        return _logprob_and_entropy(logits_NaV, targets_Na)
 
     rows, columns, _ = hidden_NAD.shape
     per_chunk = min(columns, max(1, chunk_tokens // rows))
@@ -74,7 +127,7 @@ def logprobs_and_entropy(
         return jnp.moveaxis(x.reshape(rows, chunks, per_chunk, *x.shape[2:]), 1, 0)
 
     parts = jax.tree.map(split, (hidden_NAD, targets_NA, support_NAW))
-    logprob, entropy = jax.lax.map(lambda part: chunk(*part), parts)
+    logprob, entropy = jax.lax.map(lambda part: jax.checkpoint(chunk)(*part), parts)
     join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :columns]  # noqa: E731
     return join(logprob), join(entropy)
 

@@ -58,6 +58,29 @@ def test_chunks_give_the_values_and_gradients_of_the_full_vocabulary(
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("columns", [1, 6])
+def test_logits_beyond_the_cache_are_read_as_all_others(columns):
+    """On a CPU they are read a column at a time; the values and the gradients are the same."""
+    draw = np.random.default_rng(3)
+    vocabulary = 2**20 // (2 * columns) + 5
+    hidden = jnp.asarray(draw.normal(size=(2, columns, 3)), jnp.float32)
+    targets = jnp.asarray(draw.integers(0, vocabulary, (2, columns)))
+    params = jnp.asarray(draw.normal(size=(3, vocabulary)), jnp.float32)
+
+    def gradient(compute):
+        def loss(params, hidden):
+            out = compute(LINEAR, params, hidden, targets, 0.7)
+            return jnp.sum(jnp.sin(out[0]) + jnp.cos(out[1])), out
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, hidden)
+
+    for one, other in zip(
+        *map(jax.tree.leaves, map(gradient, (logprobs_and_entropy, of_whole_vocabulary))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
 # ---------------------------------------------------------------- which tokens
 
 
