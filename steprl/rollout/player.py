@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,63 +12,49 @@ from jax.sharding import Mesh
 
 from steprl.config import Config
 from steprl.envs import Env
+from steprl.rollout.contexts import chat_context, plain_context
 from steprl.rollout.device import demonstrations, rollout
-from steprl.rollout.host import HostPlayer, scripted
-from steprl.rollout.records import collate, pack
+from steprl.rollout.host import scripted
+from steprl.rollout.text_player import Player, text_player
 from steprl.sharding import shard_rows
 from steprl.types import STOP_REASONS, Params, Policy, StepBatch, Trajectory
 
-MAX_PACKED = 8
-"""Demonstrations of one row at most, where several short ones share it."""
 
-
-class Player(NamedTuple):
-    """Functions of one environment.
-
-    play(params, key, task_N, sample_N, split=..., temperature=..., top_k=..., top_p=...) -> StepBatch
-    demonstrate(key, task_N) -> StepBatch of the warm start's demonstrator, on training tasks
-    """
-
-    play: Callable[..., StepBatch]
-    demonstrate: Callable[[jax.Array, np.ndarray], StepBatch]
-    tokenizer: Any
-    splits: tuple[str, ...]  # training first, then those to evaluate on, the main one first
-
-
-class Words(NamedTuple):
-    """The language of an environment, known before there is a policy."""
-
-    tokenizer: Any
-    vocab_size: int
-
-
-def words_of(config: Config) -> Words:
-    """Tokenizer and number of tokens of the configured environment."""
+def phrases_of(config: Config) -> Any | None:
+    """The tokenizer of an environment with a small language of its own; None where it has none."""
     from steprl.models.tokenizer import phrase_tokenizer
 
-    tokenizer = phrase_tokenizer(_vocabulary(config.env.name))
-    return Words(tokenizer, len(tokenizer))
-
-
-def _vocabulary(name: str) -> tuple[str, ...]:
-    if name == "multihop":
+    if config.env.name == "multihop":
         from steprl.envs.multihop import vocabulary
-    elif name == "household":
+    elif config.env.name == "household":
         from steprl.envs.household.vocabulary import vocabulary
     else:
-        raise ValueError(f"env.name={name!r}: allowed are multihop, household")
-    return vocabulary()
+        return None
+    return phrase_tokenizer(vocabulary())
 
 
-def make_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
-    """The player of the configured environment; batches come back placed on the mesh."""
-    make = {"multihop": _multihop_player, "household": _household_player}
-    return make[config.env.name](config, policy, mesh)
+def make_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
+    """The player of the configured environment; batches come back placed on the mesh.
+
+    Args:
+        tokenizer: of the language model, or from `phrases_of`.
+    """
+    make = {
+        "multihop": _multihop_player,
+        "household": _household_player,
+        "wiki_search": _wiki_search_player,
+    }.get(config.env.name, _custom_player)
+    return make(config, policy, mesh, tokenizer)
 
 
-def _multihop_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
+def _multihop_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
     from steprl.envs.multihop import Multihop, demonstrate
 
+    if config.model.path is not None:
+        raise ValueError(
+            "env.name=multihop has a language of its own and runs on the device: leave out model.path, "
+            "or take another environment, such as wiki_search"
+        )
     settings = config.env.multihop
     often = settings.demo_search_failure
     shown = settings if often is None else dataclasses.replace(settings, search_failure=often)
@@ -96,19 +82,16 @@ def _multihop_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
         return compiled_demonstrations(key, shard_rows(np.asarray(task_N, np.int32), mesh))
 
-    return Player(play, demonstrated, words_of(config).tokenizer, ("train", "heldout"))
+    return Player(play, demonstrated, tokenizer, ("train", "heldout"))
 
 
-def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
+def _household_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
     from steprl.envs.household import TASK_TYPES, Household
     from steprl.envs.household.expert import demonstrate
     from steprl.envs.household.reminder import Reminded
 
     settings = config.env.household
-    splits = ("train", "valid_seen", "valid_unseen")
-    tokenizer = words_of(config).tokenizer
-    context = config.rollout.context_length
-    lengths = [context // 4, context // 2, context]
+    chat = config.model.path is not None
     envs = {
         split: Household(
             split=split,
@@ -117,52 +100,87 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh) -> Player:
             rooms=settings.rooms,
             admissible=False,
         )
-        for split in splits
+        for split in ("train", "valid_seen", "valid_unseen")
     }
     shown: dict[str, Env] = {s: Reminded(e) if settings.remind else e for s, e in envs.items()}
-    host = HostPlayer(
-        policy, tokenizer, settings.max_steps, config.rollout.response_length, context
+    context = chat_context(tokenizer, _HOUSEHOLD_SYSTEM) if chat else plain_context(tokenizer)
+
+    def demonstrated(task: int, seed: int) -> Trajectory:
+        actions = demonstrate(
+            envs["train"], task, seed, wander=settings.demo_wander, slip=settings.demo_slip,
+            give_up=settings.demo_give_up,
+        ).actions  # fmt: skip
+        length = config.rollout.context_length
+        return scripted(shown["train"], context, task, actions, settings.max_steps, length)
+
+    return text_player(
+        shown, context, tokenizer, policy, mesh, config.rollout, settings.max_steps, demonstrated
     )
 
-    def play(
-        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = "train",
-        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-    ) -> StepBatch:  # fmt: skip
-        tasks, samples = [int(t) for t in task_N], [int(s) for s in sample_N]
-        played = host.play(shown[split], params, key, tasks, samples, temperature, top_k, top_p)
-        return shard_rows(collate(played, settings.max_steps, lengths), mesh)
 
-    def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
-        # A row is filled with demonstrations of its own run of task numbers.
-        seeds = np.asarray(jax.random.randint(key, (len(task_N),), 0, 2**31 - 1))
-        rows = [
-            _row_of(int(t) * MAX_PACKED, int(seed)) for t, seed in zip(task_N, seeds, strict=True)
-        ]
-        return shard_rows(pack(rows, context), mesh)
+_HOUSEHOLD_SYSTEM = (
+    "You act in a house. Reply with one command, such as: go to fridge 1; open fridge 1; take apple 1 "
+    "from fridge 1; move apple 1 to table 1; heat apple 1 with microwave 1; use desklamp 1; look."
+)
 
-    def _row_of(first: int, seed: int) -> list[Trajectory]:
-        row: list[Trajectory] = []
-        room, sampled_room = context, context // 2
-        env = envs["train"]
-        for task in range(first, first + MAX_PACKED):
-            actions = demonstrate(
-                env,
-                task,
-                seed,
-                wander=settings.demo_wander,
-                slip=settings.demo_slip,
-                give_up=settings.demo_give_up,
-            ).actions
-            played = scripted(shown["train"], tokenizer, task, actions, settings.max_steps, context)
-            sampled = sum(len(step.action_ids) for step in played.steps)
-            tokens = sampled + sum(len(step.observation_ids) for step in played.steps)
-            if tokens > room or sampled > sampled_room:
-                break
-            row.append(played)
-            room, sampled_room = room - tokens, sampled_room - sampled
-        return row
 
-    return Player(play, demonstrated, tokenizer, splits)
+def _wiki_search_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
+    from steprl.envs.wiki_search import demonstrate, wiki_search
+    from steprl.envs.wiki_search.prompts import SYSTEM
+
+    settings, length = config.env.wiki_search, config.rollout.context_length
+    context = chat_context(tokenizer, SYSTEM, rebuild=settings.context == "rebuild")
+    # What a prompt may measure, so that it and a reply always fit.
+    room = length - config.rollout.response_length - len(context.begin(""))
+    if room < 256:
+        raise ValueError(
+            f"rollout.context_length={length} leaves {room} tokens for a prompt beside "
+            f"rollout.response_length={config.rollout.response_length}; wiki_search needs some 256"
+        )
+    options: dict[str, Any] = dict(
+        cache=settings.cache, max_steps=settings.max_steps, max_calls=settings.max_calls,
+        hits=settings.hits, first_search=settings.first_search, recent_issues=settings.recent_issues,
+        passage_length=settings.passage_length, context=settings.context,
+        prompt_length=room, measure=lambda text: len(tokenizer.encode(text)),
+    )  # fmt: skip
+    panels: dict[str, Any] = dict(settings.eval_questions) or {"valid": settings.questions}
+    envs: dict[str, Any] = {
+        "train": wiki_search(settings.questions, settings.passages, "train", **options)
+    }
+    for split, questions in panels.items():
+        part = "all" if settings.eval_questions else "valid"
+        envs[split] = wiki_search(questions, settings.passages, part, **options)
+    # The demonstrator searches for the titles that the data set names, if it names any.
+    known = tuple(question for question in envs["train"].questions if question.titles)
+    shown = dataclasses.replace(envs["train"], questions=known) if known else envs["train"]
+
+    def demonstrated(task: int, seed: int) -> Trajectory:
+        return scripted(shown, context, task, demonstrate, settings.max_steps, length)
+
+    return text_player(
+        envs, context, tokenizer, policy, mesh, config.rollout, settings.max_steps,
+        demonstrated if known else None,
+    )  # fmt: skip
+
+
+def _custom_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
+    from steprl.envs.custom import load_environment
+    from steprl.tools import describe_tools
+
+    envs: Mapping[str, Env] = load_environment(config.env.name, config.env.options)
+    env = envs["train"]
+    system, tools = getattr(env, "system", None), getattr(env, "tools", None)
+    rebuild = getattr(env, "context", "extend") == "rebuild"
+    try:
+        context = chat_context(tokenizer, system, tools, rebuild)
+    except ValueError:  # a template that shows no tools; they are described instead
+        described = "\n\n".join(part for part in (system, describe_tools(tools or ())) if part)
+        context = chat_context(tokenizer, described or None, None, rebuild)
+    max_steps = getattr(env, "max_steps", None) or config.rollout.max_steps
+    player = text_player(envs, context, tokenizer, policy, mesh, config.rollout, max_steps)
+    if len(envs) == 1:  # it is evaluated on what it is trained on, and called so
+        player = player._replace(splits=("train", "train"))
+    return player
 
 
 def attempts(first_task: int, tasks: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +195,9 @@ def summary(batch: StepBatch) -> dict[str, jax.Array]:
     turns_N = jnp.sum(batch.mask_NS, axis=1)
     sampled_NT = batch.step_ids_NT >= 0
     sampled = jnp.maximum(jnp.sum(sampled_NT), 1)
-    return {
+    contexts_N = jnp.max(batch.segment_ids_NT, axis=1)
+    measured = {f"env/{name}": jnp.nanmean(x_N) for name, x_N in (batch.metrics_N or {}).items()}
+    return measured | {
         "rollout/success_rate": jnp.mean(batch.success_N.astype(jnp.float32)),
         "critic/rewards/mean": jnp.mean(jnp.sum(batch.reward_NS, axis=1)),
         "critic/rewards/max": jnp.max(jnp.sum(batch.reward_NS, axis=1)),
@@ -195,5 +215,6 @@ def summary(batch: StepBatch) -> dict[str, jax.Array]:
         ),
         "env/parse_error_frac": jnp.sum(batch.mask_NS & ~batch.valid_NS) / steps,
         "env/truncated_frac": jnp.mean(jnp.any(batch.truncated_NS, axis=1).astype(jnp.float32)),
+        "token/prefix_break": jnp.sum(jnp.maximum(contexts_N - 1, 0)) / steps,
         "token/sampled_frac": sampled / jnp.maximum(jnp.sum(batch.segment_ids_NT > 0), 1),
     }

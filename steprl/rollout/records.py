@@ -137,16 +137,24 @@ def _metrics(trajectories: Sequence[Trajectory]) -> dict[str, np.ndarray] | None
     } or None
 
 
-def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
+def pack(
+    rows: Sequence[Sequence[Trajectory]], length: int, action_width: int | None = None
+) -> StepBatch:
     """Several trajectories a row, contexts kept apart by segment ids: for supervised training only.
 
     The table of steps is empty, since the trajectories of a row would share it; the success of a row
     is that of all its trajectories. Supports and final observations stay behind: the likelihood of a
     demonstration is that of the whole vocabulary, and nobody asks for the value of its end.
 
+    Args:
+        rows: what each row holds.
+        length: tokens of a row.
+        action_width: sampled tokens of a row at most; None for half of its length.
+
     Raises:
-        ValueError: a row holds more than `length` tokens, or more than half of them sampled.
+        ValueError: a row holds more than `length` tokens, or more sampled ones than `action_width`.
     """
+    room = length // 2 if action_width is None else action_width
     shape = (len(rows), length)
     tokens_NT, positions_NT, segments_NT = (np.zeros(shape, np.int32) for _ in range(3))
     step_ids_NT = np.full(shape, -1, np.int32)
@@ -166,8 +174,9 @@ def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
                 segments_NT[row, span] = segment
                 step_ids_NT[row, place + len(step.observation_ids) : span.stop] = number
                 place, number = span.stop, number + 1
-    if 2 * (step_ids_NT >= 0).sum(axis=1).max() > length:
-        raise ValueError(f"a row holds more sampled tokens than half of {length}")
+    if (step_ids_NT >= 0).sum(axis=1).max() > room:
+        most = f"half of {length}" if action_width is None else str(room)
+        raise ValueError(f"a row holds more sampled tokens than {most}")
     nothing_NT, nothing_NS = np.zeros(shape, np.float32), np.zeros((len(rows), 1), np.float32)
     no_NS = np.zeros((len(rows), 1), bool)
     arrays: dict[str, Any] = dict(
@@ -187,7 +196,7 @@ def pack(rows: Sequence[Sequence[Trajectory]], length: int) -> StepBatch:
         task_N=np.array([together[0].task for together in rows], np.int32),
         sample_N=np.zeros(len(rows), np.int32),
     )
-    return StepBatch(**arrays, action_width=length // 2)
+    return StepBatch(**arrays, action_width=room)
 
 
 def _no_supports(trajectories: Sequence[Trajectory], length: int) -> np.ndarray | None:

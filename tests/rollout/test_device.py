@@ -60,7 +60,7 @@ def arrays(batch):
     return {
         f.name: np.asarray(getattr(batch, f.name))
         for f in dataclasses.fields(batch)
-        if f.name != "action_width" and getattr(batch, f.name) is not None
+        if not f.metadata.get("static") and getattr(batch, f.name) is not None
     }
 
 

@@ -18,6 +18,7 @@ from steprl.metrics import read_metrics
 from steprl.models import score
 from steprl.ops import support_words, unpack_support
 from steprl.rollout import HostPlayer, collate, rollout, trajectories
+from steprl.rollout.contexts import plain_context
 from steprl.sampling import sampling_logprobs
 from steprl.session import setup
 from steprl.train import train
@@ -49,7 +50,7 @@ device = jax.jit(
     ),
     static_argnames=("top_k", "top_p"),
 )
-text = HostPlayer(POLICY, TEXT.tokenizer, ENV.max_steps, ENV.action_width, CONTEXT)
+text = HostPlayer(POLICY, plain_context(TEXT.tokenizer), ENV.max_steps, ENV.action_width, CONTEXT)
 scored = jax.jit(functools.partial(score, POLICY))
 
 

@@ -193,6 +193,19 @@ class WikiSearch:
                 observation += "\nThe next step is the last one: answer then."
         return state, observation, 0.0, False, state.done, info
 
+    def metrics(self, infos: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Of an episode beside its reward, from the `info` of its steps."""
+        last = infos[-1] if infos else {}
+        calls = sum(info["num_calls"] for info in infos)
+        valid = sum(info["num_valid_calls"] for info in infos)
+        return {
+            "exact_match": float(last.get("exact_match", 0.0)),
+            "f1": float(last.get("f1", 0.0)),
+            "num_searches": float(last.get("num_searches", 0)),
+            "tool_calls": float(calls),
+            "valid_call_frac": valid / calls if calls else float("nan"),
+        }
+
     def prompt(self, state: SearchState) -> str:
         """The user prompt of a state, shortened to `prompt_length`."""
         limit = self.prompt_length

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import mmap
 import os
 import shutil
@@ -145,4 +146,5 @@ def _bm25s() -> Any:
         import bm25s
     except ImportError as error:
         raise ImportError("wiki_search needs bm25s: pip install 'steprl[search]'") from error
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index on its way
     return bm25s

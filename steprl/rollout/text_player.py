@@ -1,0 +1,115 @@
+"""The player of any text environment: host episodes, and rows of its demonstrator's contexts."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from steprl.config import RolloutConfig
+from steprl.envs import Env
+from steprl.rollout.contexts import Context
+from steprl.rollout.host import HostPlayer
+from steprl.rollout.records import collate, pack
+from steprl.sharding import shard_rows
+from steprl.types import Params, Policy, Step, StepBatch, Trajectory
+
+MAX_PACKED = 8
+"""Demonstrated tasks of one row at most, where several short ones share it."""
+
+Demonstrate = Callable[[int, int], Trajectory]
+"""From task and seed to a demonstration of the training split."""
+
+
+class Player(NamedTuple):
+    """Functions of one environment.
+
+    play(params, key, task_N, sample_N, split=..., temperature=..., top_k=..., top_p=...) -> StepBatch
+    demonstrate(key, task_N) -> StepBatch of the warm start's demonstrator, on training tasks;
+        None where there is no demonstrator
+    """
+
+    play: Callable[..., StepBatch]
+    demonstrate: Callable[[jax.Array, np.ndarray], StepBatch] | None
+    tokenizer: Any
+    splits: tuple[str, ...]  # training first, then those to evaluate on, the main one first
+    record: Callable[..., list[Trajectory]] | None = None  # `play`, with all that records hold
+
+
+def text_player(
+    envs: Mapping[str, Env],
+    context: Context,
+    tokenizer: Any,
+    policy: Policy,
+    mesh: Mesh,
+    rollout: RolloutConfig,
+    max_steps: int,
+    demonstrate: Demonstrate | None = None,
+) -> Player:
+    """Plays text environments, one for each split, the training split first.
+
+    Args:
+        envs: by split.
+        context: how the policy reads them.
+        tokenizer: for views of the tokens.
+        max_steps: steps of a trajectory at most.
+        demonstrate: for the warm start.
+    """
+    length, response = rollout.context_length, rollout.response_length
+    lengths = sorted({length // 4, length // 2, 3 * length // 4, length})
+    host = HostPlayer(policy, context, max_steps, response, length)
+    first, *others = envs
+
+    def record(
+        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = first,
+        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    ) -> list[Trajectory]:  # fmt: skip
+        tasks, samples = [int(t) for t in task_N], [int(s) for s in sample_N]
+        return host.play(envs[split], params, key, tasks, samples, temperature, top_k, top_p)
+
+    def play(*arguments: Any, **settings: Any) -> StepBatch:
+        played = record(*arguments, **settings)
+        return shard_rows(collate(played, max_steps, lengths, response), mesh)
+
+    def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
+        assert demonstrate is not None
+        # The seeds of a row follow from the key and its task; drawn on the host, they wait for nothing.
+        entropy = np.asarray(jax.random.key_data(key)).tolist()
+        rows = []
+        for task in task_N:
+            seed = int(np.random.default_rng([*entropy, int(task)]).integers(2**31))
+            rows.append(row_of(demonstrate, int(task) * MAX_PACKED, seed))
+        return shard_rows(pack(rows, length, sampled_room), mesh)
+
+    # A context that is written anew holds one action; one that grows may be half actions.
+    sampled_room = max(response, length // 8) if context.rebuild else length // 2
+
+    def row_of(demonstrate: Demonstrate, first: int, seed: int) -> list[Trajectory]:
+        """The contexts of a run of tasks, as many as a row has room for."""
+        row: list[Trajectory] = []
+        room, sampled_left = length, sampled_room
+        for task in range(first, first + MAX_PACKED):
+            pieces = apart(demonstrate(task, seed))
+            begin = seed % max(len(pieces), 1)  # so that rows which hold one context show them all
+            for piece in [*pieces[begin:], *pieces[:begin]]:
+                sampled = sum(len(step.action_ids) for step in piece.steps)
+                tokens = sampled + sum(len(step.observation_ids) for step in piece.steps)
+                if tokens > room or sampled > sampled_left:
+                    return row
+                row.append(piece)
+                room, sampled_left = room - tokens, sampled_left - sampled
+        return row
+
+    return Player(play, demonstrated if demonstrate else None, tokenizer, (first, *others), record)
+
+
+def apart(trajectory: Trajectory) -> list[Trajectory]:
+    """The contexts of a trajectory as trajectories of their own."""
+    pieces: list[list[Step]] = []
+    for step in trajectory.steps:
+        if step.fresh or not pieces:
+            pieces.append([])
+        pieces[-1].append(dataclasses.replace(step, fresh=False))
+    return [dataclasses.replace(trajectory, steps=tuple(steps)) for steps in pieces]
