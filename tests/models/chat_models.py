@@ -2,6 +2,7 @@
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = (
@@ -161,6 +162,10 @@ def chat_tokenizer(template: str | None, eos: str = "<|end|>") -> PreTrainedToke
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens([AddedToken(name, normalized=False, special=False) for name in ADDED])
     backend.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
+    begin = backend.token_to_id("<|begin|>")
+    backend.post_processor = TemplateProcessing(  # which a template does by itself
+        single="<|begin|> $A", special_tokens=[("<|begin|>", begin)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|begin|>",

@@ -151,6 +151,14 @@ def test_thoughts_that_the_template_would_drop_are_kept_as_sampled(variables):
     assert "well" not in chat.render([*messages, message("assistant", reply), *new])
 
 
+def test_empty_thoughts_that_the_template_adds_before_a_reply_do_not_matter_behind_it():
+    always = chat_format(chat_tokenizer(THINKING.replace("(loop.last or thought)", "true")))
+    new = [message("tool", "3")]
+    written = always.render([message("user", "a"), message("assistant", "x"), *new])
+    assert "<think>\n\n</think>\n\nx" in written
+    assert always.extend(new) == FORMATS["thinking"].extend(new)
+
+
 @pytest.mark.parametrize(
     ("template", "tools", "says"),
     [
