@@ -90,15 +90,18 @@ def make_update(
     A pass over the batch gives values (and checks that training agrees with decoding); the method
     turns them into credit; then `ppo_epochs` passes of mini-batches, each one optimiser step summed
     over micro-batches. A step whose loss or gradient is not finite changes nothing and is counted
-    in `train/nonfinite`.
+    in `train/nonfinite`. Where the whole batch is one step, its gradient is taken through the first
+    pass, and there is no second.
     """
     actor, critic, settings = config.actor, config.critic, config.algorithm
     reduction = actor.loss_agg_mode or method.reduction
     temperature, chunk = config.rollout.temperature, config.model.logprob_chunk
 
-    def loss(params: Params, sample: Sample) -> tuple[jax.Array, Metrics]:
+    def scored(params: Params, batch: StepBatch) -> Scores:
+        return score(policy, params, batch, temperature, chunk)
+
+    def loss(new: Scores, sample: Sample) -> tuple[jax.Array, Metrics]:
         batch, credit = sample.batch, sample.credit
-        new = score(policy, params, batch, temperature, chunk)
         pg_loss, pg = method.loss(
             new.logprob_NT,
             sample.old_logprob_NT,
@@ -140,7 +143,7 @@ def make_update(
         return total, metrics
 
     def optimise(
-        frozen: Params, state: tuple[Params, Any], sample: Sample
+        gradient_of: Callable[..., Any], state: tuple[Params, Any], sample: Sample
     ) -> tuple[tuple[Params, Any], Metrics]:
         trainable, opt_state = state
         ids_NT = sample.batch.step_ids_NT
@@ -155,12 +158,7 @@ def make_update(
         sample = sample._replace(
             policy_weight_NT=weights, value_weight_NT=asked_NT / jnp.maximum(jnp.sum(asked_NT), 1)
         )
-        gradient, metrics = _gradient(
-            lambda part, sample: loss(combine(part, frozen), sample),
-            trainable,
-            sample,
-            actor.ppo_micro_batch_size,
-        )
+        gradient, metrics = gradient_of(trainable, sample)
         norm = optax.tree.norm(gradient)
         updates, new_opt_state = optimizer.update(gradient, opt_state, trainable)
         fine = jnp.isfinite(norm) & jnp.isfinite(
@@ -201,11 +199,16 @@ def make_update(
 
     def update(state: TrainState, batch: StepBatch, key: jax.Array) -> tuple[TrainState, Metrics]:
         trainable, frozen = split_trainable(state.params, config.model.freeze)
-        old = score(policy, state.params, batch, temperature, chunk)
+        rows, size = batch.tokens_NT.shape[0], actor.ppo_mini_batch_size
+        micro = actor.ppo_micro_batch_size
         reference = None
         if state.reference is not None:
-            began = combine(state.reference, frozen)
-            reference = score(policy, began, batch, temperature, chunk).logprob_NT
+            reference = scored(combine(state.reference, frozen), batch).logprob_NT
+        one_step = actor.ppo_epochs == 1 and size == rows and micro in (0, rows)
+        if one_step:
+            old, pull_back = jax.vjp(lambda part: scored(combine(part, frozen), batch), trainable)
+        else:
+            old = scored(state.params, batch)
         informative_N = informative_groups(scores(batch), group_ids(batch), batch.task_N.shape[0])
         report = _batch_metrics(batch, old)
         batch, kl_coef, moments, done = reshape_rewards(state, batch, old, reference)
@@ -234,18 +237,29 @@ def make_update(
         whole = Sample(
             batch, credit, old.value_NT, old_logprob_NT, weight_NT, reference, keep_N, blank, blank
         )
-        rows, size = batch.tokens_NT.shape[0], actor.ppo_mini_batch_size
+
+        def through_first_pass(trainable: Params, sample: Sample) -> tuple[Params, Metrics]:
+            slopes, metrics = jax.grad(loss, has_aux=True)(old, sample)
+            return pull_back(slopes)[0], metrics
+
+        def through_own_pass(trainable: Params, sample: Sample) -> tuple[Params, Metrics]:
+            def of_part(part: Params, sample: Sample) -> tuple[jax.Array, Metrics]:
+                return loss(scored(combine(part, frozen), sample.batch), sample)
+
+            return _gradient(of_part, trainable, sample, micro)
 
         def epoch(state: tuple[Params, Any], key: jax.Array) -> tuple[tuple[Params, Any], Metrics]:
             order = jax.random.permutation(key, rows)
             parts = jax.tree.map(lambda x: x[order].reshape(-1, size, *x.shape[1:]), whole)
             parts = jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, P(None, *BATCH)))
-            return jax.lax.scan(functools.partial(optimise, frozen), state, parts)
+            return jax.lax.scan(functools.partial(optimise, through_own_pass), state, parts)
 
-        epoch_keys = jax.random.split(key, actor.ppo_epochs)
-        (trainable, opt_state), metrics = jax.lax.scan(
-            epoch, (trainable, state.opt_state), epoch_keys
-        )
+        start = (trainable, state.opt_state)
+        if one_step:
+            (trainable, opt_state), metrics = optimise(through_first_pass, start, whole)
+        else:
+            epoch_keys = jax.random.split(key, actor.ppo_epochs)
+            (trainable, opt_state), metrics = jax.lax.scan(epoch, start, epoch_keys)
         report |= {name: jnp.mean(value) for name, value in metrics.items()}
         report["train/nonfinite"] = jnp.sum(metrics["train/nonfinite"])
         iteration = state.iteration + 1
