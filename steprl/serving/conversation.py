@@ -1,0 +1,92 @@
+"""Messages with tools as tokens, whether the chat template knows about tools or not."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from steprl.models.chat import chat_format
+from steprl.tools import Outcome, describe_tools, render_tool_call, render_tool_response
+
+_INSTRUCTION = """You may call tools. Their schemas are:
+{tools}
+For each call write one JSON object with name and arguments between tool_call tags:
+<tool_call>
+{{"name": "name of the tool", "arguments": {{"argument": "value"}}}}
+</tool_call>"""
+_PROBE = {
+    "type": "function",
+    "function": {"name": "probe", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+class Conversation(NamedTuple):
+    """The functions of a chat model's tokenizer.
+
+    encode(messages, tools) -> ids, with the generation prompt
+    decode(ids) -> text of a reply, without its stop token
+    """
+
+    encode: Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    stop_ids: tuple[int, ...]
+
+
+def conversation(tokenizer: Any) -> Conversation:
+    """How a tokenizer writes conversations.
+
+    Where its chat template shows no tools, they are described in the system message, and calls and
+    their results are written into the texts in the Hermes format.
+
+    Raises:
+        ValueError: it has no chat template.
+    """
+    plain = chat_format(tokenizer)
+    try:
+        chat_format(tokenizer, [_PROBE])
+        native = True
+    except ValueError:
+        native = False
+
+    def encode(
+        messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
+        if not native:
+            return plain.begin(as_text(messages, tools))
+        return (chat_format(tokenizer, tools) if tools else plain).begin(messages)
+
+    return Conversation(encode, plain.decode, plain.stop_ids)
+
+
+def as_text(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Messages of system, user and assistant alone; results of one turn's calls are one message.
+
+    Example:
+        >>> as_text([{"role": "tool", "content": "3"}], [])
+        [{'role': 'user', 'content': '<tool_response>\\n3\\n</tool_response>'}]
+    """
+    written: list[dict[str, Any]] = []
+    last = ""
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "tool":
+            content = render_tool_response([Outcome("", "{}", "ok", content)])
+            if last == "tool":
+                written[-1]["content"] += f"\n{content}"
+            else:
+                written.append({"role": "user", "content": content})
+        else:
+            blocks = [
+                render_tool_call(call["function"]["name"], call["function"]["arguments"])
+                for call in message.get("tool_calls", ())
+            ]
+            text = "\n".join([content, *blocks] if content else blocks)
+            written.append({"role": role, "content": text})
+        last = role
+    if tools:
+        told = _INSTRUCTION.format(tools=describe_tools(dict(tool) for tool in tools))
+        if written and written[0]["role"] == "system":
+            written[0]["content"] += f"\n\n{told}"
+        else:
+            written.insert(0, {"role": "system", "content": told})
+    return written

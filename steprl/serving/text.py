@@ -1,0 +1,133 @@
+"""Text of a reply as it grows: never half a character, half a stop string or half a tool call."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from steprl.serving.generation import Piece
+from steprl.tools import ToolCall, parse_tool_calls
+
+_BROKEN = "\ufffd"  # what an incomplete character is decoded to
+_OPEN, _CLOSE, _THOUGHT = "<tool_call>", "</tool_call>", "</think>"
+_FINISH = {"running": None, "stop_token": "stop", "length": "length", "context_full": "length"}
+
+
+class Delta(NamedTuple):
+    """What a piece adds to the text. Its tokens may be ahead of the text, which waits for more."""
+
+    text: str
+    piece: Piece
+    finish: str | None = None  # as OpenAI names it: "stop", "length", "tool_calls"
+    calls: tuple[ToolCall, ...] = ()
+
+
+def read_text(
+    pieces: Iterable[Piece], decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()
+) -> Iterator[Delta]:
+    """The text of a reply, piece by piece; it ends before a stop string.
+
+    Args:
+        pieces: as of `Engine.reply`; not read on behind a stop string.
+        decode: text of all tokens so far, without a stop token at the end.
+        stops: strings that end the text and do not belong to it; the one that is complete first does.
+
+    Returns:
+        One delta a piece. Behind a stop string the tokens are cut where it was complete.
+    """
+    ids: list[int] = []
+    sent = 0
+    for piece in pieces:
+        before = len(ids)
+        ids += piece.ids
+        text, finish = decode(ids), _FINISH[piece.reason]
+        end = _first_stop(text, stops, sent)
+        if end is not None:
+            needed = next(
+                count
+                for count in range(before, len(ids) + 1)
+                if _first_stop(decode(ids[:count]), stops, sent) is not None
+            )
+            yield Delta(text[sent:end], _cut(piece, needed - before), "stop")
+            return
+        ready = len(text) if finish else _settled(text, stops)
+        yield Delta(text[sent:ready], piece, finish)
+        sent = max(sent, ready)
+
+
+def read_calls(deltas: Iterable[Delta]) -> Iterator[Delta]:
+    """Text up to the first tool call, and at the end the calls; the text of all if one is none.
+
+    Calls are those of the whole reply, or of what stands behind `</think>`. Where any block cannot be
+    read, none counts and the text is given as it is.
+    """
+    text, sent = "", 0
+    for delta in deltas:
+        text += delta.text
+        if delta.finish is None:
+            start = text.find(_OPEN)
+            ready = start if start >= 0 else len(text) - _half(text, (_OPEN,))
+            yield delta._replace(text=text[sent:ready])
+            sent = max(sent, ready)
+            continue
+        content, calls = split_calls(text)
+        rest = content[sent:]
+        if calls:
+            rest = rest if rest.strip() else ""
+            yield delta._replace(text=rest, finish="tool_calls", calls=calls)
+        else:
+            yield delta._replace(text=rest)
+
+
+def split_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
+    """The text around the tool calls, and the calls; all of it and no call if one cannot be read.
+
+    Example:
+        >>> split_calls('Look: <tool_call>{"name": "add"}</tool_call>')
+        ('Look: ', (ToolCall(place=0, name='add', arguments={}),))
+        >>> split_calls("<tool_call>add</tool_call>")
+        ('<tool_call>add</tool_call>', ())
+    """
+    thought, tag, said = text.rpartition(_THOUGHT)
+    calls, errors = parse_tool_calls(said)
+    if errors or not calls:
+        return text, ()
+    outside, position = [thought, tag], 0
+    for _ in calls:
+        start = said.index(_OPEN, position)
+        outside.append(said[position:start])
+        body = start + len(_OPEN)
+        body += len(said[body:]) - len(said[body:].lstrip())
+        _, end = json.JSONDecoder(strict=False).raw_decode(said, body)  # may hold a tag itself
+        position = said.index(_CLOSE, end) + len(_CLOSE)
+    return "".join([*outside, said[position:]]), tuple(calls)
+
+
+def _first_stop(text: str, stops: Sequence[str], sent: int) -> int | None:
+    """Where the stop string begins that is complete first, of those the longest."""
+    found = [(place + len(stop), place) for stop in stops if (place := text.find(stop, sent)) >= 0]
+    return min(found)[1] if found else None
+
+
+def _settled(text: str, stops: Sequence[str]) -> int:
+    """How much of the text stays as it is, whatever comes."""
+    text = text.rstrip(_BROKEN)
+    return len(text) - _half(text, stops)
+
+
+def _half(text: str, wholes: Sequence[str]) -> int:
+    """Characters at the end of the text with which one of these may begin."""
+    longest = max((len(whole) - 1 for whole in wholes), default=0)
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(whole.startswith(text[-size:]) for whole in wholes):
+            return size
+    return 0
+
+
+def _cut(piece: Piece, tokens: int) -> Piece:
+    return piece._replace(
+        ids=piece.ids[:tokens],
+        logprobs=piece.logprobs[:tokens],
+        sampling_logprobs=piece.sampling_logprobs[:tokens],
+        top=piece.top[:tokens],
+        reason="stop_token",
+    )
