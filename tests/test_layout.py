@@ -24,7 +24,10 @@ FLOORS = (
     ("ops", "types", "config"),
     ("models", "sampling", "envs", "tools", "optimizer", "sharding", "checkpoint", "metrics"),
     ("algorithms", "rewards", "rollout", "routing", "synthesis"),
-    ("session", "train", "sft", "evaluation", "update", "report", "transcripts", "run_directory"),
+    (
+        "session", "train", "sft", "evaluation", "serving", "update", "report", "transcripts",
+        "run_directory",
+    ),  # fmt: skip
     ("cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
