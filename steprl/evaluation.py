@@ -8,7 +8,7 @@ import numpy as np
 
 from steprl.algorithms import algorithm
 from steprl.config import Config, EvalConfig
-from steprl.metrics import wilson_interval
+from steprl.metrics import mean_interval, pass_at_k
 from steprl.models.scoring import score
 from steprl.rollout import Player, trajectories
 from steprl.types import Params, Policy, StepBatch, Trajectory
@@ -25,44 +25,66 @@ def evaluate(
     rows: int,
     temperature: float,
 ) -> dict[str, float]:
-    """Plays `num_tasks` tasks once each.
+    """Plays `num_tasks` tasks, `n` times each; greedy once, as all attempts would be the same.
 
     Args:
-        split: of the environment's tasks.
-        rows: tasks played at a time; the last batch is filled up and cut, so one shape is compiled.
+        split: of the environment's tasks; where it has fewer, each is played and none twice.
+        rows: trajectories played at a time; the last batch is filled up and cut, so one shape is
+            compiled.
         temperature: 0 is greedy.
 
     Returns:
-        success_rate, its 95 % Wilson interval as success_rate_low and _high, return, num_turns,
-        parse_error_frac, truncated_frac.
+        success_rate with its 95 % interval as success_rate_low and _high, over tasks; with n above 1
+        also avg@n and pass@n; return, num_turns, parse_error_frac, truncated_frac; and each metric of
+        the environment with its interval, such as f1, f1_low, f1_high.
     """
+    n = config.n if temperature > 0 else 1
+    num_tasks = min(config.num_tasks, player.sizes.get(split, config.num_tasks))
     parts: list[StepBatch] = []
-    for first in range(0, config.num_tasks, rows):
-        task_N = np.arange(first, first + rows)
+    for first in range(0, num_tasks * n, rows):
+        attempt = np.arange(first, first + rows)
         batch = player.play(
-            params, jax.random.key(PANEL_KEY), task_N, np.zeros(rows, np.int32),
+            params, jax.random.key(PANEL_KEY), attempt // n, attempt % n,
             split=split, temperature=temperature, top_k=config.top_k, top_p=config.top_p,
         )  # fmt: skip
         # The supports are for training, and large.
         parts.append(jax.device_get(dataclasses.replace(batch, support_NTW=None)))
 
     def column(pick: Any) -> np.ndarray:
-        return np.concatenate([np.asarray(pick(part)) for part in parts])[: config.num_tasks]
+        """[tasks, n]"""
+        flat = np.concatenate([np.asarray(pick(part)) for part in parts])
+        return flat[: num_tasks * n].reshape(num_tasks, n)
 
     success = column(lambda b: b.success_N)
     turns = column(lambda b: b.mask_NS.sum(axis=1))
-    interval = wilson_interval(int(success.sum()), len(success))
-    return {
-        "success_rate": float(success.mean()),
-        "success_rate_low": interval.low,
-        "success_rate_high": interval.high,
+    found = _with_interval("success_rate", success.mean(axis=1))
+    if n > 1:
+        passed = [pass_at_k(n, int(solved), n) for solved in success.sum(axis=1)]
+        found |= {f"avg@{n}": found["success_rate"], f"pass@{n}": float(np.mean(passed))}
+    wrong = column(lambda b: (b.mask_NS & ~b.valid_NS).sum(axis=1))
+    found |= {
         "return": float(column(lambda b: b.reward_NS.sum(axis=1)).mean()),
         "num_turns": float(turns.mean()),
-        "parse_error_frac": float(
-            column(lambda b: (b.mask_NS & ~b.valid_NS).sum(axis=1)).sum() / turns.sum()
-        ),
+        "parse_error_frac": float(wrong.sum() / turns.sum()),
         "truncated_frac": float(column(lambda b: b.truncated_NS.any(axis=1)).mean()),
     }
+    for name in parts[0].metrics_N or {}:
+        found |= _with_interval(name, _means(column(lambda b, name=name: b.metrics_N[name])))
+    return found
+
+
+def _with_interval(name: str, values: np.ndarray) -> dict[str, float]:
+    interval = mean_interval(values)
+    mean = float(values.mean()) if len(values) else float("nan")
+    return {name: mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _means(values_QK: np.ndarray) -> np.ndarray:
+    """Of each task over its attempts; an attempt that has no value (NaN) is left out."""
+    there = ~np.isnan(values_QK)
+    tasks = there.any(axis=1)
+    total = np.where(there, values_QK, 0.0).sum(axis=1)
+    return total[tasks] / there.sum(axis=1)[tasks]
 
 
 def evaluate_all(

@@ -27,6 +27,7 @@ STEP = "training/global_step"
 _NON_FINITE = "non_finite"  # in the file: {name: "nan" | "inf" | "-inf"} beside the nulls
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _Z_95 = 1.959963984540054
+_RESAMPLES, _BOOTSTRAP_SEED = 2000, 20_260_101
 
 Metrics = dict[str, Any]
 
@@ -166,6 +167,43 @@ def wilson_interval(successes: int, n: int) -> Interval:
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == n else centre + half
     return Interval(low, high)
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """95 % confidence interval of a mean over independent values, such as scores of tasks.
+
+    Wilson's where every value is 0 or 1, else the percentile bootstrap with a fixed seed. No values:
+    (nan, nan).
+    """
+    values = np.asarray(values, np.float64)
+    count = len(values)
+    if count == 0:
+        return Interval(math.nan, math.nan)
+    if np.isin(values, (0.0, 1.0)).all():
+        return wilson_interval(round(float(values.sum())), count)
+    rng = np.random.default_rng(_BOOTSTRAP_SEED)
+    means = [values[rng.integers(count, size=count)].mean() for _ in range(_RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Interval(float(low), float(high))
+
+
+def pass_at_k(attempts: int, successes: int, k: int) -> float:
+    """Probability that at least one of k attempts succeeds, without bias.
+
+        1 - C(n - c, k) / C(n, k),   n attempts, c successes
+
+    https://arxiv.org/abs/2107.03374, eq. 1.
+
+    Raises:
+        ValueError: not 1 <= k <= attempts, or not 0 <= successes <= attempts.
+
+    Example:
+        >>> pass_at_k(4, 1, 2)
+        0.5
+    """
+    if not (1 <= k <= attempts and 0 <= successes <= attempts):
+        raise ValueError(f"pass@{k} of {attempts} attempts with {successes} successes")
+    return 1.0 - math.comb(attempts - successes, k) / math.comb(attempts, k)
 
 
 class CompilationCounter:

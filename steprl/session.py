@@ -42,7 +42,7 @@ class Opened(NamedTuple):
     """A policy to talk to: of a run or pretrained, adapters merged."""
 
     policy: Policy
-    params: Params
+    params: Params  # on the devices here
     tokenizer: Any
     model: DecoderConfig
     config: Config | None  # of the run
@@ -205,12 +205,13 @@ def _restore(policy: Policy, mesh: Mesh, run: Path, step: int | None) -> Params:
     return restore(folder, wanted, step, partial=True).state["params"]
 
 
-def open_policy(path: str | Path, step: int | None = None) -> Opened:
+def open_policy(path: str | Path, step: int | None = None, merge: bool = True) -> Opened:
     """A policy of a run, or a pretrained model, ready to be talked to.
 
     Args:
         path: directory of a run, or what `steprl.models.resolve_model` takes.
         step: checkpoint of a run, None for the newest.
+        merge: False keeps the adapters of a run apart, in `params["lora"]`.
 
     Raises:
         FileNotFoundError: there is no such run, checkpoint or model.
@@ -228,5 +229,6 @@ def open_policy(path: str | Path, step: int | None = None) -> Opened:
     config = load_config(saved)
     language, mesh = _language(config), make_mesh(config.mesh)
     policy = _policy(config, language.config)
-    params = policy.prepare(_restore(policy, mesh, Path(path), step))
+    params = _restore(policy, mesh, Path(path), step)
+    params = policy.prepare(params) if merge else params
     return Opened(policy, params, language.tokenizer, language.config, config)

@@ -22,7 +22,7 @@ from steprl.checkpoint import Checkpointer, latest_step, restore
 from steprl.evaluation import evaluate_all
 from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
 from steprl.optimizer import make_optimizer
-from steprl.rollout import attempts, summary, with_anchors
+from steprl.rollout import attempts, summary, with_anchors, write_trajectories
 from steprl.session import Session, abstract_params, initial_params
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
@@ -140,10 +140,15 @@ def _reinforce(
         for iteration in range(done + 1, total + 1):
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
-            batch = player.play(
-                state.params, play_key, *tasks, temperature=rollout.temperature,
-                top_k=rollout.top_k, top_p=rollout.top_p,
-            )  # fmt: skip
+            how = dict(temperature=rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p)
+            if player.record is not None and player.collate is not None:
+                played = player.record(state.params, play_key, *tasks, **how)
+                if _due(iteration, trainer.save_trajectories):
+                    file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
+                    write_trajectories(file, played, iteration - 1, trainer.seed)
+                batch = player.collate(played)
+            else:
+                batch = player.play(state.params, play_key, *tasks, **how)
             metrics = jax.device_get(summarise(batch))
             if "anchors" in method.needs:
                 batch = with_anchors(batch, player.tokenizer, config.algorithm.similarity_thresh)

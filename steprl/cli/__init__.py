@@ -1,4 +1,4 @@
-"""The command line: `steprl train | sft | eval | rollout`."""
+"""The command line: `steprl train | sft | eval | rollout | export`, and what each module adds."""
 
 import argparse
 import os
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli import looking, training
+from steprl.cli import export, looking, training
 from steprl.cli.options import EXIT_ERROR, EXIT_INTERRUPTED
 
-_COMMANDS = (training, looking)
+_COMMANDS = (training, looking, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,9 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     # argparse takes no second group of positionals: settings may stand behind options all the same.
     strangers = [word for word in rest if word.startswith("-") or "=" not in word]
+    if rest and not hasattr(options, "overrides"):
+        strangers = rest
     if strangers:
         parser.error(f"unknown argument {strangers[0]!r}")
-    options.overrides = [*options.overrides, *rest]
+    if rest:
+        options.overrides = [*options.overrides, *rest]
     console = Console(highlight=False, soft_wrap=True)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # no PyTorch here is no news
     # Imports that load JAX come after the arguments are known, so that --help is quick.

@@ -83,3 +83,23 @@ def print_results(results: dict[str, float], console: Console) -> None:
                 f"{of('parse_error_frac'):.3f}",
             )
     console.print(table)
+    measured = _measured(results)
+    if measured:
+        table = Table(box=None)
+        for title in ("", "mean", "95 % interval"):
+            table.add_column(title, justify="left" if not title else "right")
+        for name in measured:
+            base, suffix = name.removesuffix("_greedy"), "_greedy" if "_greedy" in name else ""
+            low, high = results[f"{base}_low{suffix}"], results[f"{base}_high{suffix}"]
+            table.add_row(name, f"{results[name]:.3f}", f"{low:.3f} .. {high:.3f}")
+        console.print(table)
+
+
+def _measured(results: dict[str, float]) -> list[str]:
+    """Names of what the environment measures beside success: those with an interval."""
+    found = []
+    for name in results:
+        base, suffix = name.removesuffix("_greedy"), "_greedy" if name.endswith("_greedy") else ""
+        if f"{base}_low{suffix}" in results and not base.endswith("/success_rate"):
+            found.append(name)
+    return found

@@ -6,6 +6,7 @@ from steprl.rollout.host import HostPlayer, scripted
 from steprl.rollout.player import attempts, make_player, phrases_of, summary
 from steprl.rollout.records import collate, pack, trajectories
 from steprl.rollout.text_player import Player, text_player
+from steprl.rollout.trajectory_file import read_trajectories, write_trajectories
 
 __all__ = [
     "DeviceEnv",
@@ -17,10 +18,12 @@ __all__ = [
     "make_player",
     "pack",
     "phrases_of",
+    "read_trajectories",
     "rollout",
     "scripted",
     "summary",
     "text_player",
     "trajectories",
     "with_anchors",
+    "write_trajectories",
 ]

@@ -160,6 +160,7 @@ def _wiki_search_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: A
     return text_player(
         envs, context, tokenizer, policy, mesh, config.rollout, settings.max_steps,
         demonstrated if known else None,
+        {split: len(env.questions) for split, env in envs.items()},
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The player of any text environment: host episodes, and rows of its demonstrator's contexts."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +36,12 @@ class Player(NamedTuple):
     demonstrate: Callable[[jax.Array, np.ndarray], StepBatch] | None
     tokenizer: Any
     splits: tuple[str, ...]  # training first, then those to evaluate on, the main one first
-    record: Callable[..., list[Trajectory]] | None = None  # `play`, with all that records hold
+    sizes: Mapping[str, int] = MappingProxyType(
+        {}
+    )  # tasks of a split, where there are finitely many
+    # Of environments on the host, the two halves of `play`:
+    record: Callable[..., list[Trajectory]] | None = None
+    collate: Callable[[Sequence[Trajectory]], StepBatch] | None = None
 
 
 def text_player(
@@ -47,6 +53,7 @@ def text_player(
     rollout: RolloutConfig,
     max_steps: int,
     demonstrate: Demonstrate | None = None,
+    sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> Player:
     """Plays text environments, one for each split, the training split first.
 
@@ -56,6 +63,7 @@ def text_player(
         tokenizer: for views of the tokens.
         max_steps: steps of a trajectory at most.
         demonstrate: for the warm start.
+        sizes: tasks of a split, where there are finitely many.
     """
     length, response = rollout.context_length, rollout.response_length
     lengths = sorted({length // 4, length // 2, 3 * length // 4, length})
@@ -69,9 +77,11 @@ def text_player(
         tasks, samples = [int(t) for t in task_N], [int(s) for s in sample_N]
         return host.play(envs[split], params, key, tasks, samples, temperature, top_k, top_p)
 
-    def play(*arguments: Any, **settings: Any) -> StepBatch:
-        played = record(*arguments, **settings)
+    def batch_of(played: Sequence[Trajectory]) -> StepBatch:
         return shard_rows(collate(played, max_steps, lengths, response), mesh)
+
+    def play(*arguments: Any, **settings: Any) -> StepBatch:
+        return batch_of(record(*arguments, **settings))
 
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
         assert demonstrate is not None
@@ -96,13 +106,21 @@ def text_player(
             for piece in [*pieces[begin:], *pieces[:begin]]:
                 sampled = sum(len(step.action_ids) for step in piece.steps)
                 tokens = sampled + sum(len(step.observation_ids) for step in piece.steps)
+                if tokens > length or sampled > sampled_room:
+                    continue  # it fits into no row
                 if tokens > room or sampled > sampled_left:
                     return row
                 row.append(piece)
                 room, sampled_left = room - tokens, sampled_left - sampled
+        if not row:
+            raise ValueError(
+                f"rollout.context_length={length}, rollout.response_length={response}: the "
+                f"demonstrations of tasks {first} to {first + MAX_PACKED - 1} do not fit"
+            )
         return row
 
-    return Player(play, demonstrated if demonstrate else None, tokenizer, (first, *others), record)
+    shown = demonstrated if demonstrate else None
+    return Player(play, shown, tokenizer, (first, *others), sizes, record, batch_of)
 
 
 def apart(trajectory: Trajectory) -> list[Trajectory]:

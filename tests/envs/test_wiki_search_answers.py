@@ -10,11 +10,10 @@ from steprl.envs.wiki_search import (
     exact_match,
     f1_score,
     normalise_answer,
-    pass_at_k,
     summarise,
 )
 from steprl.envs.wiki_search.answers import last_answer
-from steprl.metrics import wilson_interval
+from steprl.metrics import pass_at_k, wilson_interval
 
 
 @pytest.mark.parametrize(

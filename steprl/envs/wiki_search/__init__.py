@@ -15,7 +15,7 @@ from steprl.envs.wiki_search.expert import demonstrate
 from steprl.envs.wiki_search.index import PassageIndex, build_index, open_index
 from steprl.envs.wiki_search.questions import Question, load_questions
 from steprl.envs.wiki_search.records import Passage
-from steprl.envs.wiki_search.summary import Attempt, attempts, pass_at_k, play, summarise
+from steprl.envs.wiki_search.summary import Attempt, attempts, play, summarise
 
 __all__ = [
     "SAMPLE",
@@ -33,7 +33,6 @@ __all__ = [
     "load_questions",
     "normalise_answer",
     "open_index",
-    "pass_at_k",
     "play",
     "summarise",
     "wiki_search",

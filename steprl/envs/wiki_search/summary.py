@@ -1,17 +1,13 @@
 """Results of an evaluation: exact match and F1 with intervals, avg@k and pass@k, searches."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from steprl.envs.wiki_search.environment import WikiSearch
-from steprl.metrics import wilson_interval
+from steprl.metrics import mean_interval, pass_at_k
 from steprl.types import Trajectory
-
-_RESAMPLES = 2000
-_SEED = 20_260_101
 
 
 class Attempt(NamedTuple):
@@ -69,31 +65,11 @@ def play(env: WikiSearch, task: int, reply: Callable[[str], str]) -> Attempt:
             )  # fmt: skip
 
 
-def pass_at_k(attempts: int, successes: int, k: int) -> float:
-    """Probability that at least one of k attempts succeeds, without bias.
-
-        1 - C(n - c, k) / C(n, k),   n attempts, c successes
-
-    https://arxiv.org/abs/2107.03374, eq. 1.
-
-    Raises:
-        ValueError: not 1 <= k <= attempts, or not 0 <= successes <= attempts.
-
-    Example:
-        >>> pass_at_k(4, 1, 2)
-        0.5
-    """
-    if not (1 <= k <= attempts and 0 <= successes <= attempts):
-        raise ValueError(f"pass@{k} of {attempts} attempts with {successes} successes")
-    return 1.0 - math.comb(attempts - successes, k) / math.comb(attempts, k)
-
-
 def summarise(results: Sequence[Attempt], k: int | None = None) -> dict[str, float]:
     """Means over questions, each the mean over its attempts, with 95 % intervals.
 
-    Questions are the sample, attempts at one are not independent: an interval is the percentile
-    bootstrap over questions, with a fixed seed. Where each question counts as 0 or 1 it is Wilson's
-    (`steprl.metrics.wilson_interval`), which is not empty at either end.
+    Questions are the sample, attempts at one are not independent: intervals are those of
+    `steprl.metrics.mean_interval` over questions.
 
     Args:
         results: any number of attempts at each task.
@@ -129,7 +105,7 @@ def summarise(results: Sequence[Attempt], k: int | None = None) -> dict[str, flo
     calls = sum(one.calls for one in results)
     found: dict[str, float] = {}
     for name, values_q in (("exact_match", exact_q), ("f1", f1_q)):
-        low, high = _interval(values_q)
+        low, high = mean_interval(values_q)
         found |= {name: float(values_q.mean()), f"{name}_low": low, f"{name}_high": high}
     return found | {
         f"avg@{k}": float(exact_q.mean()),
@@ -141,14 +117,3 @@ def summarise(results: Sequence[Attempt], k: int | None = None) -> dict[str, flo
         "num_questions": float(len(groups)),
         "num_attempts": float(len(results)),
     }
-
-
-def _interval(values_q: np.ndarray) -> tuple[float, float]:
-    questions = len(values_q)
-    if np.isin(values_q, (0.0, 1.0)).all():
-        interval = wilson_interval(round(float(values_q.sum())), questions)
-        return interval.low, interval.high
-    rng = np.random.default_rng(_SEED)
-    means = [values_q[rng.integers(questions, size=questions)].mean() for _ in range(_RESAMPLES)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)

@@ -1,0 +1,106 @@
+"""Trajectories on disk: JSON lines, one a step, with the ids exactly as they were read and sampled."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steprl.types import Step, Trajectory
+
+
+def write_trajectories(
+    path: Path, trajectories: Iterable[Trajectory], policy_version: int, seed: int
+) -> None:
+    """Writes the steps of some trajectories, complete or not at all.
+
+    Args:
+        path: file to write; its folder is made.
+        trajectories: the records.
+        policy_version: iterations that the policy had been trained for.
+        seed: of the run, which with task, sample and version says all that was random.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        for trajectory in trajectories:
+            for number, step in enumerate(trajectory.steps):
+                row = _head(trajectory, number) | _of_step(step)
+                if number == len(trajectory.steps) - 1:
+                    row |= {"success": trajectory.success, "metrics": trajectory.metrics}
+                row |= {"policy_version": policy_version, "key": seed}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    unfinished.replace(path)
+
+
+def read_trajectories(path: Path) -> list[Trajectory]:
+    """What `write_trajectories` wrote; without supports and final observations, which are not kept.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault(row["traj_id"], []).append(row)
+    return [_trajectory(rows) for rows in found.values()]
+
+
+def _head(trajectory: Trajectory, number: int) -> dict[str, Any]:
+    parent = None if trajectory.parent is None else list(trajectory.parent)
+    return {
+        "traj_id": f"{trajectory.task}-{trajectory.sample}",
+        "parent_id": parent,
+        "task": trajectory.task,
+        "sample": trajectory.sample,
+        "step": number,
+    }
+
+
+def _of_step(step: Step) -> dict[str, Any]:
+    return {
+        "observation": step.observation,
+        "action": step.action,
+        "fresh": step.fresh,
+        "prompt_ids": step.observation_ids.tolist(),
+        "response_ids": step.action_ids.tolist(),
+        "response_logprobs": [round(float(x), 6) for x in step.logprobs],
+        "response_entropies": [round(float(x), 6) for x in step.entropies],
+        "reward": step.reward,
+        "terminated": step.terminated,
+        "truncated": step.truncated,
+        "stop_reason": step.stop_reason,
+        "valid": step.valid,
+        "info": step.info,
+    }
+
+
+def _trajectory(rows: list[dict[str, Any]]) -> Trajectory:
+    steps = tuple(
+        Step(
+            observation=row["observation"],
+            action=row["action"],
+            observation_ids=np.asarray(row["prompt_ids"], np.int32),
+            action_ids=np.asarray(row["response_ids"], np.int32),
+            logprobs=np.asarray(row["response_logprobs"], np.float32),
+            entropies=np.asarray(row["response_entropies"], np.float32),
+            reward=row["reward"],
+            terminated=row["terminated"],
+            truncated=row["truncated"],
+            stop_reason=row["stop_reason"],
+            valid=row["valid"],
+            info=row["info"],
+            fresh=row["fresh"],
+        )
+        for row in rows
+    )
+    last, parent = rows[-1], rows[-1]["parent_id"]
+    return Trajectory(
+        last["task"],
+        last["sample"],
+        steps,
+        last["success"],
+        None if parent is None else (parent[0], parent[1]),
+        metrics=last["metrics"],
+    )
