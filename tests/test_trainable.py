@@ -314,6 +314,7 @@ def whole(session, tmp_path_factory):
     return run, jax.device_get(params), compiled
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_adapters_and_leaves_the_decoder(session, whole):
     run, params, compiled = whole
     start = jax.device_get(initial_params(session))
@@ -328,6 +329,7 @@ def test_a_run_trains_the_adapters_and_leaves_the_decoder(session, whole):
     assert compiled.count("jit(compiled)") == 1 and compiled.count("jit(update)") == 2
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_that_was_stopped_goes_on_bit_for_bit(session, whole, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -348,6 +350,7 @@ def test_a_run_with_adapters_that_was_stopped_goes_on_bit_for_bit(session, whole
     assert_same_bits(*states)
 
 
+@pytest.mark.slow
 def test_adapters_change_what_is_played_in_the_very_next_step(session, whole):
     """What was played after a step has the log-probs of the new parameters, not of the base."""
     tasks = attempts(0, 8, 1)
@@ -368,6 +371,7 @@ def kernels_of(params):
     return {path: leaves_by_path(params)[path] for path in lora_targets(params)}
 
 
+@pytest.mark.slow
 def test_a_policy_that_is_opened_is_merged(whole):
     run, params, _ = whole
     opened = open_policy(run)
@@ -377,6 +381,7 @@ def test_a_policy_that_is_opened_is_merged(whole):
         np.testing.assert_allclose(kernel, want[path], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lora",
     ["model.lora.rank=0", "model.lora.rank=3", "model.lora.alpha=1", "model.lora.target=mlp"],
