@@ -281,3 +281,9 @@ def test_settings_are_frozen_at_every_depth():
     ):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(target, name, None)
+
+
+def test_a_short_name_stands_for_the_key():
+    assert load_config(None, ["train.steps=7"]).trainer.total_training_steps == 7
+    with pytest.raises(ConfigError, match="trainer.total_training_steps"):
+        load_config(None, ["train.steps=many"])

@@ -17,6 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from steprl.config.settings import ENVIRONMENTS, LOGGERS, Config, EnvConfig
 
+SHORT_NAMES = {"train.steps": "trainer.total_training_steps"}
+"""What may be said for a longer key on the command line."""
+
 
 class ConfigError(ValueError):
     """A setting is unknown, of the wrong type, out of range, or at odds with another."""
@@ -27,7 +30,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
     Args:
         path: YAML file, or None for the defaults.
-        overrides: dotted settings such as ``algorithm.gamma=0.99``.
+        overrides: dotted settings such as ``algorithm.gamma=0.99``, or one of `SHORT_NAMES`.
 
     Raises:
         ConfigError: unknown key (names the nearest one), wrong type, out of range, contradiction.
@@ -52,8 +55,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
                 f"override {item!r}: expected key=value, such as algorithm.gamma=0.99"
             )
     _check_known(tree, Config, "")
+    overrides = [_in_full(item) for item in overrides]
     try:
-        dotted = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        dotted = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
     except yaml.YAMLError as error:
         raise ConfigError(f"overrides {list(overrides)}: {_one_line(error)}") from None
     assert isinstance(dotted, dict)
@@ -68,6 +72,11 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     check_ranges(config)
     check_consistency(config)
     return config
+
+
+def _in_full(override: str) -> str:
+    key, value = override.split("=", 1)
+    return f"{SHORT_NAMES.get(key, key)}={value}"
 
 
 def _one_line(error: Exception) -> str:
