@@ -42,33 +42,16 @@ def as_trajectory(conversation: Conversation, chat: ChatFormat) -> Trajectory:
     Raises:
         ValueError: the template cannot write the conversation; names file and line.
     """
-    place, messages = conversation.place, conversation.messages
-    tools = {} if conversation.tools is None else {"tools": conversation.tools}
     steps: list[Step] = []
     so_far = ""
-    for index, message in enumerate(messages):
+    for index, message in enumerate(conversation.messages):
         if message["role"] != "assistant" or message.get("weight") == 0:
             continue
-        if index == 0:
-            raise ValueError(
-                f"{place}: message 1: a reply to nothing; put a message before it, or give it weight 0"
-            )
         try:
-            context = chat.render(messages[:index], **tools)
-            written = chat.render(messages[: index + 1], prompt=False, **tools)
+            context, reply = _written(conversation, index, chat)
         except ValueError as error:
-            raise ValueError(f"{place}: message {index + 1}: {error}") from error
-        reply, found, _ = written[len(context) :].rpartition(chat.stop)
+            raise ValueError(f"{conversation.place}: message {index + 1}: {error}") from error
         ids = [*chat.encode(reply), chat.stop_ids[0]]
-        problem = ""
-        if not written.startswith(context):
-            problem = "the chat template does not write this reply behind its generation prompt"
-        elif not found:
-            problem = f"the chat template does not end this reply with {chat.stop}"
-        elif set(ids[:-1]) & set(chat.stop_ids):
-            problem = "a stop token inside of a reply, which would have ended it"
-        if problem:
-            raise ValueError(f"{place}: message {index + 1}: {problem}")
         fresh = not context.startswith(so_far)
         observation = context if fresh else context[len(so_far) :]
         unknown = np.zeros(len(ids), np.float32)
@@ -89,6 +72,31 @@ def as_trajectory(conversation: Conversation, chat: ChatFormat) -> Trajectory:
         )
         so_far = context + reply + chat.stop
     return Trajectory(conversation.line, 0, tuple(steps), success=True)
+
+
+def _written(conversation: Conversation, index: int, chat: ChatFormat) -> tuple[str, str]:
+    """What stands before a reply, and the reply without its stop token, as the template has them."""
+    messages, message = conversation.messages[:index], conversation.messages[index]
+    tools = {} if conversation.tools is None else {"tools": conversation.tools}
+    if not messages:
+        raise ValueError("a reply to nothing; put a message before it, or give it weight 0")
+    context = chat.render(messages, **tools)
+    written = chat.render([*messages, message], prompt=False, **tools)
+    if not written.startswith(context):
+        raise ValueError("the chat template does not write this reply behind its generation prompt")
+    reply, found, _ = written[len(context) :].rpartition(chat.stop)
+    if not found:
+        raise ValueError(f"the chat template does not end this reply with {chat.stop}")
+    if set(chat.encode(reply)) & set(chat.stop_ids):
+        raise ValueError("a stop token inside of a reply, which would have ended it")
+    if "tool_calls" in message:
+        silent = {name: value for name, value in message.items() if name != "tool_calls"}
+        if chat.render([*messages, silent], prompt=False, **tools) == written:
+            raise ValueError(
+                "the chat template does not write tool_calls; write them into the content, see "
+                "`steprl.tools.render_tool_call`"
+            )
+    return context, reply
 
 
 def load_conversations(path: str | Path, chat: ChatFormat, length: int) -> Conversations:

@@ -426,6 +426,11 @@ ENDLESS = CHATML.replace(
             [message("user", 1), message("assistant", "b")],
             "message 2: messages: the chat temp",
         ),
+        (
+            CHATML,
+            [ASKED, message("assistant", "", tool_calls=[CALL])],
+            "message 2: .* not write tool_c",
+        ),
         (OPENING, [ASKED, message("assistant", "b")], "message 2: .* behind its generation prompt"),
         (
             ENDLESS,
