@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from steprl.ops import pack_support, support_words
 from steprl.types import STOP_REASONS, Params, Policy
 
+_BLOCK = 256  # tokens whose probability is summed first; about the root of a vocabulary
 STOPPED, LENGTH = STOP_REASONS.index("stop_token"), STOP_REASONS.index("length")
 
 
@@ -47,20 +48,29 @@ def keep_top_p(probs_V: jax.Array, p: float) -> jax.Array:
     so their bits as integers have the order of the numbers and 31 halvings find tau exactly. Ties
     with the last token of the nucleus are kept.
     """
-    bits_V = jax.lax.bitcast_convert_type(probs_V.astype(jnp.float32), jnp.int32)
+    probs_V = probs_V.astype(jnp.float32)
+    shape = probs_V.shape[:-1] + (1,)
     # The set of tau=0 is everything; rounding may leave its mass below p, which must not matter.
-    low = jnp.zeros(probs_V.shape[:-1] + (1,), jnp.int32)
-    high = jnp.max(bits_V, axis=-1, keepdims=True) + 1
+    low = jnp.zeros(shape, jnp.int32)
+    high = _as_int(jnp.max(probs_V, axis=-1, keepdims=True)) + 1
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = low + (high - low) // 2
-        mass = jnp.sum(jnp.where(bits_V >= middle, probs_V, 0.0), axis=-1, keepdims=True)
+        mass = jnp.sum(jnp.where(probs_V >= _as_float(middle), probs_V, 0.0), -1, keepdims=True)
         enough = mass >= p
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
-    return bits_V >= low
+    return probs_V >= _as_float(low)
+
+
+def _as_int(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _as_float(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def sampling_logprobs(
@@ -77,13 +87,21 @@ def sampling_logprobs(
     Returns:
         [..., V] float32.
     """
+    return jax.nn.log_softmax(_kept_logits(logits_V, temperature, top_k, top_p))
+
+
+def _kept_logits(
+    logits_V: jax.Array, temperature: float | jax.Array, top_k: int, top_p: float
+) -> jax.Array:
+    """Logits over temperature, less their maximum; -inf where a token cannot come."""
     logits_V = logits_V.astype(jnp.float32) / temperature
+    logits_V = logits_V - jnp.max(logits_V, axis=-1, keepdims=True)
     if top_k:
         logits_V = jnp.where(keep_top_k(logits_V, top_k), logits_V, -jnp.inf)
     if top_p < 1.0:
         keep = keep_top_p(jax.nn.softmax(logits_V), top_p)
         logits_V = jnp.where(keep, logits_V, -jnp.inf)
-    return jax.nn.log_softmax(logits_V)
+    return logits_V
 
 
 def draw(
@@ -110,20 +128,53 @@ def _draw(
     temperature: float | jax.Array,
     top_k: int,
     top_p: float,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """`draw`, and the log-probs of all tokens (at temperature 0 those of temperature 1)."""
-    greedy = jnp.asarray(temperature) == 0.0
-    logprob_V = sampling_logprobs(logits_V, jnp.where(greedy, 1.0, temperature), top_k, top_p)
-    prob_V = jnp.exp(logprob_V)
-    mass_V = jnp.cumsum(prob_V)
-    # A parallel sum may grow by rounding at a token of probability 0; such a token must not come.
-    above_V = (mass_V > jax.random.uniform(key) * mass_V[-1]) & (prob_V > 0)
-    best = jnp.argmax(logits_V)
-    # argmax finds the first possible token whose mass passes the number
-    token = jnp.where(greedy | ~jnp.any(above_V), best, jnp.argmax(above_V)).astype(jnp.int32)
-    entropy = -jnp.sum(jnp.where(prob_V > 0, prob_V * logprob_V, 0.0))
-    logprob = jnp.where(greedy, 0.0, logprob_V[token])
-    return token, logprob, jnp.where(greedy, 0.0, entropy), logprob_V
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """`draw`, and the words of the set it drew from; None without truncation."""
+    truncated = bool(top_k) or top_p < 1.0
+
+    def most_likely() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        token, certain = _first_maximum(logits_V), jnp.zeros((), jnp.float32)
+        support_W = None
+        if truncated:
+            support_W = pack_support(jax.nn.one_hot(token, logits_V.shape[-1], dtype=bool))
+        return token, certain, certain, support_W
+
+    def by_chance() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        kept_V = _kept_logits(logits_V, temperature, top_k, top_p)
+        weight_V = jnp.exp(kept_V)
+        # In two strides, a block and then its token: no running sum of the whole vocabulary.
+        blocks = jnp.pad(weight_V, (0, -len(weight_V) % _BLOCK)).reshape(-1, _BLOCK)
+        mass = jnp.sum(blocks, axis=1)
+        total = jnp.sum(mass)
+        target = jax.random.uniform(key) * total
+        block, before = _first_above(mass, target)
+        place, _ = _first_above(blocks[block], target - before)
+        token = (block * _BLOCK + place).astype(jnp.int32)
+        mean = jnp.sum(jnp.where(weight_V > 0, weight_V * kept_V, 0.0)) / total
+        support_W = pack_support(kept_V > -jnp.inf) if truncated else None
+        return token, kept_V[token] - jnp.log(total), jnp.log(total) - mean, support_W
+
+    # A branch, so that greedy decoding pays for nothing else, also where temperature is traced.
+    return jax.lax.cond(jnp.asarray(temperature) == 0.0, most_likely, by_chance)
+
+
+def _first_maximum(x_V: jax.Array) -> jax.Array:
+    """argmax in two plain reductions, which a CPU computes many numbers at a time."""
+    size = x_V.shape[-1]
+    place_V = jnp.where(x_V == jnp.max(x_V), jnp.arange(size, dtype=jnp.int32), size - 1)
+    return jnp.min(place_V)
+
+
+def _first_above(mass: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first place whose running sum passes the target, and the sum before it.
+
+    A parallel sum may rise by rounding at a place of no mass, which must not be found, and may stay
+    below its own total; then the place is the heaviest.
+    """
+    running = jnp.cumsum(mass)
+    above = (running > target) & (mass > 0)
+    place = jnp.where(jnp.any(above), jnp.argmax(above), jnp.argmax(mass))
+    return place, running[place] - mass[place]
 
 
 def generate(
@@ -175,7 +226,7 @@ def generate(
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, index)
         rows = lambda logits, key: _draw(logits, key, temperature, top_k, top_p)  # noqa: E731
         logits_BV = policy.unembed(params, hidden_BD)
-        token_B, logprob_B, entropy_B, logprob_BV = jax.vmap(rows)(logits_BV, keys)
+        token_B, logprob_B, entropy_B, support_BW = jax.vmap(rows)(logits_BV, keys)
         stop_B = jnp.isin(token_B, jnp.asarray(stop_ids, jnp.int32))
         full_B = jnp.full_like(stop_B, index + 1 >= max_tokens)
         reason_B = jnp.where(stop_B, STOPPED, jnp.where(full_B, LENGTH, 0))
@@ -187,10 +238,7 @@ def generate(
             mask_BA=put(out.mask_BA, True, False),
             stop_reason_B=jnp.where(live_B, reason_B, out.stop_reason_B),
         )
-        if out.support_BAW is not None:
-            chosen_BV = jax.nn.one_hot(token_B, logprob_BV.shape[-1], dtype=bool)
-            greedy = jnp.asarray(temperature) == 0.0
-            support_BW = pack_support(jnp.where(greedy, chosen_BV, logprob_BV > -jnp.inf))
+        if support_BW is not None and out.support_BAW is not None:
             support_BW = jnp.where(live_B[:, None], support_BW, 0)
             out = out._replace(support_BAW=out.support_BAW.at[:, index].set(support_BW))
         return out, live_B & ~stop_B & ~full_B
