@@ -55,6 +55,7 @@ def _check_same_model(path: Path, config: Config) -> None:
     before = load_config(saved)
     for name, old, new in (
         ("env.name", before.env.name, config.env.name),
+        ("env.options", before.env.options, config.env.options),
         *((f"model.{f.name}", getattr(before.model, f.name), getattr(config.model, f.name))
           for f in dataclasses.fields(config.model)),
     ):  # fmt: skip

@@ -3,7 +3,14 @@
 State is a value: keeping it is a snapshot, calling `step` on it again is a branch.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+Observation = str | Sequence[Mapping[str, Any]]
+"""Text, or the messages of a whole conversation, which always stand for all that was before."""
+
+CONTEXTS = ("rebuild", "extend")
+"""Whether an observation is all that the next step sees, or is added to what was before."""
 
 
 class Env(Protocol):
@@ -11,12 +18,22 @@ class Env(Protocol):
 
     `info` holds "success" (the task is solved) and "valid" (the action was understood); where it
     was not, "reason" says why. A malformed action costs a step and never raises.
+
+    An environment may say more of itself by further attributes:
+        system: the system message for chat models.
+        tools: schemas for the chat template.
+        context: one of `CONTEXTS`, "extend" where it is absent.
+        max_steps: steps of an episode at most.
+        metrics(infos): numbers of an episode beside reward and success, from the `info` of its steps;
+            the same names always, NaN for what an episode has not.
     """
 
-    def reset(self, task: int, key: Any = None) -> tuple[Any, str]:
+    def reset(self, task: int, key: Any = None) -> tuple[Any, Observation]:
         """State and first observation of a task; the same task and key give the same state."""
         ...
 
-    def step(self, state: Any, action: str) -> tuple[Any, str, float, bool, bool, dict[str, Any]]:
+    def step(
+        self, state: Any, action: str
+    ) -> tuple[Any, Observation, float, bool, bool, dict[str, Any]]:
         """New state, observation, reward, terminated, truncated, info. `state` stays as it was."""
         ...

@@ -15,12 +15,11 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from operator import index
 from typing import Any
 
+from steprl.envs import CONTEXTS
 from steprl.tools import Tool, make_tools
 
 Prompt = str | list[dict[str, Any]]
 """Text of one message of the user, or the messages of a whole conversation."""
-
-CONTEXTS = ("rebuild", "extend")
 
 
 class FlowError(RuntimeError):

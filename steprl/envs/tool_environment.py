@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import index
 from typing import Any, NamedTuple
 
+from steprl.envs import CONTEXTS
 from steprl.tools import (
     CallError,
     Outcome,
@@ -23,7 +24,6 @@ from steprl.tools import (
     render_tool_response,
 )
 
-CONTEXTS = ("extend", "rebuild")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 

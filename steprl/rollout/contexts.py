@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from steprl.envs import Observation
 from steprl.models.chat import ChatFormat, chat_format
 from steprl.models.tokenizer import detokenize
-
-Observation = str | Sequence[Mapping[str, Any]]
-"""Text, or the messages of a whole conversation, which always stand for all that was before."""
 
 
 class Context(NamedTuple):

@@ -8,6 +8,7 @@ from operator import index as as_integer
 from pathlib import Path
 from typing import Any
 
+from steprl.envs import CONTEXTS
 from steprl.envs.wiki_search.answers import exact_match, f1_score, last_answer
 from steprl.envs.wiki_search.calls import SEARCH_TOOL, read_calls
 from steprl.envs.wiki_search.index import PassageIndex, open_index
@@ -17,8 +18,6 @@ from steprl.tools import CallError, Outcome, render_tool_response
 
 SAMPLE = Path(__file__).parent / "sample"
 """40 questions of HotpotQA and their 399 passages, CC BY-SA 4.0: see `sample/NOTICE`."""
-
-CONTEXTS = ("rebuild", "extend")
 
 
 @dataclass(frozen=True)
@@ -243,14 +242,14 @@ class WikiSearch:
     ) -> tuple[SearchState, str, float, bool, bool, dict[str, Any]]:
         answers = self.question(state.task).answers
         answer, tagged = last_answer(action)
-        reward = exact_match(answer, answers)
+        reward = exact_match(answer, answers) if answers else 0.0
         state = dataclasses.replace(state, steps=state.steps + 1, done=True)
         info = self._info(
             state,
             reason="" if tagged else "no <answer> in the last reply: all of it was taken",
             success=bool(reward),
             exact_match=reward,
-            f1=f1_score(answer, answers),
+            f1=f1_score(answer, answers) if answers else 0.0,
             answer=answer,
         )
         return state, "", reward, True, False, info

@@ -18,7 +18,7 @@ class Question:
     Attributes:
         identity: of the data set, else its number in the file.
         text: the question.
-        answers: any of these is right.
+        answers: any of these is right; none where nobody knows, so that no reply is rewarded.
         kind, level: as the data set says ("bridge", "hard"), or "".
         titles: of the supporting passages, where the data set names them; the agent never sees them.
     """
