@@ -6,7 +6,8 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import record
 
@@ -14,8 +15,9 @@ from steprl.config import load_config
 from steprl.metrics import read_metrics
 from steprl.report import plot_learning_curves
 from steprl.run_directory import open_run
-from steprl.session import setup
+from steprl.session import Session, setup
 from steprl.train import Event, train
+from steprl.types import Params
 
 
 def arguments(question: str, config: str) -> argparse.Namespace:
@@ -31,13 +33,18 @@ def arguments(question: str, config: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def learn(options: argparse.Namespace, script: str, goals: dict[str, tuple[str, Callable]]) -> None:
-    """Trains, prints the table, and saves it if asked.
+class Trained(NamedTuple):
+    """A run that is done, and what it cost."""
 
-    Args:
-        script: name of the result file.
-        goals: name of a row -> what is asked for, and a test of the value.
-    """
+    session: Session
+    run: Path
+    params: Params
+    metrics: list[dict[str, Any]]
+    minutes: float  # evaluation included
+
+
+def trained(options: argparse.Namespace) -> Trained:
+    """Runs a configuration, from wherever it was cut if `--resume` is given."""
     config = load_config(options.config, options.overrides)
     session = setup(config)
     run = open_run(config, options.resume, overwrite=options.resume is None)
@@ -60,30 +67,50 @@ def learn(options: argparse.Namespace, script: str, goals: dict[str, tuple[str, 
             rates = "  ".join(f"{k} {v:.3f}" for k, v in shown.items() if "success_rate" in k)
             print(f"iteration {event.step}/{event.steps}  {rates}", flush=True)
 
-    train(session, run, watch)
+    params, _ = train(session, run, watch)
     metrics = read_metrics(run / "metrics.jsonl")
-    rows = success_rows(metrics, goals)
-    training = sum(spent.values()) - sum(m.get("timing_s/testing", 0.0) for m in metrics)
-    rows.append(record.row("minutes, evaluation included", sum(spent.values()) / 60, "min"))
-    rows.append(record.row("minutes of warm start and training", training / 60, "min"))
-    rows.append(record.row("agent steps per second, median", _median_speed(metrics), "steps/s"))
+    return Trained(session, run, params, metrics, sum(spent.values()) / 60)
+
+
+def learn(options: argparse.Namespace, script: str, goals: dict[str, tuple[str, Callable]]) -> None:
+    """Trains, prints the table, and saves it if asked.
+
+    Args:
+        script: name of the result file.
+        goals: name of a row -> what is asked for, and a test of the value.
+    """
+    done = trained(options)
+    rows = success_rows(done.metrics, goals)
+    testing = sum(m.get("timing_s/testing", 0.0) for m in done.metrics) / 60
+    rows.append(record.row("minutes, evaluation included", done.minutes, "min"))
+    rows.append(record.row("minutes of warm start and training", done.minutes - testing, "min"))
+    rows.append(
+        record.row("agent steps per second, median", _median_speed(done.metrics), "steps/s")
+    )
     for r in rows:
         if r["name"] in goals:
             r["goal"], r["met"] = goals[r["name"]][0], bool(goals[r["name"]][1](r["value"]))
+    report(options, script, rows, done)
+
+
+def report(
+    options: argparse.Namespace, script: str, rows: list[dict[str, Any]], done: Trained
+) -> None:
+    """Prints the rows; with `--save` writes them and the picture of the run."""
     record.show(rows)
     if options.save:
-        variant = options.variant
+        config = done.session.config
         path = record.save(
             script,
             rows,
-            sum(spent.values()) / 60,
-            variant,
+            done.minutes,
+            options.variant,
             seed=config.trainer.seed,
             config=options.config,
         )
         title = f"{config.algorithm.name} on {config.env.name}"
-        picture = plot_learning_curves(metrics, run / "plots" / "learning_curves.png", title)
-        shutil.copy(picture, path.with_suffix(".png"))
+        drawn = done.run / "plots" / "learning_curves.png"
+        shutil.copy(plot_learning_curves(done.metrics, drawn, title), path.with_suffix(".png"))
         print(f"written: {path} and {path.with_suffix('.png').name}")
 
 

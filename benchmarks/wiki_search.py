@@ -1,0 +1,118 @@
+"""How well does SmolLM2-135M search for answers: as it comes, after demonstrations, after StepPO?
+
+python benchmarks/wiki_search.py --save              configs/wiki_search_smollm2.yaml, on a CPU
+python benchmarks/wiki_search.py --config configs/wiki_search_smollm2_gpu.yaml --variant gpu --save \\
+    env.wiki_search.questions=hotpotqa.parquet env.wiki_search.passages=wiki_passages.parquet
+
+Exact match and F1 of held-out questions with 95 % intervals, the share of tool calls that could be
+made, and the number of searches; and a transcript for the README.
+"""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import record
+from learning import Trained, arguments, report, trained
+from rich.console import Console
+
+from steprl.config import load_config
+from steprl.evaluation import PANEL_KEY, evaluate_all
+from steprl.session import initial_params, setup
+from steprl.types import Trajectory
+
+MEASURES = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "valid_call_frac": "tool calls that could be made",
+    "num_searches": "searches an episode",
+}
+SHOWN = 24  # episodes that the transcript is chosen from
+
+
+def main() -> None:
+    """Measures, trains, measures."""
+    options = arguments(__doc__, "configs/wiki_search_smollm2.yaml")
+    config = load_config(options.config, options.overrides)
+    before = Path(config.trainer.output_dir) / f"{config.trainer.experiment_name}-as-it-comes.json"
+    if not (options.resume and before.is_file()):
+        session = setup(config)
+        found = evaluate_all(session.player, initial_params(session), config)
+        before.parent.mkdir(parents=True, exist_ok=True)
+        before.write_text(json.dumps(found))
+    done = trained(options)
+    measured = [row for row in done.metrics if "eval/success_rate" in row]
+    stages = {
+        "as it comes": json.loads(before.read_text()),
+        "after the warm start": measured[0],
+        "after StepPO": measured[-1],
+    }
+    rows = []
+    for index, split in enumerate(done.session.player.splits[1:]):
+        prefix = "eval/" if index == 0 else f"eval/{split}/"
+        for name, title in MEASURES.items():
+            unit = "searches" if name == "num_searches" else "share"
+            for stage, found in stages.items():
+                key = f"{prefix}{name}"
+                interval = [found[f"{key}_low"], found[f"{key}_high"]]
+                rows.append(record.row(f"{title}, {split}, {stage}", found[key], unit, interval))
+    rows.append(record.row("minutes, evaluation included", done.minutes, "min"))
+    report(options, "wiki_search", [_finite(row) for row in rows], done)
+    if options.save:
+        name = "wiki_search" + (f"-{options.variant}" if options.variant else "")
+        (record.RESULTS / f"{name}.txt").write_text(transcript(done))
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: of no call at all, no share could be made."""
+    if np.isnan(row["value"]):
+        row = row | {"value": 0.0, "spread": None, "name": row["name"] + " (there were none)"}
+    return row
+
+
+def transcript(done: Trained) -> str:
+    """A held-out episode with searches, solved if there is one."""
+    player = done.session.player
+    assert player.record is not None
+    tasks = np.arange(min(SHOWN, player.sizes.get(player.splits[1], SHOWN)))
+    played = player.record(
+        done.params, jax.random.key(PANEL_KEY), tasks, np.zeros_like(tasks),
+        split=player.splits[1], temperature=0.0,
+    )  # fmt: skip
+    best = max(played, key=lambda t: (t.success, t.metrics["num_searches"], t.metrics["f1"]))
+    return as_text(best)
+
+
+def as_text(trajectory: Trajectory) -> str:
+    """Question, then what the agent wrote and what it found, as plain text."""
+    written = io.StringIO()
+    console = Console(file=written, width=100)
+    first = trajectory.steps[0].observation
+    console.print(f"Question: {section(first, 'User Query')}", markup=False, highlight=False)
+    seen: set[str] = set()
+    for step in trajectory.steps:
+        for line in section(step.observation, "Retrieved Passages").splitlines():
+            if line not in seen and line.startswith("["):
+                short = line if len(line) <= 160 else line[:157] + "..."
+                console.print(f"    {short}", markup=False, highlight=False)
+            seen.add(line)
+        console.print(f"> {step.action}", markup=False, highlight=False)
+    last = trajectory.steps[-1].info
+    console.print(
+        f"exact match {trajectory.metrics['exact_match']:.0f}, F1 {trajectory.metrics['f1']:.2f}, "
+        f"{trajectory.metrics['num_searches']:.0f} searches; question {last['question_id']}",
+        markup=False, highlight=False,
+    )  # fmt: skip
+    return written.getvalue()
+
+
+def section(prompt: str, name: str) -> str:
+    """The text of one section of a prompt."""
+    return prompt.partition(f"## {name}\n")[2].partition("\n\n## ")[0]
+
+
+if __name__ == "__main__":
+    main()
