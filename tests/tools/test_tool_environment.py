@@ -229,7 +229,7 @@ def test_a_tool_that_may_hang_is_stopped():
         ({"max_steps": 0}, "max_steps=0"),
         ({"max_calls": 0}, "max_calls=0"),
         ({"time_limit": -1}, "time_limit=-1"),
-        ({"context": "grow"}, "choose from extend, rebuild"),
+        ({"context": "grow"}, "choose from rebuild, extend"),
     ],
 )
 def test_settings_are_checked(settings, message):
