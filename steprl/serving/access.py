@@ -17,6 +17,21 @@ def is_loopback(host: str) -> bool:
         return name == "localhost"
 
 
+def check_exposure(host: str, token: str | None) -> None:
+    """Lets a server listen on a host, or says why not.
+
+    Raises:
+        ValueError: others reach the host, and there is no token; or HTTP cannot carry the token.
+    """
+    if not token and not is_loopback(host):
+        raise ValueError(
+            f"--host {host} can be reached by others: give a secret with --token or "
+            "$STEPRL_SERVE_TOKEN, or stay on 127.0.0.1"
+        )
+    if token and not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise ValueError("--token: printable ASCII characters only, no blank around them")
+
+
 class Guard:
     """Stands before every request: the token, or else the name by which this machine was asked."""
 

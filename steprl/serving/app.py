@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from steprl.serving.access import Guard, is_loopback
+from steprl.serving.access import Guard, check_exposure
 from steprl.serving.answering import Served, Tally, Work, check_work, replies, whole_answer
 from steprl.serving.protocol import (
     ApiError,
@@ -48,13 +48,7 @@ def make_app(
         ValueError: a host that others reach, and no token; or one that HTTP cannot carry.
         ImportError: `pip install 'steprl[serve]'` is missing.
     """
-    if not token and not is_loopback(host):
-        raise ValueError(
-            f"--host {host} can be reached by others: give a secret with --token or "
-            "$STEPRL_SERVE_TOKEN, or stay on 127.0.0.1"
-        )
-    if token and not (token.isascii() and token.isprintable() and token == token.strip()):
-        raise ValueError("--token: printable ASCII characters only, no blank around them")
+    check_exposure(host, token)
     try:
         from anyio import CapacityLimiter
         from anyio.to_thread import run_sync
@@ -139,10 +133,14 @@ def make_app(
             async with contextlib.aclosing(pull(work)) as found:
                 return [item async for item in found]
 
-        found = await _unless_left(request, collect)
-        if found is None:
-            return Response(status_code=_LEFT)
-        return JSONResponse(whole_answer(served, work, found))
+        try:
+            found = await _unless_left(request, collect)
+            if found is None:
+                return Response(status_code=_LEFT)
+            return JSONResponse(whole_answer(served, work, found))
+        except Exception as error:  # raised on, it would end the connection
+            report(f"{work.head.id}  failed: {type(error).__name__}: {error}")
+            return refuse(ApiError(500, f"The reply failed: {type(error).__name__}."))
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:

