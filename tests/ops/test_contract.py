@@ -49,7 +49,7 @@ in_rows = jax.jit(jax.vmap(battery))  # one compilation for all that needs it
 
 @pytest.fixture(scope="module")
 def eager():
-    """Row by row, op by op: what the others are compared with."""
+    """Row by row, op by op."""
     return [battery(*row) for row in three_rows()]
 
 
@@ -74,6 +74,7 @@ def on_shards():
     return sharded(battery)(*example())
 
 
+@pytest.mark.slow  # the examples of the documentation run eagerly in any case
 @by_name
 def test_jit_equals_eager(name, eager, jitted):
     for ours, expected in zip(jitted, eager, strict=True):
@@ -81,11 +82,12 @@ def test_jit_equals_eager(name, eager, jitted):
 
 
 @by_name
-def test_vmap_equals_a_loop(name, eager, vmapped):
-    loop = jax.tree.map(lambda *rows: np.stack(rows), *[row[name] for row in eager])
+def test_vmap_equals_a_loop(name, jitted, vmapped):
+    loop = jax.tree.map(lambda *rows: np.stack(rows), *[row[name] for row in jitted])
     assert_same(jax.tree.map(lambda x: x[:3], vmapped[name]), loop, **CLOSE)
 
 
+@pytest.mark.slow
 @by_name
 def test_pmap_equals_vmap(name, vmapped, pmapped):
     assert_same(pmapped[name], vmapped[name], **CLOSE)

@@ -1,7 +1,6 @@
 """APPO: where responses are branched, how rewards are scaled, whom a branch gives credit."""
 
 import doctest
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -163,16 +162,6 @@ def test_scores_of_others_are_not_read_and_nothing_comes_of_nothing():
             np.testing.assert_array_equal(nobody.score_b, 0)
 
 
-def test_prompts_are_a_batch_dimension():
-    score = np.random.default_rng(0).normal(size=(4, ROWS, T)).astype("f")
-    strict, candidate = score > 1, score > -0.5
-    choose = partial(ops.select_branch_points, budget=5, refill="cycle")
-    together = jax.jit(jax.vmap(choose))(score, strict, candidate)
-    for prompt in range(4):
-        one = choose(score[prompt], strict[prompt], candidate[prompt])
-        jax.tree.map(lambda a, b, p=prompt: np.testing.assert_array_equal(a[p], b), together, one)
-
-
 # --- Entropy of the top alternatives --------------------------------------------------------------
 
 
@@ -326,68 +315,7 @@ def test_equal_scores_and_groups_of_one_give_exactly_zero():
     np.testing.assert_array_equal(advantages(**batch), 0)
 
 
-# --- However they are run -------------------------------------------------------------------------
-
-
-def battery(x, y, ids):
-    """Everything on one row of tokens, whose tokens also serve as rows and branches."""
-    place = jnp.arange(T, dtype=jnp.int32)
-    reward = jnp.broadcast_to(x[:, None], (T, T))
-    active = ids >= 0
-    return {
-        "scores": ops.appo_branching_scores(x, ids, y),
-        "select": ops.select_branch_points(
-            jnp.where(active, x, 0)[None], (y > 0)[None], active[None], 4
-        ),
-        "topk": ops.entropy_from_topk(x),
-        "factor": ops.appo_reward_factor(place[2], x[1], y[2], T),
-        "scale": ops.appo_reward_scale(reward, place, place[::-1], y, active),
-        "advantages": ops.appo_advantages(
-            x, place // 3, 2, place % 2 == 0, reward > 0, place // 2 * 2, place // 2 * 2 + 1, place
-        ),
-    }
-
-
-def example():
-    x, y = np.random.default_rng(0).normal(size=(2, 3, T)).astype("f")
-    return x, y, np.stack([EVERY, SOME, np.full(T, -1, np.int32)])
-
-
-def assert_same(ours, expected):
-    jax.tree.map(partial(np.testing.assert_allclose, **CLOSE), ours, expected)
-
-
-in_rows = jax.jit(jax.vmap(battery))
-
-
-def test_vmap_and_jit_equal_eager_rows():
-    x, y, ids = example()
-    ours = in_rows(x, y, ids)
-    one_row = jax.jit(battery)
-    for row, function in enumerate((one_row, battery, one_row)):
-        expected = function(x[row], y[row], ids[row])
-        assert_same(jax.tree.map(lambda leaf, r=row: leaf[r], ours), expected)
-
-
-def test_bfloat16_is_widened_before_use():
-    half = [jnp.asarray(x, jnp.bfloat16) for x in example()[:2]]
-    ours = in_rows(*half, example()[2])
-    widened = in_rows(*(x.astype(jnp.float32) for x in half), example()[2])
-    assert_same(ours, widened)
-    floats = [x for x in jax.tree.leaves(ours) if jnp.issubdtype(x.dtype, jnp.floating)]
-    assert {x.dtype for x in floats} == {jnp.dtype("float32")}
-
-
-def test_gradients_of_scores_are_finite_at_the_edges_and_zero_where_dark():
-    def total(x, y, ids):
-        return jnp.sum(ops.appo_branching_scores(x, ids, y)[0])
-
-    x, y, ids = example()
-    x[0], y[0] = 0.1, 0.3  # no spread
-    poison = [np.where(ids >= 0, a, NAN) for a in (x, y)]
-    for gradient in jax.jit(jax.vmap(jax.grad(total, argnums=(0, 1))))(*poison, ids):
-        assert np.isfinite(gradient).all()
-        np.testing.assert_array_equal(np.asarray(gradient)[ids < 0], 0)
+# --- Refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
