@@ -144,3 +144,15 @@ def test_the_words_of_an_environment_need_a_model(home, capsys):
     assert "model.path" in capsys.readouterr().out
     assert main(["train", str(home / "run.yaml"), "model.d_model=8", "--dry-run"]) == 1
     assert "model.d_model is fixed by model.path" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_warm_start_on_conversations_of_a_file(home):
+    turns = [("user", "What is 1?"), ("assistant", "1"), ("user", "Sure?"), ("assistant", "Yes.")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    (home / "chats.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    words = [str(home / "run.yaml"), f"sft.data={home / 'chats.jsonl'}", "eval.num_tasks=1"]
+    words += ["sft.steps=20", "sft.lr=3e-2", "eval.n=1", "trainer.experiment_name=chats"]
+    assert main(["sft", *words, "model.lora.rank=0", "rollout.response_length=8"]) == 0
+    rows = read_metrics(home / "runs" / "chats" / "sft.jsonl")
+    assert rows[-1]["sft/loss"] < 0.7 * rows[0]["sft/loss"]

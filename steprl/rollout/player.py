@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,12 +12,16 @@ from jax.sharding import Mesh
 
 from steprl.config import Config
 from steprl.envs import Env
+from steprl.models.chat import chat_format
 from steprl.rollout.contexts import chat_context, plain_context
+from steprl.rollout.conversations import conversation_demonstrations
 from steprl.rollout.device import demonstrations, rollout
 from steprl.rollout.host import scripted
 from steprl.rollout.text_player import Player, text_player
 from steprl.sharding import shard_rows
 from steprl.types import STOP_REASONS, Params, Policy, StepBatch, Trajectory
+
+Demonstrate = Callable[[jax.Array, np.ndarray], StepBatch]
 
 
 def phrases_of(config: Config) -> Any | None:
@@ -44,7 +48,22 @@ def make_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> P
         "household": _household_player,
         "wiki_search": _wiki_search_player,
     }.get(config.env.name, _custom_player)
-    return make(config, policy, mesh, tokenizer)
+    player = make(config, policy, mesh, tokenizer)
+    if config.sft.data is not None:
+        player = player._replace(demonstrate=_conversations(config, mesh, tokenizer))
+    return player
+
+
+def _conversations(config: Config, mesh: Mesh, tokenizer: Any) -> Demonstrate:
+    """Demonstrations from a file of conversations, which is read when the first is asked for."""
+    chat = chat_format(tokenizer)
+
+    @functools.cache
+    def read() -> Demonstrate:
+        length, seed = config.rollout.context_length, config.trainer.seed
+        return conversation_demonstrations(config.sft.data or "", chat, length, seed, mesh)
+
+    return lambda key, task_N: read()(key, task_N)
 
 
 def _multihop_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
