@@ -49,6 +49,40 @@ def _with_interval(row: dict) -> str:
     return "{:.3f} [{:.3f}, {:.3f}]".format(row["value"], *row["spread"])
 
 
+def search(results: Path) -> str:
+    """What the search agent reached, and an episode of it."""
+    parts = []
+    for name in ("wiki_search", "wiki_search-gpu"):
+        if not (results / f"{name}.json").exists():
+            continue
+        record = json.loads((results / f"{name}.json").read_text())
+        cells: dict[tuple[str, str], dict[str, str]] = {}
+        for row in record["rows"]:
+            measure, *split, stage = row["name"].split(", ")
+            if split:
+                stage, _, none = stage.partition(" (")
+                cell = "none" if none else f"{row['value']:.2f}"
+                if row["spread"]:
+                    cell += " [{:.2f}, {:.2f}]".format(*row["spread"])
+                cells.setdefault((measure, split[0]), {})[stage] = cell
+        stages = list(next(iter(cells.values())))
+        lines = [
+            "| held-out questions | " + " | ".join(stages) + " |",
+            "|---|" + "---|" * len(stages),
+        ]
+        for (measure, split), found in cells.items():
+            lines.append(f"| {measure}, {split} | " + " | ".join(found[s] for s in stages) + " |")
+        parts.append("\n".join(lines))
+        notes = f" {record['notes']}" if record.get("notes") else ""
+        parts.append(
+            f"{record['minutes']:.0f} minutes on {record['hardware']}, one seed, 95 % intervals.{notes}"
+        )
+        if (episode := results / f"{name}.txt").exists():
+            parts.append("An episode on a held-out question:")
+            parts.append("```text\n" + episode.read_text().rstrip() + "\n```")
+    return "\n\n".join(parts)
+
+
 def methods(results: Path) -> str:
     """What each method reached, how biased each is, and how fast the functions are."""
     parts = []
@@ -112,7 +146,7 @@ def _speed(record: dict) -> str:
 
 def filled(readme: str, results: Path) -> str:
     """The README with its measured parts replaced."""
-    for name, part in (("results", table), ("methods", methods)):
+    for name, part in (("search", search), ("results", table), ("methods", methods)):
         begin, end = BEGIN.format(name), END.format(name)
         head, rest = readme.split(begin)
         readme = f"{head}{begin}\n{part(results)}\n{end}{rest.split(end)[1]}"
