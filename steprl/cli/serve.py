@@ -70,7 +70,7 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
 
         app = make_app(served, host=options.host, token=options.token, report=report)
         _announce(options, served, listening.getsockname()[1], seconds, console)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=3)
         try:
             uvicorn.Server(config).run(sockets=[listening])
         except KeyboardInterrupt:  # uvicorn has ended its connections, and tells us why

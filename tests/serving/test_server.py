@@ -122,9 +122,13 @@ def test_a_stream_says_what_the_whole_answer_says(client, settings):
 def own_logprobs(opened, prompt, ids):
     row = jax.numpy.asarray([[*prompt, *ids]])
     positions = jax.numpy.arange(row.shape[1])[None]
-    hidden, _ = opened.policy.apply(opened.params, row, positions, jax.numpy.ones_like(row))
-    logits = opened.policy.unembed(opened.params, hidden[0])
-    return np.asarray(jax.nn.log_softmax(logits))[len(prompt) - 1 : -1]
+
+    @jax.jit
+    def read(params):
+        hidden, _ = opened.policy.apply(params, row, positions, jax.numpy.ones_like(row))
+        return jax.nn.log_softmax(opened.policy.unembed(params, hidden[0]))
+
+    return np.asarray(read(opened.params))[len(prompt) - 1 : -1]
 
 
 def test_logprobs_are_those_of_the_policy(client, opened, served):
