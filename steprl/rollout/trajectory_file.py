@@ -28,7 +28,9 @@ def write_trajectories(
             for number, step in enumerate(trajectory.steps):
                 row = _head(trajectory, number) | _of_step(step)
                 if number == len(trajectory.steps) - 1:
-                    row |= {"success": trajectory.success, "metrics": trajectory.metrics}
+                    # JSON has no NaN.
+                    metrics = {k: None if v != v else v for k, v in trajectory.metrics.items()}
+                    row |= {"success": trajectory.success, "metrics": metrics}
                 row |= {"policy_version": policy_version, "key": seed}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     unfinished.replace(path)
@@ -102,5 +104,5 @@ def _trajectory(rows: list[dict[str, Any]]) -> Trajectory:
         steps,
         last["success"],
         None if parent is None else (parent[0], parent[1]),
-        metrics=last["metrics"],
+        metrics={k: float("nan") if v is None else v for k, v in last["metrics"].items()},
     )
