@@ -124,6 +124,13 @@ def test_a_model_that_does_not_talk_is_refused(model, capsys):
     assert "no chat template" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["chat", "serve"])
+def test_help_is_printed(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0 and "--context" in capsys.readouterr().out
+
+
 # With an environment.
 
 
