@@ -1,0 +1,90 @@
+"""Texts of many kinds through two tokenizers, or three."""
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import steprl.envs.wiki_search
+
+WORDS = (
+    " ", "  ", "    ", "\t", "\n", "\r\n", "7", "1999", "3.14", "-", "a", "The", "don't", "def f(x):",
+    "x_1 = {}", "**", "</a>", "<tool_call>", '{"a": [1, 2]}', "\\n", "é", "ß", "Ł", "日本", "русский",
+    "🦉", "👩\u200d🔬", "🇩🇰", "½", "\u0301", "\u200b", "\u00a0", "\x00", "\x7f", "\ufffd",
+)  # fmt: skip
+
+
+class Compared(NamedTuple):
+    """How many there were, and how many did not agree."""
+
+    chats: int
+    other_chats: int
+    texts: int
+    other_texts: int
+    other_decoded: int
+    plain: tuple[int, int] | None  # (differ, all) of texts without blanks before a digit
+    spaced: tuple[int, int] | None  # of those with two or more
+
+
+def sample(name: str, *fields: str) -> list[str]:
+    """Texts of the questions or passages that come with the package."""
+    folder = Path(steprl.envs.wiki_search.__path__[0]) / "sample"
+    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)[field] for line in lines for field in fields]
+
+
+def mixed(count: int, seed: int = 0) -> list[str]:
+    """Words, blanks, digits, code and emoji in any order."""
+    draw = random.Random(seed)
+    return ["".join(draw.choices(WORDS, k=draw.randrange(1, 20))) for _ in range(count)]
+
+
+def compare(own: Any, exported: Path, file: Path | None) -> Compared:
+    """The tokenizer of a GGUF file against the one that was exported and loaded by transformers.
+
+    Args:
+        own: our tokenizer.
+        exported: a directory that `save_pretrained` wrote.
+        file: the GGUF file, for transformers to read by itself; None not to. It leaves out what
+            splits digits off before anything else ("smollm"), so that two blanks before a digit are
+            merged otherwise: these texts are counted by themselves.
+    """
+    from transformers import AutoTokenizer
+
+    again = AutoTokenizer.from_pretrained(exported)
+    texts = [*sample("questions", "question"), *sample("passages", "title", "text"), *mixed(5000)]
+    chats = [[{"role": "user", "content": text}] for text in texts[::10]]
+    system, answer = (
+        {"role": "system", "content": "You search."},
+        {"role": "assistant", "content": " 12"},
+    )
+    chats += [[system, *chat, answer, *chat] for chat in chats[::10]]
+
+    def prompts(tokenizer: Any) -> list[list[int]]:
+        return tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+
+    ids = own(texts).input_ids
+    plain = spaced = None
+    if file is not None:
+        other = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)(texts).input_ids
+        has_run = [bool(re.search(r"\s\s\d", text)) for text in texts]
+        pairs = list(zip(ids, other, has_run, strict=True))
+        plain, spaced = (
+            (sum(a != b for a, b, run in pairs if run == kind), has_run.count(kind))
+            for kind in (False, True)
+        )
+    return Compared(
+        chats=len(chats),
+        other_chats=_differ(prompts(own), prompts(again)),
+        texts=len(texts),
+        other_texts=_differ(ids, again(texts).input_ids),
+        other_decoded=_differ([own.decode(one) for one in ids], texts),
+        plain=plain,
+        spaced=spaced,
+    )
+
+
+def _differ(left: Sequence[Any], right: Sequence[Any]) -> int:
+    return sum(a != b for a, b in zip(left, right, strict=True))
