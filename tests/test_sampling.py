@@ -128,6 +128,24 @@ def test_tokens_come_as_often_as_their_probability_says(temperature, k, p):
     np.testing.assert_allclose(entropy, -np.sum(there * np.log(there)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [3, 256, 257, 1000])  # a block of the running sum is 256 tokens
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_a_draw_inverts_the_distribution_function(size, top_p, monkeypatch):
+    logits = jnp.asarray(logits_of(size, 2.0, size=size))
+    mass = np.cumsum(np.exp(np.asarray(sampling_logprobs(logits, 1.0, 0, top_p), np.float64)))
+    numbers = np.linspace(0.0, 1.0, 200, endpoint=False, dtype=np.float32)
+    numbers = numbers[np.abs(mass[None] - numbers[:, None]).min(axis=1) > 1e-5]  # rounding decides
+    monkeypatch.setattr(sampling.jax.random, "uniform", lambda key: key)
+    token, _, _ = jax.vmap(lambda number: draw(logits, number, 1.0, 0, top_p))(numbers)
+    np.testing.assert_array_equal(token, np.searchsorted(mass, numbers, side="right"))
+
+
+def test_the_first_of_equally_likely_tokens_is_taken():
+    logits = jnp.zeros(300).at[jnp.array([7, 280])].set(2.0)
+    assert int(draw(logits, jax.random.key(0), 0.0)[0]) == 7
+    assert int(draw(jnp.zeros(300), jax.random.key(0), 0.0)[0]) == 0
+
+
 def test_temperature_zero_takes_the_most_likely_token_and_is_a_point_mass():
     logits = jnp.stack([jnp.asarray(logits_of(seed, 1.0)) for seed in range(5)])
     keys = jax.random.split(jax.random.key(0), 5)
