@@ -28,7 +28,7 @@ few = settings(max_examples=25, deadline=None)
 
 def shaken(policy, seed=0, strength=0.1):
     """Parameters in which no scale is 1 and no bias 0, so that none may be forgotten."""
-    params = jax.jit(policy.init)(jax.random.key(seed))
+    params = policy.init(jax.random.key(seed))  # op by op: the next config finds them compiled
     leaves, tree = jax.tree.flatten(params)
     draw = np.random.default_rng(seed)
     return jax.tree.unflatten(
@@ -370,7 +370,7 @@ def test_a_preset_has_the_size_of_its_model(preset, expected):
     assert count(shapes["value"]) == config.d_model**2 + 2 * config.d_model + 1
 
 
-def values(value_head, params_of=lambda policy: jax.jit(policy.init)(jax.random.key(1))):
+def values(value_head, params_of=lambda policy: policy.init(jax.random.key(1))):
     policy = make_policy(dataclasses.replace(CONFIG, value_head=value_head))
     tokens = random_tokens(9)
     row = (tokens, *dense(tokens))

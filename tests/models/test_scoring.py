@@ -133,7 +133,7 @@ def model():
             vocab_size=VOCAB, d_model=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24
         )
     )  # fmt: skip
-    params = jax.jit(policy.init)(jax.random.key(0))
+    params = policy.init(jax.random.key(0))
     params["value"]["out"]["kernel"] += 0.5
     params["decoder"]["embedding"]["embedding"] *= 10.0
     return policy, params
