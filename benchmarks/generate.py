@@ -209,15 +209,19 @@ def goal_of(model: str, batch: int, way: str, kind: str, peer: str) -> float | N
     return TUNIX_GOALS[way] if kind == "end to end" else None
 
 
-def together(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float]:
-    """New rows, after those of the saved result that were not measured again, and its minutes."""
+def save(rows: list[dict[str, Any]], minutes: float, load: float, python: str | None) -> None:
+    """Writes the result, with those saved rows that were not measured again, and their minutes."""
     path = record.RESULTS / "generate.json"
-    if not path.exists():
-        return rows, 0.0
-    saved = json.loads(path.read_text())
-    names = {row["name"] for row in rows}
-    kept = [row for row in saved["rows"] if row["name"] not in names]
-    return sorted(kept + rows, key=_order), saved["minutes"] if kept else 0.0
+    if path.exists():
+        saved = json.loads(path.read_text())
+        names = {row["name"] for row in rows}
+        kept = [row for row in saved["rows"] if row["name"] not in names]
+        rows = sorted(kept + rows, key=_order)
+        minutes += saved["minutes"] if kept else 0.0
+    # The interpreter's place says nothing elsewhere.
+    arguments = ["PATH" if x == python else x for x in sys.argv[1:]]
+    command = " ".join(["python benchmarks/generate.py", *arguments])
+    record.save("generate", rows, minutes, load=load, command=command)
 
 
 def _order(row: dict[str, Any]) -> tuple[int, int, int]:
@@ -280,19 +284,14 @@ def main() -> int:
                         flush=True,
                     )
                 rows += more
+                if options.save:  # a case at a time: it may be stopped between them
+                    save(more, (time.perf_counter() - start) / 60, load, options.tunix_python)
+                    start = time.perf_counter()
             for side in sides.values():
                 side.close()
     if rows:
         record.show(rows)
     print(f"load of the machine at the start: {load:.2f}")
-    if options.save and rows:
-        rows, minutes = together(rows)
-        minutes += (time.perf_counter() - start) / 60
-        # The interpreter's place says nothing elsewhere.
-        arguments = ["PATH" if x == options.tunix_python else x for x in sys.argv[1:]]
-        command = " ".join(["python benchmarks/generate.py", *arguments])
-        path = record.save("generate", rows, minutes, load=load, command=command)
-        print(f"written: {path.relative_to(Path(__file__).resolve().parent.parent)}")
     return 0
 
 
