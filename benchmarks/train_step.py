@@ -84,14 +84,16 @@ class Contender:
         return [step["seconds"] for step in self.steps[1:]]
 
 
-def race(case: dict[str, Any], tunix_python: str | None, rounds: int) -> dict[str, Contender]:
+def race(
+    case: dict[str, Any], peers: list[str], tunix_python: str | None, rounds: int
+) -> dict[str, Contender]:
     """Every contender on one case, in turn."""
     racing = {"steprl": Contender(sys.executable, "steprl_update.py", case)}
     try:
         if racing["steprl"].name.endswith("cpu"):
-            if importlib.util.find_spec("torch") is not None:
+            if "PyTorch" in peers and importlib.util.find_spec("torch") is not None:
                 racing["PyTorch"] = Contender(sys.executable, "torch_update.py", case)
-            if tunix_python is not None and case["method"] != "steppo":
+            if "tunix" in peers and tunix_python and case["method"] != "steppo":
                 racing["tunix"] = Contender(tunix_python, "tunix_grpo.py", case)
         for _ in range(rounds + 1):
             for contender in racing.values():
@@ -160,6 +162,7 @@ def main() -> int:
     parser.add_argument("--tunix-python", help="Python of an environment that has google-tunix")
     parser.add_argument("--models", default="30M,135M", help="of tiny, 30M, 135M")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--peers", default="PyTorch,tunix", help="those to race against")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--completion", type=int, default=64)
@@ -186,7 +189,7 @@ def main() -> int:
                 model=model, method=method, rows=options.rows, prompt=options.prompt,
                 completion=options.completion,
             )  # fmt: skip
-            racing = race(case, options.tunix_python, rounds)
+            racing = race(case, options.peers.split(","), options.tunix_python, rounds)
             found = rows_of(case, racing)
             record.show(found)
             print(flush=True)
