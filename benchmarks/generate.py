@@ -11,13 +11,13 @@ left out, with a note. Everything is on a GPU where JAX and PyTorch have one.
 Each contender is a process of its own, which measures when it is asked: every round has all of them
 in turn. A generation of one token is timed as well; "decode" is what the other 63 took beyond it, "end
 to end" is the whole call, from lists of ids to ids on the host. Values are medians over the rounds,
-with quartiles; a ratio is that of the medians. Sampling is at temperature 1 and returns the log-prob of each
-token; ours also returns the entropy, and with top-p the set that each token was drawn from, which
-training needs.
+with quartiles; a ratio is that of the medians. Sampling is at temperature 1 and returns the log-prob
+of each token; ours also returns the entropy, and with top-p the set that each token was drawn from,
+which training needs. (tunix's log-probs under top-p are those of the whole vocabulary.)
 
 The limit of the memory: a step of decoding reads all weights once and the cache of every row up to its
-own place. Those bytes, over the bandwidth of a matrix times a vector that is measured in every round,
-are the time below which no step can be; the share is that over our step.
+own place. Those bytes, over the best bandwidth that a product of a matrix and a vector has reached in
+any round, are the time below which no step can be; the share is that over our step.
 """
 
 import argparse
