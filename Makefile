@@ -1,6 +1,7 @@
 # Everything sets itself up: a machine with Python >= 3.11 (and pip) is enough.
 #
 #   make quickstart     train a small agent on the CPU
+#   make search         a real language model learns to search Wikipedia, two steps of it
 #   make test           the whole test suite
 #
 # Overridable: PYTHON=python3.12, VENV=path, PYTEST_ARGS="-k checkpoint", VECTORS=path.
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint types conformance clean
+.PHONY: help quickstart search test test-fast lint types conformance clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +27,10 @@ help: ## Show this list.
 quickstart: $(VENV)/.installed ## Train a small agent on the CPU, evaluate it, and draw its curves.
 	@echo "==> Training the quickstart agent (a few minutes on 2 cores)"
 	@$(BIN)/steprl train configs/quickstart.yaml --overwrite
+
+search: $(VENV)/.installed-search ## Train SmolLM2-135M as a search agent for two steps, on the CPU.
+	@echo "==> Training the search agent (up to 20 minutes on 2 cores)"
+	@$(BIN)/steprl train configs/wiki_search_smollm2.yaml train.steps=2 --overwrite
 
 test: $(VENV)/.installed-dev ## Run the whole test suite.
 	@echo "==> Running all tests with $(WORKERS) workers"
@@ -67,6 +72,11 @@ $(VENV)/bin/python:
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "==> Installing steprl and what it needs (about a minute)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-search: pyproject.toml | $(VENV)/bin/python
+	@echo "==> Installing steprl with search and GGUF files (about a minute)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[search,gguf]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
