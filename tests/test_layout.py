@@ -25,7 +25,14 @@ FLOORS = (
     ("models", "sampling", "envs", "tools", "optimizer", "sharding", "checkpoint", "metrics"),
     ("algorithms", "rewards", "rollout", "routing", "synthesis"),
     (
-        "session", "train", "sft", "evaluation", "serving", "update", "report", "transcripts",
+        "session",
+        "train",
+        "sft",
+        "evaluation",
+        "serving",
+        "update",
+        "report",
+        "transcripts",
         "run_directory",
     ),  # fmt: skip
     ("cli",),
