@@ -265,13 +265,13 @@ def tokenizer(model: Pretrained, folder: Path) -> list[dict[str, Any]]:
         none_of(f"tokenizer: {texts}, other ids when exported", found.other_texts, "texts"),
         none_of(f"tokenizer: {texts}, another text when decoded", found.other_decoded, "texts"),
     ]
-    if found.spaced is None or found.plain is None:
+    if found.otherwise_merged is None or found.otherwise_split is None:
         return rows
-    name = "tokenizer: of {} texts {}, other ids in transformers".format
+    name = f"tokenizer: {texts}, other ids in transformers from the same GGUF"
     return [
         *rows,
-        none_of(name(found.plain[1], "without"), found.plain[0], "texts"),
-        record.row(name(found.spaced[1], "with blanks before a digit"), found.spaced[0], "texts"),
+        none_of(f"{name}, words split as here", found.otherwise_merged, "texts"),
+        record.row(f"{name}, digits not split off first", found.otherwise_split, "texts"),
     ]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +23,8 @@ class Compared(NamedTuple):
     texts: int
     other_texts: int
     other_decoded: int
-    plain: tuple[int, int] | None  # (differ, all) of texts without blanks before a digit
-    spaced: tuple[int, int] | None  # of those with two or more
+    otherwise_split: int | None  # as transformers reads the GGUF file
+    otherwise_merged: int | None  # the same vocabulary and merges, split as here
 
 
 def sample(name: str, *fields: str) -> list[str]:
@@ -48,8 +47,8 @@ def compare(own: Any, exported: Path, file: Path | None) -> Compared:
         own: our tokenizer.
         exported: a directory that `save_pretrained` wrote.
         file: the GGUF file, for transformers to read by itself; None not to. It leaves out what
-            splits digits off before anything else ("smollm"), so that two blanks before a digit are
-            merged otherwise: these texts are counted by themselves.
+            splits digits off before anything else ("smollm" of llama.cpp), so that blanks before
+            one are merged otherwise. So it is asked again with the words split as here.
     """
     from transformers import AutoTokenizer
 
@@ -66,23 +65,20 @@ def compare(own: Any, exported: Path, file: Path | None) -> Compared:
         return tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
 
     ids = own(texts).input_ids
-    plain = spaced = None
+    otherwise_split = otherwise_merged = None
     if file is not None:
-        other = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)(texts).input_ids
-        has_run = [bool(re.search(r"\s\s\d", text)) for text in texts]
-        pairs = list(zip(ids, other, has_run, strict=True))
-        plain, spaced = (
-            (sum(a != b for a, b, run in pairs if run == kind), has_run.count(kind))
-            for kind in (False, True)
-        )
+        other = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        otherwise_split = _differ(ids, other(texts).input_ids)
+        other.backend_tokenizer.pre_tokenizer = own.backend_tokenizer.pre_tokenizer
+        otherwise_merged = _differ(ids, other(texts).input_ids)
     return Compared(
         chats=len(chats),
         other_chats=_differ(prompts(own), prompts(again)),
         texts=len(texts),
         other_texts=_differ(ids, again(texts).input_ids),
         other_decoded=_differ([own.decode(one) for one in ids], texts),
-        plain=plain,
-        spaced=spaced,
+        otherwise_split=otherwise_split,
+        otherwise_merged=otherwise_merged,
     )
 
 
