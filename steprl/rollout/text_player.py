@@ -90,9 +90,11 @@ def text_player(
         rows = []
         for task in task_N:
             seed = int(np.random.default_rng([*entropy, int(task)]).integers(2**31))
-            rows.append(row_of(demonstrate, int(task) * MAX_PACKED, seed))
+            rows.append(row_of(demonstrate, int(task) * stride, seed))
         return shard_rows(pack(rows, length, sampled_room), mesh)
 
+    # Rows share no task where there are always more; of finitely many each has its turn to be first.
+    stride = 1 if first in sizes else MAX_PACKED
     # A context that is written anew holds one action; one that grows may be half actions.
     sampled_room = max(response, length // 8) if context.rebuild else length // 2
 
