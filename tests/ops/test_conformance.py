@@ -159,10 +159,10 @@ def cases_of(conformance, family):
 @needs_vectors
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_first_and_the_last_case_of_a_family_are_met(conformance, family):
-    """All cases are replayed by `make conformance`."""
+    """All cases are replayed by `make conformance`; here too where one goes on from the one before."""
     cases = cases_of(conformance, family)
     assert cases, f"no case of {family} in {VECTORS}"
-    for number, case in (cases[0], cases[-1]):
+    for number, case in cases if family == "reward_scaling" else (cases[0], cases[-1]):
         wrong, _ = conformance.check_case(family, case)
         assert not wrong, f"case {number}: {wrong}"
 
