@@ -80,7 +80,43 @@ def search(results: Path) -> str:
         if (episode := results / f"{name}.txt").exists():
             parts.append("An episode on a held-out question:")
             parts.append("```text\n" + episode.read_text().rstrip() + "\n```")
+    if (path := results / "parity.json").exists():
+        parts.append(_parity(json.loads(path.read_text())["rows"]))
+    if (path := results / "generate.json").exists():
+        parts.append(_generation(json.loads(path.read_text())))
     return "\n\n".join(parts)
+
+
+def _parity(rows: list[dict]) -> str:
+    """The largest difference of logits among those that have the goal of float32."""
+    checked = [row for row in rows if row["unit"] == "largest difference of logits" and row["goal"]]
+    worst = max(row["value"] for row in checked)
+    return (
+        f"Logits are those of transformers within {worst:.1e} in float32, in {len(checked)} comparisons "
+        "(GGUF and safetensors in and out, padding, KV cache, all families): "
+        "[benchmarks/results/parity.json](benchmarks/results/parity.json)."
+    )
+
+
+def _generation(record: dict) -> str:
+    """Tokens a second, prompt included, beside transformers and tunix."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in record["rows"]:
+        case, _, peer = row["name"].partition(": end to end, against ")
+        if peer:
+            cells.setdefault(case, {"": f"{row['value']:.0f}"})[peer] = f"{row['ratio']:.2f} x"
+    lines = [
+        "| 64 + 64 tokens, float32 | tokens/s | of transformers | of tunix |",
+        "|---|---|---|---|",
+    ]
+    for case, found in cells.items():
+        peers = (found.get(peer, "") for peer in ("transformers", "tunix"))
+        lines.append(f"| {case} | {found['']} | " + " | ".join(peers) + " |")
+    return (
+        "\n".join(lines) + f"\n\nMedians, contenders in turn, on {record['hardware']}: "
+        "[benchmarks/results/generate.json](benchmarks/results/generate.json) has the goals, met and "
+        "missed."
+    )
 
 
 def methods(results: Path) -> str:
