@@ -78,7 +78,6 @@ def search(results: Path) -> str:
             f"{record['minutes']:.0f} minutes on {record['hardware']}, one seed, 95 % intervals.{notes}"
         )
         if (episode := results / f"{name}.txt").exists():
-            parts.append("An episode on a held-out question:")
             parts.append("```text\n" + episode.read_text().rstrip() + "\n```")
     if (path := results / "parity.json").exists():
         parts.append(_parity(json.loads(path.read_text())["rows"]))

@@ -10,6 +10,7 @@ made, and the number of searches; and a transcript for the README.
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from steprl.config import load_config
 from steprl.evaluation import PANEL_KEY, evaluate_all
+from steprl.rollout import read_trajectories
 from steprl.session import initial_params, setup
 from steprl.types import Trajectory
 
@@ -74,7 +76,7 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def transcript(done: Trained) -> str:
-    """A held-out episode with searches, solved if there is one."""
+    """An episode with searches, solved if there is one: held-out, else of the last rollouts."""
     player = done.session.player
     assert player.record is not None
     tasks = np.arange(min(SHOWN, player.sizes.get(player.splits[1], SHOWN)))
@@ -82,8 +84,23 @@ def transcript(done: Trained) -> str:
         done.params, jax.random.key(PANEL_KEY), tasks, np.zeros_like(tasks),
         split=player.splits[1], temperature=0.0,
     )  # fmt: skip
-    best = max(played, key=lambda t: (t.success, t.metrics["num_searches"], t.metrics["f1"]))
-    return as_text(best)
+    if any(one.metrics["num_searches"] for one in played):
+        return "A held-out question, greedy.\n\n" + as_text(_best(played))
+    return of_training(done.run)
+
+
+def of_training(run: Path) -> str:
+    """An episode of the newest file of trajectories, where the greedy policy never searches."""
+    *_, newest = sorted((run / "trajectories").glob("*.jsonl"))
+    played = read_trajectories(newest)
+    return "A question of the training, sampled at temperature 1.\n\n" + as_text(_best(played))
+
+
+def _best(played: list[Trajectory]) -> Trajectory:
+    return max(
+        played,
+        key=lambda t: (t.success, t.metrics["num_searches"] > 0, t.metrics["f1"], len(t.steps)),
+    )
 
 
 def as_text(trajectory: Trajectory) -> str:
@@ -95,10 +112,12 @@ def as_text(trajectory: Trajectory) -> str:
     seen: set[str] = set()
     for step in trajectory.steps:
         for line in section(step.observation, "Retrieved Passages").splitlines():
-            if line not in seen and line.startswith("["):
-                short = line if len(line) <= 160 else line[:157] + "..."
+            number = line.split(" ")[0]
+            if number not in seen and line.startswith("["):
+                line = re.sub(r"\(query: .*?\) ", "", line, count=1)
+                short = line if len(line) <= 96 else line[:93] + "..."
                 console.print(f"    {short}", markup=False, highlight=False)
-            seen.add(line)
+            seen.add(number)
         console.print(f"> {step.action}", markup=False, highlight=False)
     last = trajectory.steps[-1].info
     console.print(
