@@ -177,13 +177,42 @@ def _first_above(mass: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Arr
     return place, running[place] - mass[place]
 
 
-def generate(
+def prefill(
     policy: Policy,
     params: Params,
     cache: Any,
     tokens_BC: jax.Array,
     length_B: jax.Array,
     start_B: jax.Array,
+    active_B: jax.Array,
+) -> tuple[jax.Array, Any]:
+    """Reads what is new of each row's context into the cache.
+
+    Args:
+        tokens_BC: [B, C] new tokens, right-padded.
+        length_B: [B] how many of them are real, at least 1 for active rows.
+        start_B: [B] position of the first of them.
+        active_B: [B] False for rows that take no part: nothing of theirs changes.
+
+    Returns:
+        [B, D] hidden state at the last real token of each row, and the cache.
+    """
+    index_C = jnp.arange(tokens_BC.shape[1])[None, :]
+    real_BC = (index_C < length_B[:, None]) & active_B[:, None]
+    positions_BC = start_B[:, None] + index_C
+    hidden_BCD, cache = policy.apply(
+        params, tokens_BC, positions_BC, real_BC.astype(jnp.int32), cache
+    )
+    last_B = jnp.maximum(length_B - 1, 0)
+    return jnp.take_along_axis(hidden_BCD, last_B[:, None, None], axis=1)[:, 0], cache
+
+
+def decode(
+    policy: Policy,
+    params: Params,
+    cache: Any,
+    hidden_BD: jax.Array,
+    next_B: jax.Array,
     keys_B: jax.Array,
     active_B: jax.Array,
     *,
@@ -193,42 +222,37 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     pad_id: int = 0,
+    taken_B: jax.Array | None = None,
 ) -> Generation:
-    """Reads what is new of each row's context, then samples one action a row.
+    """Samples one action a row, or the rest of one that has begun.
 
     Args:
-        tokens_BC: [B, C] new tokens, right-padded. In a later turn they begin with the last token of
-            the row's previous action, which is not in the cache yet.
-        length_B: [B] how many of them are real, at least 1 for active rows.
-        start_B: [B] position of the first of them.
+        hidden_BD: [B, D] hidden state of the last token of each row, from `prefill`.
+        next_B: [B] position of the first token to sample.
         keys_B: [B] key of each row's step; token i of the action uses fold_in(key, i).
-        active_B: [B] False for rows that take no part: they change nothing.
+        active_B: [B] False for rows that take no part.
         max_tokens: A, tokens of an action at most.
         stop_ids: tokens that end an action and belong to it.
         temperature, top_k, top_p: see `sampling_logprobs`; temperature may be traced, 0 is greedy.
+        taken_B: [B] tokens that the action has already, below A; they are in the cache and counted
+            in A. None for 0.
 
     Returns:
-        The actions, and the cache with the chunk and all but the last token of each action. Where
-        top_k or top_p truncates, also the set that each token was drawn from (one token if greedy).
+        What was sampled, from place 0 on in every row, and the cache with all of it but each row's
+        last token. Where top_k or top_p truncates, also the set that each token was drawn from (one
+        token if greedy).
     """
-    batch, width = tokens_BC.shape
-    index_C = jnp.arange(width)[None, :]
-    real_BC = (index_C < length_B[:, None]) & active_B[:, None]
-    positions_BC = start_B[:, None] + index_C
-    hidden_BCD, cache = policy.apply(
-        params, tokens_BC, positions_BC, real_BC.astype(jnp.int32), cache
-    )
-    last_B = jnp.maximum(length_B - 1, 0)
-    hidden_BD = jnp.take_along_axis(hidden_BCD, last_B[:, None, None], axis=1)[:, 0]
-    next_B = start_B + length_B  # position of the first token of the action
+    batch = hidden_BD.shape[0]
+    taken_B = jnp.zeros(batch, jnp.int32) if taken_B is None else taken_B
 
     def sample(index: jax.Array | int, hidden_BD: jax.Array, out: Generation, live_B: jax.Array):  # type: ignore[no-untyped-def]
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, index)
+        place_B = taken_B + index
+        keys = jax.vmap(jax.random.fold_in)(keys_B, place_B)
         rows = lambda logits, key: _draw(logits, key, temperature, top_k, top_p)  # noqa: E731
         logits_BV = policy.unembed(params, hidden_BD)
         token_B, logprob_B, entropy_B, support_BW = jax.vmap(rows)(logits_BV, keys)
         stop_B = jnp.isin(token_B, jnp.asarray(stop_ids, jnp.int32))
-        full_B = jnp.full_like(stop_B, index + 1 >= max_tokens)
+        full_B = place_B + 1 >= max_tokens
         reason_B = jnp.where(stop_B, STOPPED, jnp.where(full_B, LENGTH, 0))
         put = lambda array, x, rest: array.at[:, index].set(jnp.where(live_B, x, rest))  # noqa: E731
         out = out._replace(
@@ -273,3 +297,29 @@ def generate(
     out, live_B = sample(0, hidden_BD, empty, active_B)
     _, out, _ = jax.lax.while_loop(more, step, (jnp.asarray(1), out, live_B))
     return out
+
+
+def generate(
+    policy: Policy,
+    params: Params,
+    cache: Any,
+    tokens_BC: jax.Array,
+    length_B: jax.Array,
+    start_B: jax.Array,
+    keys_B: jax.Array,
+    active_B: jax.Array,
+    **settings: Any,
+) -> Generation:
+    """`prefill` of what is new of each row's context, then `decode` of one action a row.
+
+    In a later turn the new tokens begin with the last one of the row's previous action, which is not
+    in the cache yet.
+
+    Args:
+        tokens_BC, length_B, start_B: see `prefill`.
+        keys_B, settings: see `decode`.
+        active_B: [B] False for rows that take no part: they change nothing.
+    """
+    hidden_BD, cache = prefill(policy, params, cache, tokens_BC, length_B, start_B, active_B)
+    next_B = start_B + length_B
+    return decode(policy, params, cache, hidden_BD, next_B, keys_B, active_B, **settings)

@@ -20,8 +20,15 @@ import numpy as np
 Params = Any
 """A pytree of arrays: nested dicts with string keys."""
 
-STOP_REASONS = ("running", "stop_token", "length", "context_full")
-"""Why an action ended: index into this tuple is what compiled code returns."""
+STOP_REASONS = (
+    "running",
+    "stop_token",
+    "length",
+    "context_full",
+    "env_timeout",
+    "env_crash",
+)
+"""Why an action ended, or what ended the trajectory behind it; compiled code returns the index."""
 
 
 @dataclasses.dataclass(frozen=True)
