@@ -78,12 +78,12 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
 def transcript(done: Trained) -> str:
     """An episode with searches, solved if there is one: held-out, else of the last rollouts."""
     player = done.session.player
-    assert player.record is not None
+    assert player.explore is not None
     tasks = np.arange(min(SHOWN, player.sizes.get(player.splits[1], SHOWN)))
-    played = player.record(
+    played = player.explore(
         done.params, jax.random.key(PANEL_KEY), tasks, np.zeros_like(tasks),
-        split=player.splits[1], temperature=0.0,
-    )  # fmt: skip
+        split=player.splits[1], temperature=0.0, remember=False,
+    ).trajectories  # fmt: skip
     if any(one.metrics["num_searches"] for one in played):
         return "A held-out question, greedy.\n\n" + as_text(_best(played))
     return of_training(done.run)

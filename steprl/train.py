@@ -141,12 +141,12 @@ def _reinforce(
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
             how = dict(temperature=rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p)
-            if player.record is not None and player.collate is not None:
-                played = player.record(state.params, play_key, *tasks, **how)
+            if player.explore is not None and player.collate is not None:
+                played = player.explore(state.params, play_key, *tasks, **how, remember=False)
                 if _due(iteration, trainer.save_trajectories):
                     file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-                    write_trajectories(file, played, iteration - 1, trainer.seed)
-                batch = player.collate(played)
+                    write_trajectories(file, played.trajectories, iteration - 1, trainer.seed)
+                batch = player.collate(played.trajectories)
             else:
                 batch = player.play(state.params, play_key, *tasks, **how)
             metrics = jax.device_get(summarise(batch))

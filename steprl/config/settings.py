@@ -226,6 +226,13 @@ class RolloutConfig:
     response_length: int = _field(16, 1)  # tokens of one action, at most
     context_length: int = _field(768, 16)  # tokens of one context, at most (text environments)
     max_steps: int = _field(10, 1)  # of a trajectory, where an environment of your own does not say
+    # Text environments: episodes played at the same time, 0 = all of a batch.
+    slots: int = _field(0, 0)
+    # Environments stepped at the same time, each step under a deadline; 0 = one after the other and
+    # without, None = what suits the environment.
+    env_workers: int | None = _field(None, 0)
+    env_timeout: float = _field(60.0, 0.0)  # seconds of a step, then it is truncated; 0 = no limit
+    env_isolate: str = _field("thread", choices=("thread", "process"))  # process: may crash or hang
 
 
 @dataclasses.dataclass(frozen=True)

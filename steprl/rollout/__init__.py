@@ -2,16 +2,21 @@
 
 from steprl.rollout.anchors import with_anchors
 from steprl.rollout.device import DeviceEnv, demonstrations, rollout
-from steprl.rollout.host import HostPlayer, scripted
+from steprl.rollout.host import HostPlayer
 from steprl.rollout.player import attempts, make_player, phrases_of, summary
 from steprl.rollout.records import collate, pack, trajectories
+from steprl.rollout.rollouts import BranchPoint, Rollouts, Usage
+from steprl.rollout.scripted import scripted
 from steprl.rollout.text_player import Player, text_player
 from steprl.rollout.trajectory_file import read_trajectories, write_trajectories
 
 __all__ = [
+    "BranchPoint",
     "DeviceEnv",
     "HostPlayer",
     "Player",
+    "Rollouts",
+    "Usage",
     "attempts",
     "collate",
     "demonstrations",

@@ -1,29 +1,51 @@
-"""Episodes of text environments that run on the host, the policy on the device.
+"""Episodes of text environments that run on the host, the policy on the device: the slot engine.
 
-All rows take their turns together. Each turn sends only what the KV cache does not hold: the last token
-of the previous action and the observation, or where the context is written anew, what stands behind
-the prefix that both have. Chunks are padded to a few widths, so the number of compilations is bounded.
+A slot is a row of the KV cache. Each turn, the slots whose environment has answered read what is new
+and sample an action; finished slots take the next job. A slow environment holds up nobody: its slot
+is lent to another job, and the row of the cache comes back with the answer. What is sampled follows
+from (task, sample, step, token) and the row's own tokens alone, whoever shares the turn.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from steprl.envs import Env
-from steprl.rollout.contexts import Context, as_text, common_prefix, next_context
-from steprl.sampling import Generation, generate, trajectory_key
-from steprl.types import STOP_REASONS, Params, Policy, Step, Trajectory
+from steprl.rollout.contexts import Context
+from steprl.rollout.episode import (
+    Episode,
+    Limits,
+    Sampled,
+    advance,
+    begin,
+    never_begun,
+    record,
+    rewind,
+    whole,
+)
+from steprl.rollout.rollouts import BranchPoint, Rollouts, Usage
+from steprl.rollout.slots import copy_rows, device_functions, read_chunks
+from steprl.rollout.workers import EnvWorkers, Fault
+from steprl.sampling import Generation
+from steprl.types import STOP_REASONS, Params, Policy, Trajectory
 
-Demonstrator = Callable[[Any, Any], str]
-"""From an environment and its state to the next action."""
+_PATIENCE = 0.1  # of the time of a turn, spent waiting for more environments to answer
+
+
+class Memory(NamedTuple):
+    """What is needed to go on from any step of a rollout: a row of the cache and an episode each."""
+
+    cache: Any
+    episodes: tuple[Episode, ...]
 
 
 class HostPlayer:
-    """Plays episodes of one environment; holds nothing but settings and compiled functions.
+    """Plays episodes of one environment; holds settings, compiled functions, and workers.
 
     Args:
         policy: the language model.
@@ -32,6 +54,10 @@ class HostPlayer:
         response_length: tokens of one action at most.
         context_length: tokens of one context at most. A trajectory whose next turn does not fit is
             truncated, kept and counted; a first observation that does not fit is an error.
+        slots: episodes that are played at the same time; 0 for all.
+        workers: environments stepped at the same time; 0 steps them in turn, without a deadline.
+        timeout: seconds of one step of an environment at most.
+        isolate: "thread", or "process" for environments that hang or crash.
     """
 
     def __init__(
@@ -41,200 +67,299 @@ class HostPlayer:
         max_steps: int,
         response_length: int,
         context_length: int,
+        slots: int = 0,
+        workers: int = 0,
+        timeout: float | None = None,
+        isolate: str = "thread",
     ):
-        self.context, self.max_steps = context, max_steps
-        self.response_length, self.context_length = response_length, context_length
-        self._init_cache, self._prepare = policy.init_cache, jax.jit(policy.prepare)
+        self.context, self.limits = context, Limits(max_steps, response_length, context_length)
+        self.slots, self._settings = slots, (workers, timeout, isolate)
+        self._workers: dict[int, tuple[Env, EnvWorkers]] = {}
+        self._device = device_functions(
+            policy, context_length, response_length, tuple(context.stop_ids), context.pad_id
+        )
 
-        @functools.partial(jax.jit, static_argnames=("top_k", "top_p"), donate_argnames="cache")
-        def turn(
-            params: Params, cache: Any, tokens: jax.Array, length: jax.Array, start: jax.Array,
-            keys: jax.Array, number: jax.Array, active: jax.Array, temperature: jax.Array,
-            top_k: int, top_p: float,
-        ) -> Generation:  # fmt: skip
-            return generate(
-                policy, params, cache, tokens, length, start,
-                jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number), active,
-                max_tokens=response_length, stop_ids=context.stop_ids,
-                temperature=temperature, top_k=top_k, top_p=top_p, pad_id=context.pad_id,
-            )  # fmt: skip
-
-        self._turn = turn
-        self._keys = jax.jit(jax.vmap(trajectory_key, in_axes=(None, 0, 0)))
+    @contextmanager
+    def workers(self, env: Env) -> Iterator[EnvWorkers]:
+        """Those of an environment, which stay for the next call unless this one is cut short."""
+        _, workers = self._workers.setdefault(id(env), (env, EnvWorkers(env, *self._settings)))
+        try:
+            yield workers
+        except BaseException:
+            del self._workers[id(env)]
+            workers.close()
+            raise
 
     def play(
-        self,
-        env: Env,
-        params: Params,
-        key: jax.Array,
-        tasks: Sequence[int],
-        samples: Sequence[int],
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> list[Trajectory]:
+        self, env: Env, params: Params, key: jax.Array, tasks: Sequence[int], samples: Sequence[int],
+        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    ) -> list[Trajectory]:  # fmt: skip
         """One trajectory a row, in the order of `tasks`.
 
         Raises:
             ValueError: a first observation is empty, or does not fit into the context.
         """
-        rows = len(tasks)
-        episodes = [_Episode(env, self.context, task) for task in tasks]
-        for episode in episodes:
-            if not episode.ids:
-                raise ValueError(f"task {episode.task} begins with an observation of no tokens")
-            if len(episode.ids) + self.response_length > self.context_length:
-                raise ValueError(
-                    f"rollout.context_length={self.context_length}: task {episode.task} begins with "
-                    f"{len(episode.ids)} tokens and an action may need {self.response_length} more"
-                )
-        params = self._prepare(params)
-        keys = self._keys(key, jnp.asarray(tasks), jnp.asarray(samples))
-        cache = self._init_cache(rows, self.context_length)
-        for number in range(self.max_steps):
-            active = np.array([episode.alive for episode in episodes])
-            if not active.any():
-                break
-            chunks = [e.ids[e.start :] if e.alive else [0] for e in episodes]
-            tokens = np.zeros((rows, _padded(max(map(len, chunks)))), np.int32)
-            for row, chunk in enumerate(chunks):
-                tokens[row, : len(chunk)] = chunk
-            out = self._turn(
-                params, cache, tokens, np.array([len(chunk) for chunk in chunks], np.int32),
-                np.array([e.start for e in episodes], np.int32), keys, np.int32(number), active,
-                np.float32(temperature), top_k=top_k, top_p=top_p,
-            )  # fmt: skip
-            cache = out.cache
-            result = jax.device_get(out._replace(cache=None))
-            for row, episode in enumerate(episodes):
-                if episode.alive:
-                    episode.take(env, result, row, self)
+        how = (temperature, top_k, top_p)
+        return self.explore(env, params, key, tasks, samples, *how, remember=False).trajectories
+
+    def explore(
+        self, env: Env, params: Params, key: jax.Array, tasks: Sequence[int], samples: Sequence[int],
+        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, remember: bool = True,
+    ) -> Rollouts:  # fmt: skip
+        """As `play`, with what it cost, and a memory to branch from unless `remember` is False."""
+        jobs = [Job(task, sample) for task, sample in zip(tasks, samples, strict=True)]
+        slots = min(self.slots or len(jobs), len(jobs))
+        keep = self._device.init_cache(len(jobs)) if remember and slots < len(jobs) else None
+        run = _Run(self, env, params, key, slots, (temperature, top_k, top_p), None, keep)
+        episodes, cache = run.all(jobs, keep_slots=remember)
+        memory = Memory(cache, tuple(episodes)) if remember else None
+        return Rollouts([record(env, one) for one in episodes], run.usage, memory)
+
+    def branch(
+        self, env: Env, params: Params, key: jax.Array, rollouts: Rollouts,
+        points: Sequence[BranchPoint], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    ) -> Rollouts:  # fmt: skip
+        """One trajectory for each point, which goes on from a step of a trajectory of `rollouts`.
+
+        State and cache of the step are copied; read and sampled is what is new. The records begin
+        with the steps that are shared, and `parent` says of which trajectory and step.
+
+        Raises:
+            ValueError: a point lies outside its trajectory.
+        """
+        memory: Memory = rollouts.memory
+        jobs = [
+            Job(
+                memory.episodes[p.origin].task,
+                p.sample,
+                rewind(memory.episodes[p.origin], p.step, p.token, p.sample, p.origin),
+                p.origin,
+            )
+            for p in points
+        ]
+        if not jobs:
+            return Rollouts([], Usage())
+        # One of two widths, so that few branches do not pay for many slots.
+        most = self.slots or len(memory.episodes)
+        slots = next(size for size in (-(-most // 8), most) if len(jobs) <= size or size == most)
+        how = (temperature, top_k, top_p)
+        run = _Run(self, env, params, key, slots, how, memory.cache, None)
+        episodes, _ = run.all(jobs, keep_slots=False)
+        return Rollouts([record(env, one) for one in episodes], run.usage)
+
+
+class Job(NamedTuple):
+    """An episode to play: from its beginning, or from a step of another whose cache is in a row."""
+
+    task: int
+    sample: int
+    episode: Episode | None = None
+    row: int = -1
+
+
+class _Run:
+    """The queue, the slots and the cache of one call; gone when it is over."""
+
+    def __init__(
+        self, player: HostPlayer, env: Env, params: Params, key: jax.Array, slots: int,
+        how: tuple[float, int, float], source: Any, kept: Any,
+    ):  # fmt: skip
+        self.player, self.env, self.key, self.how = player, env, key, how
+        self.device = player._device
+        self.params = self.device.prepare(params)
+        self.source, self.kept = source, kept
+        self.cache = self.device.init_cache(slots)
+        self.hidden = self.device.hidden(self.params, slots)
+        self.parking: Any = None  # rows of slots that were lent
+        self.parked: dict[int, int] = {}  # job -> row of the parking
+        self.job_of: list[int | None] = [None] * slots  # slot -> job
+        self.episodes: dict[int, Episode] = {}
+        self.actions: dict[int, Sampled] = {}  # jobs whose environment is at it
+        self.resets: dict[int, int] = {}  # jobs whose environment begins -> tries
+        self.usage = Usage()
+
+    def all(self, jobs: Sequence[Job], keep_slots: bool) -> tuple[list[Episode], Any]:
+        """Plays all jobs; the cache holds a row a job if it was kept."""
+        started = time.perf_counter()
+        self.jobs, self.waiting = jobs, deque(range(len(jobs)))
+        self.back: deque[int] = deque()  # parked jobs whose environment has answered
+        self.unfinished, self.patience = len(jobs), 0.0
+        with self.player.workers(self.env) as self.workers:
+            while self.unfinished:
+                self._fill()
+                if self._ready():
+                    # Others may be about to answer; a turn with them is cheaper than one of their own.
+                    until = time.perf_counter() + self.patience
+                    while self.workers.pending and (left := until - time.perf_counter()) > 0:
+                        self._hear(left)
+                    self._lend()
+                    self._turn(self._ready())
+                else:
+                    self._hear(max(self.patience, 0.01) if self.waiting or self.back else None)
+                    self._lend()
+        self.usage = self.usage._replace(seconds=time.perf_counter() - started)
+        cache = self.cache if self.kept is None else self.kept
+        return [self.episodes[job] for job in range(len(jobs))], cache if keep_slots else None
+
+    def _ready(self) -> list[int]:
+        """Slots whose next action can be sampled."""
         return [
-            episode.record(env, sample) for episode, sample in zip(episodes, samples, strict=True)
+            slot
+            for slot, job in enumerate(self.job_of)
+            if job is not None and job in self.episodes and job not in self.actions
+            if not self.episodes[job].over
         ]
 
+    def _fill(self) -> None:
+        """Gives free slots to parked jobs that can go on, then to those that wait."""
+        to: list[int] = []
+        of: list[int] = []
+        to_back: list[int] = []
+        of_back: list[int] = []
+        for slot, current in enumerate(self.job_of):
+            if current is not None:
+                continue
+            if self.back:
+                job = self.back.popleft()
+                to_back.append(slot)
+                of_back.append(self.parked.pop(job))
+            elif self.waiting:
+                job = self.waiting.popleft()
+                episode = self.jobs[job].episode
+                if episode is None:
+                    self.resets[job] = 1
+                    self.workers.submit(job, "reset", self.jobs[job].task)
+                else:
+                    self.episodes[job] = episode
+                    to.append(slot)
+                    of.append(self.jobs[job].row)
+            else:
+                break
+            self.job_of[slot] = job
+        self.cache = copy_rows(self.device, self.cache, self.source, to, of)
+        self.cache = copy_rows(self.device, self.cache, self.parking, to_back, of_back)
+        if to or to_back or self.resets:
+            self._hear(0.0)
 
-class _Episode:
-    """The bookkeeping of one row while it is played."""
+    def _lend(self) -> None:
+        """Slots whose environment has not answered are given to jobs that wait, if there are any."""
+        wanted = len(self.waiting) + len(self.back) - self.job_of.count(None)
+        slow = [
+            slot for slot, job in enumerate(self.job_of)
+            if job is not None and (job in self.actions or job in self.resets)
+        ]  # fmt: skip
+        room = len(self.job_of) - len(self.parked)
+        slow = slow[: max(0, min(wanted, room))]
+        if not slow:
+            return
+        if self.parking is None:
+            self.parking = self.device.init_cache(len(self.job_of))
+        free = [row for row in range(len(self.job_of)) if row not in self.parked.values()]
+        self.parking = copy_rows(self.device, self.parking, self.cache, free[: len(slow)], slow)
+        for slot, row in zip(slow, free, strict=False):
+            self.parked[self.job_of[slot]] = row  # type: ignore[index]
+            self.job_of[slot] = None
+        self._fill()
 
-    def __init__(self, env: Env, context: Context, task: int):
-        self.task = task
-        self.state, self.observation = env.reset(task)
-        self.ids = list(
-            context.begin(self.observation)
-        )  # the whole context, what was sampled included
-        self.new_ids, self.fresh = self.ids, False  # what the next step adds to it
-        self.start = 0  # tokens of the context that the cache holds
-        self.alive, self.success = True, False
-        self.steps: list[Step] = []
-        self.infos: list[dict[str, Any]] = []
-        self.final_ids: list[int] = []
+    def _turn(self, slots: Sequence[int]) -> None:
+        """Reads what is new and samples one action in each of these slots."""
+        began = time.perf_counter()
+        rows = len(self.job_of)
+        task_B, sample_B, step_B, taken_B, next_B = np.zeros((5, rows), np.int32)
+        active_B = np.zeros(rows, bool)
+        chunks: list[tuple[int, ...] | None] = [None] * rows
+        starts = [0] * rows
+        for slot in slots:
+            job = self.job_of[slot]
+            assert job is not None
+            episode = self.episodes[job]
+            chunks[slot], starts[slot] = episode.ids[episode.start :], episode.start
+            task_B[slot], sample_B[slot] = episode.task, episode.sample
+            step_B[slot], taken_B[slot] = len(episode.steps), len(episode.begun.ids)
+            next_B[slot], active_B[slot] = len(episode.ids), True
+        self.hidden, self.cache = read_chunks(
+            self.device, self.params, self.cache, self.hidden, chunks, starts
+        )
+        temperature, top_k, top_p = self.how
+        out = self.device.act(
+            self.params, self.cache, self.hidden, next_B, self.key, task_B, sample_B, step_B,
+            taken_B, active_B, np.float32(temperature), top_k=top_k, top_p=top_p,
+        )  # fmt: skip
+        self.cache = out.cache
+        result = jax.device_get(out._replace(cache=None))
+        decoded = int(result.mask_BA[slots].sum())
+        self.usage = self.usage._replace(
+            prefilled=self.usage.prefilled + sum(len(chunk) for chunk in chunks if chunk),
+            decoded=self.usage.decoded + decoded,
+            reused=self.usage.reused + sum(starts),
+            turns=self.usage.turns + 1,
+        )
+        self.patience = _PATIENCE * (time.perf_counter() - began)
+        for slot in slots:
+            job = self.job_of[slot]
+            assert job is not None
+            episode = self.episodes[job]
+            self.actions[job] = action = whole(episode, _sampled(result, slot))
+            text = self.player.context.decode(action.ids.tolist())
+            self.workers.submit(job, "step", episode.state, text)
+        self._hear(0.0)
 
-    def take(self, env: Env, out: Generation, row: int, player: HostPlayer) -> None:
-        """Plays one sampled action and prepares the next turn."""
-        size = int(out.mask_BA[row].sum())
-        sampled = np.asarray(out.tokens_BA[row, :size], np.int32)
-        action = player.context.decode(sampled.tolist())
-        self.state, observation, reward, terminated, truncated, info = env.step(self.state, action)
-        self.success |= bool(info["success"])
-        over = terminated or truncated or len(self.steps) + 1 >= player.max_steps
-        so_far = [*self.ids, *sampled.tolist()]
-        ids, fresh = so_far, False
-        if not terminated:
-            ids, fresh = next_context(player.context, so_far, observation)
-        full = len(ids) + player.response_length > player.context_length
-        self.steps.append(
-            Step(
-                observation=as_text(self.observation),
-                action=action,
-                observation_ids=np.asarray(self.new_ids, np.int32),
-                action_ids=sampled,
-                logprobs=np.asarray(out.logprob_BA[row, :size]),
-                entropies=np.asarray(out.entropy_BA[row, :size]),
-                reward=float(reward),
-                terminated=bool(terminated),
-                truncated=bool(truncated or (not terminated and (over or full))),
-                stop_reason=STOP_REASONS[3 if full and not over else int(out.stop_reason_B[row])],
-                valid=bool(info["valid"]),
-                info={k: v for k, v in info.items() if isinstance(v, str | int | float | bool)},
-                supports=None if out.support_BAW is None else np.array(out.support_BAW[row, :size]),
-                fresh=self.fresh,
+    def _hear(self, wait: float | None) -> None:
+        """Takes up what environments have answered."""
+        finished: list[int] = []
+        for job, answer in self.workers.collect(wait):
+            if job in self.resets:
+                self._begun(job, answer)
+            else:
+                action = self.actions.pop(job)
+                self.episodes[job] = advance(
+                    self.episodes[job], action, answer, self.player.context, self.player.limits
+                )
+            if job in self.episodes and self.episodes[job].over:
+                finished.append(job)
+            elif job in self.parked and job not in self.resets:
+                self.back.append(job)
+        self._free(finished)
+
+    def _begun(self, job: int, answer: Any) -> None:
+        """An environment has begun; one that failed to gets a second try."""
+        task, sample = self.jobs[job].task, self.jobs[job].sample
+        if not isinstance(answer, Fault):
+            del self.resets[job]
+            state, observation = answer
+            self.episodes[job] = begin(
+                self.player.context, task, sample, state, observation, self.player.limits
             )
-        )
-        self.infos.append(info)
-        self.observation, self.ids, self.fresh = observation, ids, fresh
-        self.new_ids = ids if fresh else ids[len(so_far) :]
-        # All but the last sampled token are in the cache.
-        self.start = min(common_prefix(so_far, ids), len(so_far) - 1, len(ids) - 1)
-        self.alive = not (over or full)
-        # The last observation of a trajectory that a limit cut off, whole or not there: the critic is
-        # to read the state as it was.
-        if not self.alive and not terminated and not fresh and len(ids) <= player.context_length:
-            self.final_ids = self.new_ids
+        elif self.resets[job] == 1:
+            self.resets[job] = 2
+            self.workers.submit(job, "reset", task)
+        else:
+            del self.resets[job]
+            self.episodes[job] = never_begun(task, sample)
 
-    def record(self, env: Env, sample: int) -> Trajectory:
-        """All that happened; an environment may have a method `metrics(infos of the steps)`."""
-        measure = getattr(env, "metrics", None)
-        return Trajectory(
-            self.task,
-            sample,
-            tuple(self.steps),
-            self.success,
-            final_observation_ids=np.asarray(self.final_ids, np.int32),
-            metrics={} if measure is None else measure(self.infos),
-        )
-
-
-def scripted(
-    env: Env, context: Context, task: int, actions: Iterable[str] | Demonstrator, max_steps: int,
-    context_length: int,
-) -> Trajectory:  # fmt: skip
-    """The trajectory of a demonstrator's actions, as many as fit into the context.
-
-    Args:
-        actions: all of them, or a function from the environment and its state to the next one.
-    """
-    state, observation = env.reset(task)
-    planned = None if callable(actions) else iter(actions)
-    ids: list[int] = list(context.begin(observation))
-    new_ids, fresh, success = ids, False, False
-    steps: list[Step] = []
-    while len(steps) < max_steps:
-        action = actions(env, state) if callable(actions) else next(planned or iter(()), None)
-        if action is None:
-            break
-        action_ids = context.encode(action)
-        so_far = [*ids, *action_ids]
-        if len(so_far) > context_length:
-            break
-        state, next_observation, reward, terminated, truncated, info = env.step(state, action)
-        unknown = np.zeros(len(action_ids), np.float32)
-        success |= bool(info["success"])
-        steps.append(
-            Step(
-                observation=as_text(observation),
-                action=action,
-                observation_ids=np.asarray(new_ids, np.int32),
-                action_ids=np.asarray(action_ids, np.int32),
-                logprobs=unknown,
-                entropies=unknown,
-                reward=float(reward),
-                terminated=bool(terminated),
-                truncated=bool(truncated),
-                stop_reason="stop_token",
-                valid=bool(info["valid"]),
-                fresh=fresh,
-            )
-        )
-        if terminated or truncated:
-            break
-        observation = next_observation
-        ids, fresh = next_context(context, so_far, observation)
-        new_ids = ids if fresh else ids[len(so_far) :]
-    return Trajectory(task, 0, tuple(steps), success)
+    def _free(self, finished: Sequence[int]) -> None:
+        """Slots of finished jobs are free again; their rows are kept where that was asked for."""
+        self.unfinished -= len(finished)
+        in_slots = {job: slot for slot, job in enumerate(self.job_of) if job is not None}
+        inside = [job for job in finished if job in in_slots]
+        outside = [job for job in finished if job in self.parked]
+        if self.kept is not None:
+            rows = [in_slots[job] for job in inside]
+            self.kept = copy_rows(self.device, self.kept, self.cache, inside, rows)
+            rows = [self.parked[job] for job in outside]
+            self.kept = copy_rows(self.device, self.kept, self.parking, outside, rows)
+        for job in inside:
+            self.job_of[in_slots[job]] = None
+        for job in outside:
+            del self.parked[job]
 
 
-def _padded(width: int, smallest: int = 16) -> int:
-    """The next of 16, 24, 32, 48, 64, 96, ...: at most a third is padding."""
-    power = max(smallest, 1 << (width - 1).bit_length())
-    return power * 3 // 4 if smallest < power and width <= power * 3 // 4 else power
+def _sampled(out: Generation, row: int) -> Sampled:
+    size = int(out.mask_BA[row].sum())
+    return Sampled(
+        np.asarray(out.tokens_BA[row, :size], np.int32),
+        np.asarray(out.logprob_BA[row, :size]),
+        np.asarray(out.entropy_BA[row, :size]),
+        None if out.support_BAW is None else np.array(out.support_BAW[row, :size]),
+        STOP_REASONS[int(out.stop_reason_B[row])],
+    )

@@ -14,6 +14,8 @@ from steprl.envs import Env
 from steprl.rollout.contexts import Context
 from steprl.rollout.host import HostPlayer
 from steprl.rollout.records import collate, pack
+from steprl.rollout.rollouts import BranchPoint, Rollouts
+from steprl.rollout.trees import collate_trees
 from steprl.sharding import shard_rows
 from steprl.types import Params, Policy, Step, StepBatch, Trajectory
 
@@ -30,6 +32,13 @@ class Player(NamedTuple):
     play(params, key, task_N, sample_N, split=..., temperature=..., top_k=..., top_p=...) -> StepBatch
     demonstrate(key, task_N) -> StepBatch of the warm start's demonstrator, on training tasks;
         None where there is no demonstrator
+    explore(params, key, task_N, sample_N, split=..., temperature=..., top_k=..., top_p=...,
+        remember=True) -> Rollouts; without `remember` it is `play` before its rows are collated
+    branch(params, key, rollouts, points, split=..., temperature=..., top_k=..., top_p=...)
+        -> Rollouts that go on from steps of those of `explore`
+    collate(trajectories) -> StepBatch, a row each
+    collate_groups(groups of trajectories, rows) -> StepBatch with a tree: so many rows a group, empty
+        ones where it has fewer; what rows of a group share is computed once
     """
 
     play: Callable[..., StepBatch]
@@ -39,9 +48,11 @@ class Player(NamedTuple):
     sizes: Mapping[str, int] = MappingProxyType(
         {}
     )  # tasks of a split, where there are finitely many
-    # Of environments on the host, the two halves of `play`:
-    record: Callable[..., list[Trajectory]] | None = None
+    # Of environments on the host, `play` in two halves; of all, how to branch:
+    explore: Callable[..., Rollouts] | None = None
+    branch: Callable[..., Rollouts] | None = None
     collate: Callable[[Sequence[Trajectory]], StepBatch] | None = None
+    collate_groups: Callable[[Sequence[Sequence[Trajectory]], int], StepBatch] | None = None
 
 
 def text_player(
@@ -54,6 +65,7 @@ def text_player(
     max_steps: int,
     demonstrate: Demonstrate | None = None,
     sizes: Mapping[str, int] = MappingProxyType({}),
+    workers: int = 0,
 ) -> Player:
     """Plays text environments, one for each split, the training split first.
 
@@ -64,24 +76,39 @@ def text_player(
         max_steps: steps of a trajectory at most.
         demonstrate: for the warm start.
         sizes: tasks of a split, where there are finitely many.
+        workers: environments stepped at the same time, unless rollout.env_workers says.
     """
     length, response = rollout.context_length, rollout.response_length
     lengths = sorted({length // 4, length // 2, 3 * length // 4, length})
-    host = HostPlayer(policy, context, max_steps, response, length)
+    host = HostPlayer(
+        policy, context, max_steps, response, length, rollout.slots,
+        workers if rollout.env_workers is None else rollout.env_workers,
+        rollout.env_timeout or None, rollout.env_isolate,
+    )  # fmt: skip
     first, *others = envs
 
-    def record(
+    def explore(
         params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = first,
-        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-    ) -> list[Trajectory]:  # fmt: skip
+        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, remember: bool = True,
+    ) -> Rollouts:  # fmt: skip
         tasks, samples = [int(t) for t in task_N], [int(s) for s in sample_N]
-        return host.play(envs[split], params, key, tasks, samples, temperature, top_k, top_p)
+        how = (temperature, top_k, top_p, remember)
+        return host.explore(envs[split], params, key, tasks, samples, *how)
+
+    def branch(
+        params: Params, key: jax.Array, rollouts: Rollouts, points: Sequence[BranchPoint],
+        split: str = first, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    ) -> Rollouts:  # fmt: skip
+        return host.branch(envs[split], params, key, rollouts, points, temperature, top_k, top_p)
 
     def batch_of(played: Sequence[Trajectory]) -> StepBatch:
         return shard_rows(collate(played, max_steps, lengths, response), mesh)
 
+    def batch_of_groups(groups: Sequence[Sequence[Trajectory]], rows: int) -> StepBatch:
+        return shard_rows(collate_trees(groups, max_steps, lengths, response, rows), mesh)
+
     def play(*arguments: Any, **settings: Any) -> StepBatch:
-        return batch_of(record(*arguments, **settings))
+        return batch_of(explore(*arguments, remember=False, **settings).trajectories)
 
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
         assert demonstrate is not None
@@ -122,7 +149,9 @@ def text_player(
         return row
 
     shown = demonstrated if demonstrate else None
-    return Player(play, shown, tokenizer, (first, *others), sizes, record, batch_of)
+    return Player(
+        play, shown, tokenizer, (first, *others), sizes, explore, branch, batch_of, batch_of_groups
+    )
 
 
 def apart(trajectory: Trajectory) -> list[Trajectory]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from steprl.models import DecoderConfig, make_policy, score
-from steprl.rollout import HostPlayer, collate, host, summary, trajectories
+from steprl.rollout import HostPlayer, collate, episode, summary, trajectories
 from steprl.rollout.contexts import as_text, chat_context, common_prefix, next_context
 from steprl.rollout.text_player import apart
 from tests.models.chat_models import CHATML, chat_tokenizer
@@ -162,7 +162,7 @@ def test_another_context_of_the_row_does_not_matter():
 def test_a_prefix_that_stays_is_not_read_again(monkeypatch):
     policy, params = decoder()
     found, context = played("rebuild")
-    monkeypatch.setattr(host, "common_prefix", lambda first, second: 0)
+    monkeypatch.setattr(episode, "common_prefix", lambda first, second: 0)
     player = HostPlayer(policy, context, STEPS, RESPONSE, CONTEXT)
     again = player.play(Diary("rebuild"), params, KEY, TASKS, SAMPLES)
     for one, other in zip(found, again, strict=True):

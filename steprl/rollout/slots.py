@@ -1,0 +1,140 @@
+"""What the slot engine computes on the device: read, sample, and copy rows of a cache.
+
+The shapes are few and do not depend on which rows take part, so that a row's numbers do not either:
+new tokens are read in pieces of two widths, cut by the row's own length alone.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steprl.sampling import Generation, decode, prefill, trajectory_key
+from steprl.types import Params, Policy
+
+WIDE, NARROW = 256, 32
+
+
+class Device(NamedTuple):
+    """Compiled functions of one policy, all of static shape.
+
+    prepare(params) -> params
+    init_cache(rows) -> cache
+    hidden(params, rows) -> [B, D] zeros of the type of hidden states
+    read(params, cache, hidden_BD, tokens_BC, length_B, start_B, active_B) -> (hidden_BD, cache)
+    act(params, cache, hidden_BD, next_B, key, task_B, sample_B, step_B, taken_B, active_B,
+        temperature, top_k, top_p) -> Generation
+    copy(destination, source, to_K, from_K) -> destination; rows out of range are dropped
+    """
+
+    prepare: Callable[[Params], Params]
+    init_cache: Callable[[int], Any]
+    hidden: Callable[[Params, int], jax.Array]
+    read: Callable[..., tuple[jax.Array, Any]]
+    act: Callable[..., Generation]
+    copy: Callable[[Any, Any, jax.Array, jax.Array], Any]
+
+
+@functools.lru_cache(maxsize=16)
+def device_functions(
+    policy: Policy,
+    context_length: int,
+    response_length: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+) -> Device:
+    """The functions of a policy; the same ones for the same arguments, so they compile once."""
+
+    @functools.partial(jax.jit, donate_argnums=(1, 2))
+    def read(params, cache, hidden_BD, tokens_BC, length_B, start_B, active_B):  # type: ignore[no-untyped-def]
+        new_BD, cache = prefill(policy, params, cache, tokens_BC, length_B, start_B, active_B)
+        return jnp.where(active_B[:, None], new_BD, hidden_BD), cache
+
+    @functools.partial(jax.jit, static_argnames=("top_k", "top_p"), donate_argnames="cache")
+    def act(  # type: ignore[no-untyped-def]
+        params, cache, hidden_BD, next_B, key, task_B, sample_B, step_B, taken_B, active_B,
+        temperature, top_k, top_p,
+    ):  # fmt: skip
+        of_row = lambda task, sample, step: jax.random.fold_in(  # noqa: E731
+            trajectory_key(key, task, sample), step
+        )
+        return decode(
+            policy, params, cache, hidden_BD, next_B, jax.vmap(of_row)(task_B, sample_B, step_B),
+            active_B, max_tokens=response_length, stop_ids=stop_ids, temperature=temperature,
+            top_k=top_k, top_p=top_p, pad_id=pad_id, taken_B=taken_B,
+        )  # fmt: skip
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def copy(destination: Any, source: Any, to_K: jax.Array, from_K: jax.Array) -> Any:
+        put = lambda to, of: to.at[to_K].set(of[from_K], mode="drop")  # noqa: E731
+        return jax.tree.map(put, destination, source)
+
+    def hidden(params: Params, rows: int) -> jax.Array:
+        one = jnp.zeros((rows, 1), jnp.int32)
+        cache = jax.eval_shape(lambda: policy.init_cache(rows, context_length))
+        shape = jax.eval_shape(policy.apply, params, one, one, one, cache)[0]
+        return jnp.zeros((rows, shape.shape[-1]), shape.dtype)
+
+    init_cache = lambda rows: policy.init_cache(rows, context_length)  # noqa: E731
+    return Device(jax.jit(policy.prepare), init_cache, hidden, read, act, copy)
+
+
+def pieces(length: int) -> list[int]:
+    """The widths in which so many tokens are read, one after the other; the last may have room."""
+    wide, rest = divmod(length, WIDE)
+    return [WIDE] * wide + [NARROW] * -(-rest // NARROW)
+
+
+def read_chunks(
+    device: Device,
+    params: Params,
+    cache: Any,
+    hidden_BD: jax.Array,
+    chunks: Sequence[Sequence[int] | None],
+    starts: Sequence[int],
+) -> tuple[jax.Array, Any]:
+    """Reads a chunk of each row, None for rows that take no part.
+
+    Returns:
+        The hidden state of each chunk's last token, as before in rows without one, and the cache.
+    """
+    rows = len(chunks)
+    plans = [pieces(len(chunk)) if chunk else [] for chunk in chunks]
+    done = [0] * rows
+    for width in (WIDE, NARROW):
+        for _ in range(max(plan.count(width) for plan in plans)):
+            tokens_BC = np.zeros((rows, width), np.int32)
+            length_B, start_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)
+            active_B = np.zeros(rows, bool)
+            for row, chunk in enumerate(chunks):
+                if not chunk or width not in plans[row]:
+                    continue
+                plans[row].remove(width)
+                part = chunk[done[row] : done[row] + width]
+                tokens_BC[row, : len(part)] = part
+                length_B[row], start_B[row] = len(part), starts[row] + done[row]
+                active_B[row] = True
+                done[row] += len(part)
+            hidden_BD, cache = device.read(
+                params, cache, hidden_BD, tokens_BC, length_B, start_B, active_B
+            )
+    return hidden_BD, cache
+
+
+def copy_rows(
+    device: Device, destination: Any, source: Any, to: Sequence[int], of: Sequence[int]
+) -> Any:
+    """Rows of one cache into rows of another; a few counts are compiled, by powers of four."""
+    if not to:
+        return destination
+    rows = jax.tree.leaves(destination)[0].shape[0]
+    room = 1
+    while room < len(to):
+        room *= 4
+    to_K = np.full(room, rows, np.int32)
+    from_K = np.zeros(room, np.int32)
+    to_K[: len(to)], from_K[: len(of)] = to, of
+    return device.copy(destination, source, to_K, from_K)
