@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from steprl.config import Config
 from steprl.envs import Env
 from steprl.models.chat import chat_format
+from steprl.ops import masked_mean
 from steprl.rollout.contexts import chat_context, plain_context
 from steprl.rollout.conversations import conversation_demonstrations
 from steprl.rollout.device import demonstrations, rollout
-from steprl.rollout.host import scripted
+from steprl.rollout.scripted import scripted
 from steprl.rollout.text_player import Player, text_player
 from steprl.sharding import shard_rows
 from steprl.types import STOP_REASONS, Params, Policy, StepBatch, Trajectory
@@ -183,6 +184,9 @@ def _wiki_search_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: A
     )  # fmt: skip
 
 
+_WORKERS = 8  # environments of your own may wait for something
+
+
 def _custom_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
     from steprl.envs.custom import load_environment
     from steprl.tools import describe_tools
@@ -197,7 +201,9 @@ def _custom_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -
         described = "\n\n".join(part for part in (system, describe_tools(tools or ())) if part)
         context = chat_context(tokenizer, described or None, None, rebuild)
     max_steps = getattr(env, "max_steps", None) or config.rollout.max_steps
-    player = text_player(envs, context, tokenizer, policy, mesh, config.rollout, max_steps)
+    player = text_player(
+        envs, context, tokenizer, policy, mesh, config.rollout, max_steps, workers=_WORKERS
+    )
     if len(envs) == 1:  # it is evaluated on what it is trained on, and called so
         player = player._replace(splits=("train", "train"))
     return player
@@ -211,30 +217,41 @@ def attempts(first_task: int, tasks: int, n: int) -> tuple[np.ndarray, np.ndarra
 
 def summary(batch: StepBatch) -> dict[str, jax.Array]:
     """What happened in a batch, as scalars on the device, by the names of metrics."""
+    there_N = jnp.any(batch.mask_NS, axis=1)  # rows without a step are none
     steps = jnp.maximum(jnp.sum(batch.mask_NS), 1)
     turns_N = jnp.sum(batch.mask_NS, axis=1)
+    reward_N = jnp.sum(batch.reward_NS, axis=1)
     sampled_NT = batch.step_ids_NT >= 0
     sampled = jnp.maximum(jnp.sum(sampled_NT), 1)
     contexts_N = jnp.max(batch.segment_ids_NT, axis=1)
     measured = {f"env/{name}": jnp.nanmean(x_N) for name, x_N in (batch.metrics_N or {}).items()}
+
+    def mean(x_N: jax.Array) -> jax.Array:
+        return masked_mean(x_N.astype(jnp.float32), there_N)
+
+    def lowest(x_N: jax.Array) -> jax.Array:
+        return jnp.min(jnp.where(there_N, x_N, jnp.max(x_N)))
+
+    def highest(x_N: jax.Array) -> jax.Array:
+        return jnp.max(jnp.where(there_N, x_N, jnp.min(x_N)))
+
+    full_NS = batch.stop_NS == STOP_REASONS.index("context_full")
     return measured | {
-        "rollout/success_rate": jnp.mean(batch.success_N.astype(jnp.float32)),
-        "critic/rewards/mean": jnp.mean(jnp.sum(batch.reward_NS, axis=1)),
-        "critic/rewards/max": jnp.max(jnp.sum(batch.reward_NS, axis=1)),
-        "critic/rewards/min": jnp.min(jnp.sum(batch.reward_NS, axis=1)),
-        "num_turns/mean": jnp.mean(turns_N.astype(jnp.float32)),
-        "num_turns/max": jnp.max(turns_N),
-        "num_turns/min": jnp.min(turns_N),
+        "rollout/success_rate": mean(batch.success_N),
+        "critic/rewards/mean": mean(reward_N),
+        "critic/rewards/max": highest(reward_N),
+        "critic/rewards/min": lowest(reward_N),
+        "num_turns/mean": mean(turns_N),
+        "num_turns/max": highest(turns_N),
+        "num_turns/min": lowest(turns_N),
         "step/count": jnp.sum(batch.mask_NS),
         "response_length/mean": sampled / steps,
         "actor/entropy": jnp.sum(batch.entropy_NT) / sampled,
         "response_length/clip_ratio": jnp.sum(batch.stop_NS == STOP_REASONS.index("length"))
         / steps,
-        "env/context_full_frac": jnp.mean(
-            jnp.any(batch.stop_NS == STOP_REASONS.index("context_full"), axis=1).astype(jnp.float32)
-        ),
+        "env/context_full_frac": mean(jnp.any(full_NS, axis=1)),
         "env/parse_error_frac": jnp.sum(batch.mask_NS & ~batch.valid_NS) / steps,
-        "env/truncated_frac": jnp.mean(jnp.any(batch.truncated_NS, axis=1).astype(jnp.float32)),
+        "env/truncated_frac": mean(jnp.any(batch.truncated_NS, axis=1)),
         "token/prefix_break": jnp.sum(jnp.maximum(contexts_N - 1, 0)) / steps,
         "token/sampled_frac": sampled / jnp.maximum(jnp.sum(batch.segment_ids_NT > 0), 1),
     }
