@@ -124,11 +124,14 @@ def _check_player(config: Config, player: Player) -> None:
             f"sft.steps={config.sft.steps}: env.name={config.env.name} shows no demonstrations; set "
             "sft.data to a file of conversations, or sft.steps=0"
         )
-    rebuilt = config.env.name == "wiki_search" and config.env.wiki_search.context == "rebuild"
+    env = config.env
+    contexts = {"wiki_search": env.wiki_search.context, "mini_shop": env.mini_shop.context}
+    rebuilt = contexts.get(env.name) == "rebuild"
     if config.algorithm.bootstrap_truncated and rebuilt:
         raise ValueError(
             "algorithm.bootstrap_truncated asks the critic about what no step has read, which is not "
-            "kept where contexts are rebuilt: turn it off, or set env.wiki_search.context=extend"
+            "kept where contexts are rebuilt: turn it off, or set "
+            f"env.{env.name}.context=extend"
         )
 
 

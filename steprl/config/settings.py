@@ -17,7 +17,7 @@ LOSS_AGG_MODES = (
 )
 _KL = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
 KL_PENALTIES: tuple[str, ...] = (*_KL, *(f"{kind}+" for kind in _KL))
-ENVIRONMENTS = ("multihop", "household", "wiki_search")
+ENVIRONMENTS = ("multihop", "household", "wiki_search", "mini_shop")
 LOGGERS = ("jsonl", "tensorboard", "wandb")
 
 
@@ -79,12 +79,34 @@ class WikiSearchConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MiniShopConfig:
+    # JSONL, JSON or parquet; None = the small shop that ships with the project. Both or neither.
+    products: str | None = None
+    goals: str | None = None
+    other_docs: str | None = None  # documents that words are weighed by in a search
+    score_mode: str = _field("small", choices=("small", "full"))
+    # "success": success_reward for a score of 1, -call_penalty for an action without a command (as in
+    # StepPO); "binary": 1 or 0; "score": the score of what was bought
+    reward: str = _field("success", choices=("success", "binary", "score"))
+    success_reward: float = _field(10.0, 0.0)
+    call_penalty: float = _field(0.1, 0.0)
+    max_steps: int = _field(15, 1, 200)
+    results: int = _field(50, 1)  # products that a search finds at most, ten a page
+    tool_call: bool = True  # prompts ask for tool calls; False: for plain commands
+    history_steps: int = _field(2, 0)  # of a rebuilt prompt
+    history_length: int = _field(1800, 0)  # characters of an observation in it
+    text_length: int = _field(2000, 100)  # characters of a description
+    context: str = _field("rebuild", choices=("rebuild", "extend"))
+
+
+@dataclasses.dataclass(frozen=True)
 class EnvConfig:
     name: str = "multihop"  # one of ENVIRONMENTS, or your own as package.module:function
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of your function
     multihop: MultihopConfig = MultihopConfig()
     household: HouseholdConfig = HouseholdConfig()
     wiki_search: WikiSearchConfig = WikiSearchConfig()
+    mini_shop: MiniShopConfig = MiniShopConfig()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,7 @@ def make_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> P
         "multihop": _multihop_player,
         "household": _household_player,
         "wiki_search": _wiki_search_player,
+        "mini_shop": _mini_shop_player,
     }.get(config.env.name, _custom_player)
     player = make(config, policy, mesh, tokenizer)
     if config.sft.data is not None:
@@ -185,6 +186,24 @@ def _wiki_search_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: A
 
 
 _WORKERS = 8  # environments of your own may wait for something
+
+
+def _mini_shop_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
+    from steprl.envs.mini_shop import demonstrate, open_splits
+    from steprl.envs.mini_shop.pages import SYSTEM
+
+    envs = open_splits(**vars(config.env.mini_shop))
+    train = next(iter(envs.values()))
+    context = chat_context(tokenizer, SYSTEM, rebuild=train.context == "rebuild")
+
+    def demonstrated(task: int, seed: int) -> Trajectory:
+        length = config.rollout.context_length
+        return scripted(train, context, task, demonstrate, train.max_steps, length)
+
+    return text_player(
+        envs, context, tokenizer, policy, mesh, config.rollout, train.max_steps, demonstrated,
+        {split: len(env.goals) for split, env in envs.items()},
+    )  # fmt: skip
 
 
 def _custom_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
