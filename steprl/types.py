@@ -4,6 +4,7 @@ Axis legend, used in every name of the project:
 
     ops           _t token   _s step   _n row of a flat batch
     batched code  N trajectory row   T token   S step   A action token   B sampling row   C prompt chunk
+                  M group of rows   G block of a group   U token of a block   P scored token of a group
                   D model width   V vocabulary   H query head   K key/value head
 
 One idea carries the design: tokens point at steps. ``step_ids[n, t]`` is the index, in row n's own
@@ -90,6 +91,26 @@ class Branches(NamedTuple):
     preference_N: jax.Array  # int32, +1 or -1 against the other suffix of its pair, 0 without one
 
 
+class TreeLayout(NamedTuple):
+    """How the model is run on a batch: each token once, however many rows begin with it.
+
+    N = M * R: group m holds the contexts of the rows m * R .. m * R + R - 1, a token with the same
+    ones before it only once. The tokens of a block stand in preorder of the tree of its contexts
+    (of the trees, where they begin otherwise), so what a token sees stands before it. Places are
+    those in the G * U tokens of a group.
+    """
+
+    tokens_MGU: jax.Array  # int32
+    positions_MGU: jax.Array  # int32, place of the token in its context, 0 at padding
+    segment_ids_MGU: jax.Array  # int32, number in preorder within the block, from 1; 0 at padding
+    segment_ends_MGU: jax.Array  # int32, the first number that does not descend from the token
+    target_MP: jax.Array  # int32, place of each token that is scored, G * U where there is none
+    before_MP: jax.Array  # int32, place of the token that it was predicted from
+    support_MPW: jax.Array | None  # uint32, what it was drawn from; None: all tokens
+    scored_NT: jax.Array  # int32, which of the P each token of the batch is, -1 if not sampled
+    last_N: jax.Array  # int32, place of the row's last token, -1 where it has none
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepBatch:
@@ -115,6 +136,7 @@ class StepBatch:
     anchor_NS: jax.Array | None = None  # int32, steps of a task that saw the same, -1 without step
     branches: Branches | None = None
     metrics_N: dict[str, jax.Array] | None = None  # float32, what the environment says of each row
+    tree: TreeLayout | None = None  # rows that share a beginning run as one; None: each on its own
     action_width: int = dataclasses.field(metadata=dict(static=True), default=0)
     # ^ at least the sampled tokens of any row: heads run on these only
     context_width: int = dataclasses.field(metadata=dict(static=True), default=0)
@@ -129,6 +151,9 @@ class Policy(NamedTuple):
     unembed(params, hidden_..D) -> logits_..V in float32
     value(params, tokens_BT, positions_BT, segment_ids_BT, hidden_BTD) -> value_BT in float32;
         None where the model has no value head
+    For batches with a `tree`, apply and value also take segment_ends_BT by name: the token q sees
+        the token k where segment_id_k <= segment_id_q < segment_end_k and no position is behind its
+        own. Without it a segment ends at its own id + 1: a token sees its own segment only.
     init_cache(batch, length) -> cache; slot s of a row holds the token at position s
     prepare(params) -> params that all the others take too: what is best done once before many calls
         on the same parameters, such as merging adapters; idempotent

@@ -253,6 +253,7 @@ class Decoder(nnx.Module):
         positions_BT: jax.Array,
         segment_ids_BT: jax.Array,
         cache: KVCache | None = None,
+        segment_ends_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         real_BT = segment_ids_BT > 0
         # Whatever id stands at a padding place, even one out of range, must not matter.
@@ -260,9 +261,14 @@ class Decoder(nnx.Module):
         positions_BT = jnp.where(real_BT, positions_BT, 0)
         if cache is None:
             slots_BT = None
+            of_query, of_key = segment_ids_BT[:, :, None], segment_ids_BT[:, None, :]
+            if segment_ends_BT is None:
+                related_BTS = of_query == of_key
+            else:  # the query descends from the key
+                related_BTS = (of_key <= of_query) & (of_query < segment_ends_BT[:, None, :])
             mask_BTS = (
                 (positions_BT[:, :, None] >= positions_BT[:, None, :])
-                & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
+                & related_BTS
                 & real_BT[:, None, :]
             )
         else:

@@ -76,8 +76,10 @@ def make_policy(config: DecoderConfig) -> Policy:
         positions_BT: jax.Array,
         segment_ids_BT: jax.Array,
         cache: KVCache | None = None,
+        segment_ends_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
-        return build(params).decoder(tokens_BT, positions_BT, segment_ids_BT, cache)
+        decoder = build(params).decoder
+        return decoder(tokens_BT, positions_BT, segment_ids_BT, cache, segment_ends_BT)
 
     def unembed(params: Params, hidden_D: jax.Array) -> jax.Array:
         return build(params).decoder.unembed(hidden_D)
@@ -88,10 +90,13 @@ def make_policy(config: DecoderConfig) -> Policy:
         positions_BT: jax.Array,
         segment_ids_BT: jax.Array,
         hidden_BTD: jax.Array,
+        segment_ends_BT: jax.Array | None = None,
     ) -> jax.Array:
         parts = build(params)
         if config.value_head == "separate":
-            hidden_BTD, _ = parts.critic(tokens_BT, positions_BT, segment_ids_BT)
+            hidden_BTD, _ = parts.critic(
+                tokens_BT, positions_BT, segment_ids_BT, segment_ends_BT=segment_ends_BT
+            )
         return parts.value(hidden_BTD).astype(jnp.float32)
 
     return Policy(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from steprl.ops import unpack_support
-from steprl.types import Params, Policy, StepBatch
+from steprl.types import Params, Policy, StepBatch, TreeLayout
 
 
 class Scores(NamedTuple):
@@ -165,8 +165,11 @@ def score(
 
     Equal to what decoding recorded when the parameters are the same (the first ratio is 1): where
     the rollout truncated its distribution, each token is scored within the set it was drawn from.
+    Where the batch has a `tree`, the tokens that its rows share are run once, to the same end.
     """
     params = policy.prepare(params)
+    if batch.tree is not None:
+        return _score_tree(policy, params, batch, batch.tree, temperature, chunk_tokens)
     contexts = _contexts(batch)
     hidden_MWD, _ = policy.apply(params, *contexts)
     hidden_NTD = hidden_MWD.reshape(*batch.tokens_NT.shape, -1)
@@ -202,6 +205,57 @@ def score(
         final_value_N = jnp.take_along_axis(of_state_NT, last_N1, axis=1)[:, 0]
         final_value_N = jnp.where(jnp.any(real_NT, axis=1), final_value_N, 0.0)
     return Scores(scatter(logprob_NA), scatter(entropy_NA), value_NT, final_value_N)
+
+
+def _score_tree(
+    policy: Policy,
+    params: Params,
+    batch: StepBatch,
+    tree: TreeLayout,
+    temperature: float | jax.Array,
+    chunk_tokens: int,
+) -> Scores:
+    """`score` where each token is run once: what is found is read by every row that holds it.
+
+    So the gradient of a token is summed over its rows before it goes through the model.
+    """
+    groups, blocks, _ = tree.tokens_MGU.shape
+    rows = batch.tokens_NT.shape[0]
+    arrays = (tree.tokens_MGU, tree.positions_MGU, tree.segment_ids_MGU, tree.segment_ends_MGU)
+    *contexts, ends_BU = (jnp.reshape(x, (groups * blocks, -1)) for x in arrays)
+    hidden_BUD, _ = policy.apply(params, *contexts, segment_ends_BT=ends_BU)
+    tokens_MQ, hidden_MQD = (
+        jnp.reshape(x, (groups, -1, *x.shape[2:])) for x in (contexts[0], hidden_BUD)
+    )
+    target_MP, before_MP = jnp.asarray(tree.target_MP), jnp.asarray(tree.before_MP)
+    last = tokens_MQ.shape[1] - 1
+    found_MP = jnp.take_along_axis(tokens_MQ, jnp.minimum(target_MP, last), axis=1)
+    logprob_MP, entropy_MP = logprobs_and_entropy(
+        policy,
+        params,
+        jnp.take_along_axis(hidden_MQD, before_MP[:, :, None], axis=1),
+        jnp.where(target_MP <= last, found_MP, 0),
+        temperature,
+        chunk_tokens,
+        None if tree.support_MPW is None else jnp.asarray(tree.support_MPW),
+    )
+
+    def gather(x_MP: jax.Array, index: jax.Array) -> jax.Array:
+        """What stands at an index of its group, for arrays of rows; 0 where that is negative."""
+        index_MI = jnp.reshape(index, (groups, -1))
+        x_MI = jnp.take_along_axis(x_MP, jnp.maximum(index_MI, 0), axis=1)
+        return jnp.where(index_MI >= 0, x_MI, 0.0).reshape(index.shape)
+
+    value_NT = jnp.zeros_like(batch.logprob_NT)
+    final_value_N = jnp.zeros(rows, jnp.float32)
+    if policy.value is not None:
+        of_state_BU = policy.value(params, *contexts, hidden_BUD, segment_ends_BT=ends_BU)
+        of_state_MQ = jnp.reshape(of_state_BU, (groups, -1))
+        value_MP = jnp.take_along_axis(of_state_MQ, before_MP, axis=1)
+        value_NT = gather(value_MP, tree.scored_NT)
+        final_value_N = gather(of_state_MQ, tree.last_N)
+    logprob_NT, entropy_NT = (gather(x, tree.scored_NT) for x in (logprob_MP, entropy_MP))
+    return Scores(logprob_NT, entropy_NT, value_NT, final_value_N)
 
 
 def _contexts(batch: StepBatch) -> tuple[jax.Array, ...]:
