@@ -147,14 +147,12 @@ class EnvChild:
         if kindly and self._has_close and not self._killed:
             wait([process.sentinel], CLOSE_LIMIT)
         _kill(process)
-        process.join(REAP_LIMIT)
-        if not process.is_alive():
+        if _exit_code(process) is not None:
             process.close()
 
     def _ended(self) -> str:
         """What became of a child that does not answer any more."""
-        self._process.join(REAP_LIMIT)
-        code = self._process.exitcode
+        code = _exit_code(self._process)
         if code is None:
             return "the process of the environment closed its connection"
         if code >= 0:
@@ -171,6 +169,15 @@ def _kill(process: Any) -> None:
     process.kill()
 
 
+def _exit_code(process: Any) -> int | None:
+    """Of a process that is about to end; None where it does not."""
+    end = time.monotonic() + REAP_LIMIT
+    while process.exitcode is None and time.monotonic() < end:
+        process.join(0.05)  # in vain where a process that it forked is still there
+    code: int | None = process.exitcode
+    return code
+
+
 def _unpicklable(what: str, error: BaseException) -> str:
     return (
         f"{what} cannot be pickled, as processes need it ({type(error).__name__}: {error}); "
@@ -182,6 +189,8 @@ def _serve(connection: Connection) -> None:
     """The child: answers calls one after the other until the parent closes the connection."""
     os.setsid()  # a group of its own, to be killed as one; Ctrl-C is for the parent
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # A process that the environment forks must not keep the connection open behind it.
+    os.register_at_fork(after_in_child=connection.close)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:  # the main module has it, which is imported before
         sys.modules["jax"].config.update("jax_platforms", "cpu")

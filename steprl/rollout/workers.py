@@ -11,18 +11,24 @@ import time
 from collections import deque
 from typing import Any, NamedTuple, Protocol
 
-from steprl.envs.child_process import CLOSE_LIMIT, ChildError, EnvChild, Fault, call_env, pickled
+from steprl.envs.child_process import CLOSE_LIMIT, EnvChild, Fault, call_env, pickled
 
 __all__ = ["EnvWorkers", "Fault"]
 
 CALLS = ("reset", "step")
 ISOLATIONS = ("thread", "process")
+THREADS = "steprl-env"  # their name, for those who look at a process that hangs
 
 
 class _Call(NamedTuple):
     ticket: int
-    name: str  # for messages
-    request: Any  # as its lane takes it
+    call: str
+    arguments: tuple[Any, ...]
+    request: Any  # both as the lane takes them
+
+    def __str__(self) -> str:
+        of = f" of task {self.arguments[0]}" if self.call == "reset" and self.arguments else ""
+        return f"`{self.call}`{of} (ticket {self.ticket})"
 
 
 class _Lane(Protocol):
@@ -122,15 +128,13 @@ class EnvWorkers:
             self._tickets.add(ticket)
             self._done.append((ticket, result))
             return
-        name = f"`{call}` of task {arguments[0]}" if call == "reset" and arguments else f"`{call}`"
-        name += f" (ticket {ticket})"
         request: Any = (call, arguments)
         if self._pickled is not None:
-            request = pickled(request, f"an argument of {name}")
+            request = pickled(request, f"an argument of `{call}`")
         with self._lock:
             self._check(ticket)
             self._tickets.add(ticket)
-            self._waiting.append(_Call(ticket, name, request))
+            self._waiting.append(_Call(ticket, call, arguments, request))
             self._staff()
 
     def collect(self, wait: float | None = None) -> list[tuple[int, Any | Fault]]:
@@ -199,17 +203,22 @@ class EnvWorkers:
         if len(self._lanes) >= self._workers:
             return
         if self._watch is None and self._timeout is not None:
-            self._watch = threading.Thread(target=self._give_up_late, daemon=True)
+            self._watch = threading.Thread(target=self._give_up_late, daemon=True, name=THREADS)
             self._watch.start()
-        if not self._threads:
-            atexit.register(self.close)  # or multiprocessing would wait for the children for ever
         lane: _Lane = _Here(self._env)
         if self._pickled is not None:
             lane = EnvChild(self._pickled, hasattr(self._env, "close"))
-        thread = threading.Thread(target=self._serve, args=(lane,), daemon=True)
+            if not self._threads:
+                atexit.register(self.close)  # or the children would be waited for without end
+        thread = threading.Thread(target=self._serve, args=(lane,), daemon=True, name=THREADS)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._error = RuntimeError(f"{error}; threads that hang still count")
+            self._finished.notify_all()
+            return
         self._lanes.add(lane)
         self._threads.add(thread)
-        thread.start()
 
     def _serve(self, lane: _Lane) -> None:
         """The thread of one worker."""
@@ -221,7 +230,7 @@ class EnvWorkers:
                 if not self._begin(lane, call):
                     break
                 result = lane.call(call.request)
-        except (ChildError, TypeError) as error:
+        except Exception as error:  # another worker would fare no better
             self._fail(error)
         finally:
             lane.end()
@@ -268,14 +277,14 @@ class EnvWorkers:
                 del self._running[lane]
                 self._lanes.discard(lane)
                 lane.kill()
-                fault = Fault("timeout", f"{call.name} took longer than {self._timeout:g} seconds")
+                fault = Fault("timeout", f"{call} took longer than {self._timeout:g} seconds")
                 self._done.append((call.ticket, fault))
                 self._finished.notify()
                 if self._waiting:
                     self._staff()
 
     def _fail(self, error: Exception) -> None:
-        """What no other worker could do better ends all; `collect` and `submit` raise it."""
+        """Ends all: `collect` and `submit` raise the error from now on."""
         with self._lock:
             if not self._closed and self._error is None:
                 self._error = error

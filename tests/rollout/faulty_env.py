@@ -7,12 +7,18 @@ import time
 
 
 class FaultyEnv:
-    """Its state is a number; each action is a word and perhaps a number."""
+    """Its state is a number; an action is a word and an argument.
+
+    Args:
+        closed: a file that `close` writes into.
+    """
 
     def __init__(self, closed=None):
-        self.closed = closed  # a file that `close` writes
+        self.closed = closed
 
     def reset(self, task, key=None):
+        if task < 0:
+            time.sleep(600)
         return task, f"task {task}"
 
     def step(self, state, action):
@@ -24,25 +30,21 @@ class FaultyEnv:
             with open(self.closed, "a") as file:
                 file.write("closed\n")
 
-    def _after(self, state, what=None):
-        info = {"success": False, "valid": True, "what": what}
-        return state, f"now {state}", 0.0, False, False, info
-
     def do_add(self, state, argument):
         return self._after(state + int(argument))
 
     def do_sleep(self, state, argument):
         time.sleep(float(argument))
-        return self._after(state)
+        return self._after(state + 1)
 
     def do_wait(self, state, argument):
-        """Goes on when the file is there."""
+        """Hangs until the file is there."""
         while not os.path.exists(argument):
             time.sleep(0.005)
-        return self._after(state, "late")
+        return self._after(state)
 
     def do_raise(self, state, argument):
-        raise KeyError(argument)
+        raise LookupError(argument)
 
     def do_quit(self, state, argument):
         raise SystemExit(int(argument))
@@ -50,30 +52,51 @@ class FaultyEnv:
     def do_die(self, state, argument):
         os._exit(int(argument))
 
-    def do_modules(self, state, argument):
-        return self._after(state, argument in sys.modules)
-
-    def do_whoami(self, state, argument):
-        return self._after(state, os.getpid())
-
-    def do_child(self, state, argument):
-        """Starts a process, writes its id into a file and hangs."""
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        with open(argument + ".part", "w") as file:
-            file.write(str(child.pid))
-        os.rename(argument + ".part", argument)
+    def do_signal(self, state, argument):
+        os.kill(os.getpid(), int(argument))
         time.sleep(600)
 
-    def do_lambda(self, state, argument):
+    def do_imported(self, state, argument):
+        return self._after(argument in sys.modules)
+
+    def do_process(self, state, argument):
+        return self._after(os.getpid())
+
+    def do_start(self, state, argument):
+        """Starts a program, writes its process id into the file, and hangs."""
+        program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        _write(argument, program.pid)
+        time.sleep(600)
+
+    def do_fork(self, state, argument):
+        """Forks a process that holds what it inherits, and ends."""
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(600)
+            os._exit(0)
+        _write(argument, pid)
+        os._exit(7)
+
+    def do_hide(self, state, argument):
         return self._after(lambda: state)
 
+    def _after(self, state):
+        return state, f"now {state}", 0.0, False, False, {"success": False, "valid": True}
 
-class CannotStart(FaultyEnv):
-    """Comes apart where it is unpickled."""
+
+class BrokenEnv(FaultyEnv):
+    """Can be pickled, not unpickled."""
 
     def __reduce__(self):
         return _refuse, ()
 
 
 def _refuse():
-    raise ImportError("no module named engine")
+    raise ImportError("there is no engine here")
+
+
+def _write(path, pid):
+    """All at once."""
+    with open(f"{path}.part", "w") as file:
+        file.write(str(pid))
+    os.rename(f"{path}.part", path)
