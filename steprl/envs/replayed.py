@@ -162,6 +162,7 @@ class ReplayedEnvironment:
         attributes: Mapping[str, Any],
     ):
         self._arguments = (make, engines, snapshot_every, attributes)
+        self.make = make
         self._snapshot_every = snapshot_every
         self._max_steps = attributes.get("max_steps", math.inf)
         self._pool: EnginePool[Engine, ReplayedState] = EnginePool(make, engines)
