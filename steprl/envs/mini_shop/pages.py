@@ -14,7 +14,7 @@ NOTICE = "Nothing was done: {reason}. The page is as it was.\n\n"
 
 _PLAIN = "Reply with one command and nothing else, such as search[green tea] or click[Buy Now]."
 _CALL = f"""Reply with one call of env_step, such as:
-{render_tool_call("env_step", {"command": "click[Buy Now]"})}"""
+{render_tool_call("env_step", {"command": "search[green tea]"})}"""
 # Neither a text of the shop nor a query may open a turn of the chat, or look like a call.
 _ACTIVE = re.compile(r"<(?=\||/?(?:tool_call|tool_response|answer)>)")
 

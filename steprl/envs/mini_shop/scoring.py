@@ -67,7 +67,7 @@ def small_score(goal: Goal, product: Product, options: Mapping[str, str]) -> Sco
     chosen = {normalise(name): normalise(value) for name, value in options.items()}
     hits = [chosen.get(normalise(name)) == normalise(value) for name, value in goal.options]
     price = float(product.price <= goal.price_upper)
-    value = 0.35 * same + 0.30 * attributes + 0.25 * _share(hits) + 0.10 * price
+    value = (35 * same + 30 * attributes + 25 * _share(hits) + 10 * price) / 100  # 1.0 exactly
     return Score(value if same else value / 2, same, attributes, _share(hits), price)
 
 
