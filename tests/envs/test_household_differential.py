@@ -7,12 +7,12 @@ Skipped where alfworld is missing: it builds GPL parts, so the project never dep
         tests/envs/test_household_differential.py
 """
 
-import json
 import os
 import random
 
 import pytest
 
+from steprl.envs.adapters.alfworld import description, pddl_engine
 from steprl.envs.household import TASK_TYPES, Household
 from steprl.envs.household import expert as experts
 from steprl.envs.household.catalogue import catalogue, kind_of_floor_plan
@@ -29,85 +29,20 @@ CASES = [
     for rooms, task in (("real", 1), ("generated", 2), ("real", 3))
     if task < 3 or kind != "Kitchen"
 ]
-MANGLING = (("-", "_minus_"), ("#", "-"), ("|", "_bar_"), ("+", "_plus_"), (".", "_dot_"))
 
 
 @pytest.fixture(scope="module")
 def alfworld(tmp_path_factory):
-    """The engine's modules; importing alfworld creates a folder, so it gets one of ours."""
+    """Loads a game into the engine; importing alfworld creates a folder, so it gets one of ours."""
     os.environ["ALFWORLD_DATA"] = str(tmp_path_factory.mktemp("alfworld"))
     pytest.importorskip("alfworld", reason="alfworld is not installed (it is optional: GPL parts)")
-    import textworld
-    from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
-    from alfworld.gen.goal_library import gdict
-    from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
-    from textworld.envs import PddlEnv
 
-    infos = textworld.EnvInfos(won=True, admissible_commands=True)
-
-    def load(game: Game, path) -> tuple:
-        with open(ALFRED_PDDL_PATH) as domain, open(ALFRED_TWL2_PATH) as grammar:
-            description = {
-                "pddl_domain": domain.read(),
-                "grammar": grammar.read().replace("UNKNOWN GOAL", game.goal.sentence),
-                "pddl_problem": pddl_problem(game, gdict),
-            }
-        path.write_text(json.dumps(description))
-        engine = AlfredDemangler(PddlEnv(infos), shuffle=False)
-        engine.load(str(path))
+    def load(game: Game) -> tuple:
+        engine = pddl_engine()
+        engine.load(description(game))
         return engine, engine.reset()
 
     return load
-
-
-def identifier(thing: Thing) -> str:
-    """An id that the engine turns into our name: it numbers the sorted ids of a type downwards."""
-    position = f"+{99 - thing.number:02d}.00|+00.00|+00.00"
-    if thing.type.endswith("Basin"):
-        return f"{thing.type.removesuffix('Basin')}|{position}|{thing.type}"
-    return f"{thing.type}|{position}"
-
-
-def pddl_problem(game: Game, goals: dict) -> str:
-    """The game as the problem text of a `.tw-pddl` file, in ALFWorld's spelling."""
-    facts = catalogue()
-    ids = {t: identifier(t) for t in (*game.receptacles, *game.objects)}
-    object_types = sorted({t.type for t in game.objects} | {game.goal.object})
-    receptacle_types = sorted({t.type for t in game.receptacles})
-    locations = {t: f"loc|{i}|0|0|30" for i, t in enumerate(game.receptacles)}
-    outside = "loc|99|0|0|30"
-    lines = ["(define (problem plan_0)", "(:domain alfred)", "(:objects", "agent1 # agent"]
-    lines += [f"{outside} # location", *(f"{place} # location" for place in locations.values())]
-    lines += [f"{t}Type # otype" for t in object_types]
-    lines += [f"{t}Type # rtype" for t in receptacle_types]
-    lines += [f"{ids[t]} # object" for t in game.objects]
-    lines += [f"{ids[t]} # receptacle" for t in game.receptacles]
-    lines += [")", "(:init", f"(atLocation agent1 {outside})"]
-    for kind in receptacle_types:
-        fitting = [t for t in object_types if t in facts.fits[kind]]
-        lines += [f"(canContain {kind}Type {t}Type)" for t in fitting]
-    for t in game.receptacles:
-        lines += [f"(receptacleType {ids[t]} {t.type}Type)"]
-        lines += [f"(receptacleAtLocation {ids[t]} {locations[t]})"]
-        lines += [f"(openable {ids[t]})"] if t.type in facts.openable else []
-    for t, place in zip(game.objects, game.places, strict=True):
-        receptacle = game.receptacles[place]
-        lines += [
-            f"(objectType {ids[t]} {t.type}Type)",
-            f"(inReceptacle {ids[t]} {ids[receptacle]})",
-        ]
-        lines += [f"(objectAtLocation {ids[t]} {locations[receptacle]})"]
-        properties = [name for name, types in facts.properties.items() if t.type in types]
-        properties += ["isReceptacleObject"] if t.type in facts.movable_receptacles else []
-        properties += ["pickupable"] if any(t.type in fits for fits in facts.fits.values()) else []
-        lines += [f"({name} {ids[t]})" for name in properties]
-    text = "\n".join([*lines, ")"])
-    text += goals[game.goal.task_type]["pddl"].format(
-        obj=game.goal.object, recep=game.goal.receptacle, toggle=game.goal.lamp
-    )
-    for plain, mangled in MANGLING:
-        text = text.replace(plain, mangled)
-    return text
 
 
 def random_command(env: Household, state: State, rng: random.Random) -> str:
@@ -164,7 +99,7 @@ def assert_same_answer(env: Household, engine, state: State, command: str):
 
 
 @pytest.mark.parametrize(("task_type", "kind", "rooms", "task"), CASES)
-def test_texts_commands_and_wins_equal_alfworlds(alfworld, tmp_path, task_type, kind, rooms, task):
+def test_texts_commands_and_wins_equal_alfworlds(alfworld, task_type, kind, rooms, task):
     env = Household(
         task_types=(task_type,),
         room_kinds=(kind,),
@@ -174,7 +109,7 @@ def test_texts_commands_and_wins_equal_alfworlds(alfworld, tmp_path, task_type, 
     )
     state, text = env.reset(task)
     assert rooms == "generated" or kind_of_floor_plan(state.game.room) == kind
-    engine, theirs = alfworld(state.game, tmp_path / "game.tw-pddl")
+    engine, theirs = alfworld(state.game)
     assert text == theirs.feedback
     assert list(env.admissible_commands(state)) == theirs["admissible_commands"]
 
@@ -190,10 +125,10 @@ def test_texts_commands_and_wins_equal_alfworlds(alfworld, tmp_path, task_type, 
     assert success
 
 
-def test_every_condition_of_a_thing_is_told_as_in_alfworld(alfworld, tmp_path):
+def test_every_condition_of_a_thing_is_told_as_in_alfworld(alfworld):
     env = Household(room_kinds=("Kitchen",), task_types=("pick_and_place_simple",))
     state, _ = env.reset(5)
-    engine, _ = alfworld(state.game, tmp_path / "game.tw-pddl")
+    engine, _ = alfworld(state.game)
     told = set()
     for command in tour_of_treatments(state.game):
         state, text, _ = assert_same_answer(env, engine, state, command)
