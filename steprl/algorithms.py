@@ -4,6 +4,7 @@ To add a method, write its credit as a function of a batch and the critic's valu
 to `ALGORITHMS`.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -248,9 +249,24 @@ def appo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) 
     return _without_critic(advantage_NT)
 
 
+def unbranched(batch: StepBatch) -> StepBatch:
+    """The batch as one of rollouts that could have branched and did not."""
+    row_N = jnp.arange(batch.task_N.shape[0], dtype=jnp.int32)
+    nothing_N = jnp.zeros_like(row_N)
+    alone = Branches(row_N, nothing_N, nothing_N - 1, jnp.zeros(row_N.shape), nothing_N)
+    return dataclasses.replace(batch, branches=alone)
+
+
 def _branches(batch: StepBatch) -> Branches:
+    """Those of the batch; a row without any step descends from nothing."""
     assert batch.branches is not None, "the method needs the branches of the batch"
-    return batch.branches
+    branches, there_N = batch.branches, jnp.any(batch.mask_NS, axis=1)
+    return branches._replace(
+        origin_N=jnp.where(there_N, branches.origin_N, jnp.arange(there_N.shape[0])),
+        token_N=jnp.where(there_N, branches.token_N, -1),
+        score_N=jnp.where(there_N, branches.score_N, 0.0),
+        preference_N=jnp.where(there_N, branches.preference_N, 0),
+    )
 
 
 # --- The table -------------------------------------------------------------------------------------
@@ -269,6 +285,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "gigpo": Algorithm(gigpo_credit, "token", STEPS, ("group", "anchors")),
     "branpo": Algorithm(branpo_credit, "token", TOKENS, ("group", "branches")),
     "appo": Algorithm(appo_credit, "token", TOKENS, ("group", "branches"), future_kl_loss),
+    # ARPO (arXiv 2507.19849): branches are attempts like others, so a prefix is credited by all that
+    # came of it.
+    "arpo": Algorithm(group_credit("grpo"), "token", TOKENS, ("group", "branches")),
 }
 
 LACKS = {
@@ -277,8 +296,8 @@ LACKS = {
     "group": "compares attempts at the same task, and rollout.n=1 makes one at each: "
     "set rollout.n=8 (and rollout.batch_size, the number of tasks, accordingly)",
     "anchors": "compares steps that saw the same, and this run does not say what a step saw",
-    "branches": "learns from branches of a shared prefix, and rollouts do not branch yet: its "
-    "credit and loss are functions of steprl.ops; train with one of {others}",
+    "branches": "learns from branches of a shared prefix, and these rollouts do not branch: "
+    "train with one of {others}",
 }
 
 

@@ -138,7 +138,7 @@ def _check_player(config: Config, player: Player) -> None:
 def _check_method(config: Config) -> None:
     """The method exists and the run gives it what it needs."""
     critic = config.model.value_head != "none"
-    offers = ["anchors"] + ["critic"] * critic + ["group"] * (config.rollout.n > 1)
+    offers = ["anchors", "branches"] + ["critic"] * critic + ["group"] * (config.rollout.n > 1)
     method = algorithm(config.algorithm.name, tuple(offers))
     learnt = "critic" in method.needs
     if config.algorithm.bootstrap_truncated and not learnt:

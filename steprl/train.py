@@ -7,6 +7,7 @@ All randomness follows from the seed and the iteration, and so do the tasks: a c
 train state alone, and a run that was stopped goes on bit for bit.
 """
 
+import dataclasses
 import signal
 import threading
 import time
@@ -19,10 +20,12 @@ import jax
 
 from steprl.algorithms import algorithm
 from steprl.checkpoint import Checkpointer, latest_step, restore
+from steprl.config import Config
 from steprl.evaluation import evaluate_all
+from steprl.experience import make_gather
 from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
 from steprl.optimizer import make_optimizer
-from steprl.rollout import attempts, summary, with_anchors, write_trajectories
+from steprl.rollout import attempts, summary, write_trajectories
 from steprl.session import Session, abstract_params, initial_params
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
@@ -115,8 +118,9 @@ def _reinforce(
         state = jax.jit(fresh, out_shardings=shardings)(params)
     else:
         state = restore(folder, as_abstract(shapes, shardings)).state
+    gather = make_gather(session)
     update = jax.jit(
-        make_update(policy, method, optimizer, config, mesh),
+        make_update(policy, method, optimizer, _with_branches(config), mesh),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )
@@ -140,20 +144,13 @@ def _reinforce(
         for iteration in range(done + 1, total + 1):
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
-            how = dict(temperature=rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p)
-            if player.explore is not None and player.collate is not None:
-                played = player.explore(state.params, play_key, *tasks, **how, remember=False)
-                if _due(iteration, trainer.save_trajectories):
-                    file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-                    write_trajectories(file, played.trajectories, iteration - 1, trainer.seed)
-                batch = player.collate(played.trajectories)
-            else:
-                batch = player.play(state.params, play_key, *tasks, **how)
-            metrics = jax.device_get(summarise(batch))
-            if "anchors" in method.needs:
-                batch = with_anchors(batch, player.tokenizer, config.algorithm.similarity_thresh)
+            found = gather(state, play_key, *tasks)
+            if found.trajectories is not None and _due(iteration, trainer.save_trajectories):
+                file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
+                write_trajectories(file, found.trajectories, iteration - 1, trainer.seed)
+            metrics = found.report | jax.device_get(summarise(found.batch))
             clock.lap("gen")
-            state, learnt = update(state, batch, jax.random.fold_in(update_key, iteration))
+            state, learnt = update(state, found.batch, jax.random.fold_in(update_key, iteration))
             metrics |= jax.device_get(learnt)
             clock.lap("update")
             broken = bool(metrics["train/nonfinite"])
@@ -181,6 +178,15 @@ def _reinforce(
             if stop and not last:
                 raise KeyboardInterrupt
     return state.params
+
+
+def _with_branches(config: Config) -> Config:
+    """Mini-batches count trajectories that began anew; where each has room for a branch, rows."""
+    if config.algorithm.name != "branpo":
+        return config
+    sizes = ("ppo_mini_batch_size", "ppo_micro_batch_size")
+    twice = {name: 2 * getattr(config.actor, name) for name in sizes}
+    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, **twice))
 
 
 def _due(iteration: int, frequency: int) -> bool:

@@ -43,6 +43,8 @@ class TrainState(NamedTuple):
     moments: RunningMoments | None = None  # of the returns, for the scale of the rewards
     # What is trained as it was when training began, where a KL term asks for it; the rest is frozen.
     reference: Params | None = None
+    # What is trained as it was before the last update, for methods that ask what the update changed.
+    previous: Params | None = None
 
 
 def initial_state(
@@ -61,7 +63,13 @@ def initial_state(
         RunningMoments(*(jnp.asarray(x, jnp.float32) for x in moments)),
         # A copy: the update is given the buffers of the parameters to write into.
         jax.tree.map(jnp.copy, trainable) if needed else None,
+        jax.tree.map(jnp.copy, trainable) if _asks_what_changed(config) else None,
     )
+
+
+def _asks_what_changed(config: Config) -> bool:
+    algorithm = config.algorithm
+    return algorithm.name == "appo" and algorithm.branch.future_value == "previous"
 
 
 class Sample(NamedTuple):
@@ -183,7 +191,7 @@ def make_update(
             report |= {"actor/reward_kl_penalty": kl, "actor/reward_kl_penalty_coeff": kl_coef}
             control = settings.kl_ctrl
             if control.type == "adaptive":
-                rows = batch.task_N.shape[0]
+                rows = jnp.sum(jnp.any(batch.mask_NS, axis=1))
                 new_coef = adaptive_kl_coefficient(
                     kl_coef, kl, rows, target=control.target_kl, horizon=control.horizon
                 )
@@ -201,6 +209,7 @@ def make_update(
         trainable, frozen = split_trainable(state.params, config.model.freeze)
         rows, size = batch.tokens_NT.shape[0], actor.ppo_mini_batch_size
         micro = actor.ppo_micro_batch_size
+        _check_parts(batch, size, micro)
         reference = None
         if state.reference is not None:
             reference = scored(combine(state.reference, frozen), batch).logprob_NT
@@ -230,7 +239,9 @@ def make_update(
             report |= {f"rollout_corr/{name}": value for name, value in correction.items()}
         keep_N = jnp.ones(batch.task_N.shape, bool)
         if "group" in method.needs:
-            report["rollout/informative_frac"] = jnp.mean(informative_N.astype(jnp.float32))
+            report["rollout/informative_frac"] = masked_mean(
+                informative_N.astype(jnp.float32), jnp.any(batch.mask_NS, axis=1)
+            )
             if settings.filter_groups:
                 keep_N = informative_N
         blank = jnp.zeros_like(old.value_NT)
@@ -249,12 +260,12 @@ def make_update(
             return _gradient(of_part, trainable, sample, micro)
 
         def epoch(state: tuple[Params, Any], key: jax.Array) -> tuple[tuple[Params, Any], Metrics]:
-            order = jax.random.permutation(key, rows)
-            parts = jax.tree.map(lambda x: x[order].reshape(-1, size, *x.shape[1:]), whole)
+            order = jax.random.permutation(key, _groups(batch))
+            parts = _cut(whole, rows // size, order)
             parts = jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, P(None, *BATCH)))
             return jax.lax.scan(functools.partial(optimise, through_own_pass), state, parts)
 
-        start = (trainable, state.opt_state)
+        before, start = trainable, (trainable, state.opt_state)
         if one_step:
             (trainable, opt_state), metrics = optimise(through_first_pass, start, whole)
         else:
@@ -264,10 +275,41 @@ def make_update(
         report["train/nonfinite"] = jnp.sum(metrics["train/nonfinite"])
         iteration = state.iteration + 1
         params = combine(trainable, frozen)
-        state = TrainState(params, opt_state, iteration, kl_coef, moments, state.reference)
+        previous = None if state.previous is None else before
+        state = TrainState(
+            params, opt_state, iteration, kl_coef, moments, state.reference, previous
+        )
         return state, report
 
     return update
+
+
+def _groups(batch: StepBatch) -> int:
+    """How many parts a batch can be cut into: rows that share tokens stay together."""
+    return (batch.tokens_NT if batch.tree is None else batch.tree.tokens_MGU).shape[0]
+
+
+def _check_parts(batch: StepBatch, mini: int, micro: int) -> None:
+    rows = batch.tokens_NT.shape[0] // _groups(batch)
+    for name, size in (("ppo_mini_batch_size", mini), ("ppo_micro_batch_size", micro)):
+        if size % rows:
+            raise ValueError(
+                f"actor.{name}={size} would part rows that share tokens: use a multiple of {rows}"
+            )
+
+
+def _cut(sample: Sample, parts: int, order: jax.Array | None = None) -> Sample:
+    """Arrays [parts, ...] of what a sample holds, its groups of rows in the given order."""
+    groups = _groups(sample.batch)
+
+    def cut(x: jax.Array) -> jax.Array:
+        """Of the rows, R to a group, or of the groups themselves."""
+        own = x.shape[1:]
+        if order is not None:
+            x = x.reshape(groups, -1, *own)[order]
+        return x.reshape(parts, -1, *own)
+
+    return jax.tree.map(cut, sample)
 
 
 def _gradient(
@@ -278,7 +320,7 @@ def _gradient(
     if micro_rows in (0, rows):
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, sample)
         return gradient, metrics
-    parts = jax.tree.map(lambda x: x.reshape(-1, micro_rows, *x.shape[1:]), sample)
+    parts = _cut(sample, rows // micro_rows)
 
     def add(total: Params, part: Sample) -> tuple[Params, Metrics]:
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, part)

@@ -29,6 +29,7 @@ FLOORS = (
         "train",
         "sft",
         "evaluation",
+        "experience",
         "serving",
         "update",
         "report",

@@ -13,6 +13,7 @@ from steprl.config.settings import (
     LOSS_AGG_MODES,
     ActorConfig,
     AlgorithmConfig,
+    BranchConfig,
     Config,
     CriticConfig,
     EnvConfig,
@@ -34,6 +35,7 @@ from steprl.config.settings import (
 __all__ = [
     "ActorConfig",
     "AlgorithmConfig",
+    "BranchConfig",
     "Config",
     "ConfigError",
     "CriticConfig",

@@ -178,6 +178,21 @@ class FutureKlConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BranchConfig:
+    """Where rollouts branch: branpo, appo and arpo."""
+
+    threshold: float = 0.8  # branpo: returns from here on are correct
+    # appo, arpo: attempts at a task that begin anew, the others of rollout.n branch off; None = half
+    initial: int | None = _field(None, 1)
+    # appo: what tells how much a token changes the rest. "previous": the policy now against the one
+    # before the last update; "none": nothing, branches start where the entropy is high.
+    future_value: str = _field("previous", choices=("previous", "none"))
+    future_clip: float = _field(0.2, 0.0)  # 0 = none
+    negative_pairs: str = _field("last", choices=("last", "product"))
+    refill: str = _field("none", choices=("none", "cycle"))  # repeat places where there are too few
+
+
+@dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
     name: str = "steppo"
     gamma: float = _field(1.0, 0.0, 1.0)
@@ -200,7 +215,8 @@ class AlgorithmConfig:
     rollout_is: str = _field("off", choices=("off", "token", "step", "sequence"))
     rollout_is_threshold: float = _field(2.0, 1.0)
     rollout_is_mode: str = _field("truncate", choices=("truncate", "mask"))
-    # branpo and appo
+    # branpo, appo and arpo
+    branch: BranchConfig = BranchConfig()
     redundant: str = _field("first_step", choices=("first_step", "suffix"))
     reward_scale_discount: float = _field(0.9, 0.0, 1.0)
     future_kl: FutureKlConfig = FutureKlConfig()

@@ -32,7 +32,7 @@ class DeviceEnv(Protocol):
     def step(self, state: Any, action: jax.Array) -> tuple[Any, Any]: ...
 
 
-class _Turn(NamedTuple):
+class Turn(NamedTuple):
     """One step of all rows, as the scan emits it."""
 
     action: jax.Array  # [N, A]
@@ -49,6 +49,13 @@ class _Turn(NamedTuple):
     success: jax.Array
     stop: jax.Array
     support: jax.Array | None  # [N, A, W]
+
+
+class DeviceMemory(NamedTuple):
+    """What is needed to go on from any step of a rollout."""
+
+    cache: Any  # a row each
+    states: Any  # of the environment before each step, [S, N, ...]
 
 
 def rollout(
@@ -71,6 +78,22 @@ def rollout(
         top_k, top_p: see `sampling_logprobs`; where they truncate, the batch holds the sets of
             tokens that could be sampled.
     """
+    how = (temperature, top_k, top_p)
+    return remembered_rollout(policy, env, params, key, task_N, sample_N, *how)[0]
+
+
+def remembered_rollout(
+    policy: Policy,
+    env: DeviceEnv,
+    params: Params,
+    key: jax.Array,
+    task_N: jax.Array,
+    sample_N: jax.Array,
+    temperature: float | jax.Array = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> tuple[StepBatch, DeviceMemory]:
+    """`rollout`, with a memory to branch from (`steprl.rollout.device_branches`)."""
     length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
     rows = task_N.shape[0]
     params = policy.prepare(params)
@@ -103,11 +126,16 @@ def rollout(
             out.support_BAW,
         ), out.cache
 
-    def remember(cache: Any, action_NA: jax.Array, size_N: jax.Array, seen_NO: jax.Array) -> Any:
-        last = jnp.take_along_axis(action_NA, jnp.maximum(size_N - 1, 0)[:, None], axis=1)
-        return cache, jnp.concatenate([last, seen_NO], axis=1), 1 + jnp.sum(seen_NO != 0, axis=1)
+    batch, memory, states = _episodes(
+        env, keys_N, task_N, sample_N, begin, act, next_chunk, keep_states=True
+    )
+    return batch, DeviceMemory(memory[0], states)
 
-    return _episodes(env, keys_N, task_N, sample_N, begin, act, remember)
+
+def next_chunk(cache: Any, action_NA: jax.Array, size_N: jax.Array, seen_NO: jax.Array) -> Any:
+    """What the next turn reads: the last token of an action and what it was answered."""
+    last = jnp.take_along_axis(action_NA, jnp.maximum(size_N - 1, 0)[:, None], axis=1)
+    return cache, jnp.concatenate([last, seen_NO], axis=1), 1 + jnp.sum(seen_NO != 0, axis=1)
 
 
 def demonstrations(
@@ -129,7 +157,7 @@ def demonstrations(
         return (action_NA, action_NA != 0, zero, zero, stop_N, None), memory
 
     nothing = lambda *_: jnp.zeros(())  # noqa: E731
-    return _episodes(env, keys_N, task_N, sample_N, nothing, act, nothing, act_sees_state=True)
+    return _episodes(env, keys_N, task_N, sample_N, nothing, act, nothing, act_sees_state=True)[0]
 
 
 def _episodes(
@@ -141,8 +169,13 @@ def _episodes(
     act: Callable[..., Any],
     remember: Callable[..., Any],
     act_sees_state: bool = False,
-) -> StepBatch:
-    """The loop of agent and environment; what the agent keeps between turns is its own affair."""
+    keep_states: bool = False,
+) -> tuple[StepBatch, Any, Any]:
+    """The loop of agent and environment; what the agent keeps between turns is its own affair.
+
+    Returns:
+        The batch, what the agent kept at last, and the states before each step where asked for.
+    """
     # The environment's own chance gets a stream apart from the tokens' (whose steps count from 0).
     env_keys_N = jax.vmap(lambda k: jax.random.fold_in(k, 2**31 - 1))(keys_N)
     state, prompt_NP = jax.vmap(env.reset)(task_N, env_keys_N)
@@ -153,42 +186,49 @@ def _episodes(
         state, memory, start_N, chunk_N, alive_N = carry
         extra = (state,) if act_sees_state else ()
         found, memory = act(memory, start_N, alive_N, turn, *extra)
-        action, mask, logprob, entropy, stop, support = found
-        new_state, seen = jax.vmap(env.step)(state, action)
-        size_N = jnp.sum(mask, axis=1)
-        over_N = seen.terminated | seen.truncated
-        shown = (seen.tokens != 0) & alive_N[:, None]
-        memory = remember(memory, action, size_N, jnp.where(shown, seen.tokens, 0))
+        new_state, out, over_N = answer(env, state, found, alive_N)
+        size_N, shown_N = jnp.sum(out.action_mask, axis=1), jnp.sum(out.observation_mask, axis=1)
+        memory = remember(memory, out.action, size_N, out.observation)
         # The next chunk begins with this action's last token, at the place behind the others.
         start_N = start_N + chunk_N + size_N - 1
-        carry = (new_state, memory, start_N, 1 + jnp.sum(shown, axis=1), alive_N & ~over_N)
-        out = _Turn(
-            action=action,
-            action_mask=mask,
-            logprob=logprob,
-            entropy=entropy,
-            observation=jnp.where(shown, seen.tokens, 0),
-            observation_mask=shown,
-            reward=seen.reward * alive_N,
-            alive=alive_N,
-            terminated=seen.terminated & alive_N,
-            truncated=seen.truncated & alive_N,
-            valid=seen.valid & alive_N,
-            success=seen.success & alive_N,
-            stop=jnp.where(alive_N, stop, 0),
-            support=support,
-        )
-        return carry, out
+        carry = (new_state, memory, start_N, 1 + shown_N, alive_N & ~over_N)
+        return carry, (out, state if keep_states else None)
 
     carry = (
         state, begin(prompt_NP, prompt_length_N), prompt_length_N - 1, jnp.ones_like(prompt_length_N), alive_N
     )  # fmt: skip
-    _, turns = jax.lax.scan(turn_of, carry, jnp.arange(env.max_steps))
-    return _as_batch(env, prompt_NP, turns, task_N, sample_N)
+    (_, memory, *_), (turns, states) = jax.lax.scan(turn_of, carry, jnp.arange(env.max_steps))
+    return _as_batch(env, prompt_NP, turns, task_N, sample_N), memory, states
+
+
+def answer(
+    env: DeviceEnv, state: Any, found: tuple[Any, ...], alive_N: jax.Array
+) -> tuple[Any, Turn, jax.Array]:
+    """The environments' answers to actions: new states, what happened, and which rows are over."""
+    action, mask, logprob, entropy, stop, support = found
+    new_state, seen = jax.vmap(env.step)(state, action)
+    shown = (seen.tokens != 0) & alive_N[:, None]
+    out = Turn(
+        action=action,
+        action_mask=mask,
+        logprob=logprob,
+        entropy=entropy,
+        observation=jnp.where(shown, seen.tokens, 0),
+        observation_mask=shown,
+        reward=seen.reward * alive_N,
+        alive=alive_N,
+        terminated=seen.terminated & alive_N,
+        truncated=seen.truncated & alive_N,
+        valid=seen.valid & alive_N,
+        success=seen.success & alive_N,
+        stop=jnp.where(alive_N, stop, 0),
+        support=support,
+    )
+    return new_state, out, seen.terminated | seen.truncated
 
 
 def _as_batch(
-    env: DeviceEnv, prompt_NP: jax.Array, turns: _Turn, task_N: jax.Array, sample_N: jax.Array
+    env: DeviceEnv, prompt_NP: jax.Array, turns: Turn, task_N: jax.Array, sample_N: jax.Array
 ) -> StepBatch:
     rows = prompt_NP.shape[0]
 

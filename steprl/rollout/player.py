@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,14 @@ from steprl.models.chat import chat_format
 from steprl.ops import masked_mean
 from steprl.rollout.contexts import chat_context, plain_context
 from steprl.rollout.conversations import conversation_demonstrations
-from steprl.rollout.device import demonstrations, rollout
+from steprl.rollout.device import demonstrations, remembered_rollout, rollout
+from steprl.rollout.device_branches import branch, starts, usage_of
+from steprl.rollout.device_branches import records as branch_records
+from steprl.rollout.records import collate, trajectories
+from steprl.rollout.rollouts import BranchPoint, Rollouts
 from steprl.rollout.scripted import scripted
 from steprl.rollout.text_player import Player, text_player
+from steprl.rollout.trees import collate_trees
 from steprl.sharding import shard_rows
 from steprl.types import STOP_REASONS, Params, Policy, StepBatch, Trajectory
 
@@ -85,6 +90,16 @@ def _multihop_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any)
         env = Multihop(settings, heldout)
         return rollout(policy, env, params, key, task, sample, temperature, top_k, top_p)
 
+    @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
+    def compiled_exploration(params, key, task, sample, heldout, temperature, top_k, top_p):  # type: ignore[no-untyped-def]
+        env = Multihop(settings, heldout)
+        return remembered_rollout(policy, env, params, key, task, sample, temperature, top_k, top_p)
+
+    @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
+    def compiled_branches(params, key, memory, begin, heldout, temperature, top_k, top_p):  # type: ignore[no-untyped-def]
+        env = Multihop(settings, heldout)
+        return branch(policy, env, params, key, memory, begin, temperature, top_k, top_p)
+
     @jax.jit
     def compiled_demonstrations(key: jax.Array, task: jax.Array) -> StepBatch:
         expert = functools.partial(demonstrate, settings)
@@ -103,7 +118,61 @@ def _multihop_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any)
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
         return compiled_demonstrations(key, shard_rows(np.asarray(task_N, np.int32), mesh))
 
-    return Player(play, demonstrated, tokenizer, ("train", "heldout"))
+    def explore(
+        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = "train",
+        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, remember: bool = True,
+    ) -> Rollouts:  # fmt: skip
+        task, sample = shard_rows(
+            (np.asarray(task_N, np.int32), np.asarray(sample_N, np.int32)), mesh
+        )
+        batch, memory = compiled_exploration(
+            params,
+            key,
+            task,
+            sample,
+            np.bool_(split != "train"),
+            np.float32(temperature),
+            top_k,
+            top_p,
+        )
+        found = trajectories(batch, tokenizer)
+        return Rollouts(found, usage_of(found), memory if remember else None)
+
+    def branches(
+        params: Params, key: jax.Array, rollouts: Rollouts, points: Sequence[BranchPoint],
+        split: str = "train", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    ) -> Rollouts:  # fmt: skip
+        found: list[Trajectory] = []
+        most = len(rollouts.trajectories)
+        few = -(-most // (4 * mesh.size)) * mesh.size
+        for first in range(0, len(points), most):
+            part = points[first : first + most]
+            # One of two sizes, so that few branches do not pay for many rows.
+            rows = few if len(part) <= few else most
+            begin = starts(rollouts.trajectories, part, rows, env.action_width)
+            turns = compiled_branches(
+                params, key, rollouts.memory, shard_rows(begin, mesh), np.bool_(split != "train"),
+                np.float32(temperature), top_k, top_p,
+            )  # fmt: skip
+            found += branch_records(rollouts.trajectories, part, jax.device_get(turns), tokenizer)
+        return Rollouts(found, usage_of(found, points))
+
+    env = Multihop(settings)
+    length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
+
+    def batch_of(played: Sequence[Trajectory]) -> StepBatch:
+        return shard_rows(collate(played, env.max_steps, [length], env.action_width), mesh)
+
+    def batch_of_groups(groups: Sequence[Sequence[Trajectory]], rows: int) -> StepBatch:
+        widths = [length * part // 2 for part in range(2, 2 * rows + 1)]
+        return shard_rows(
+            collate_trees(groups, env.max_steps, [length], env.action_width, rows, widths), mesh
+        )
+
+    return Player(
+        play, demonstrated, tokenizer, ("train", "heldout"), {}, explore, branches, batch_of,
+        batch_of_groups, on_device=True,
+    )  # fmt: skip
 
 
 def _household_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:

@@ -35,7 +35,7 @@ class Device(NamedTuple):
     hidden: Callable[[Params, int], jax.Array]
     read: Callable[..., tuple[jax.Array, Any]]
     act: Callable[..., Generation]
-    copy: Callable[[Any, Any, jax.Array, jax.Array], Any]
+    copy: Callable[..., Any]
 
 
 @functools.lru_cache(maxsize=16)

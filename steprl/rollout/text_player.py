@@ -53,6 +53,7 @@ class Player(NamedTuple):
     branch: Callable[..., Rollouts] | None = None
     collate: Callable[[Sequence[Trajectory]], StepBatch] | None = None
     collate_groups: Callable[[Sequence[Sequence[Trajectory]], int], StepBatch] | None = None
+    on_device: bool = False  # `play` is one program, better than its halves
 
 
 def text_player(
@@ -108,7 +109,7 @@ def text_player(
         return shard_rows(collate_trees(groups, max_steps, lengths, response, rows), mesh)
 
     def play(*arguments: Any, **settings: Any) -> StepBatch:
-        return batch_of(explore(*arguments, remember=False, **settings).trajectories)
+        return batch_of(explore(*arguments, **(settings | {"remember": False})).trajectories)
 
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
         assert demonstrate is not None
