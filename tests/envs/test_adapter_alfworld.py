@@ -17,8 +17,8 @@ import pytest
 if importlib.util.find_spec("alfworld") is None:
     pytest.skip("alfworld is not installed (it is optional)", allow_module_level=True)
 
-from steprl.envs.adapters.alfworld import AlfworldEngine, environment  # noqa: E402
-from steprl.envs.household import Household  # noqa: E402
+from steprl.envs.adapters.alfworld import AlfworldEngine, environment
+from steprl.envs.household import Household
 
 OPTIONS = {"rooms": "generated", "max_receptacles": 6, "max_object_types": 8, "max_steps": 12}
 NONSENSE = ("", "  ", "dance", "go to", "take\nall", "look ", "x" * 5000, "ünïcode", "\x00")
