@@ -200,6 +200,11 @@ def shop_page(env, number):
     return [c for c in env.admissible_commands(state) if c.startswith("click[C")]
 
 
+def test_ten_hits_are_one_page(env):
+    state, text, *_ = play(dataclasses.replace(env, results=10), "search[cup]")
+    assert "Page 1 of 1" in text and len(env.admissible_commands(state)) == 11
+
+
 def test_a_search_is_limited_and_may_find_nothing(env):
     few = dataclasses.replace(env, results=5)
     assert len(play(few, "search[cup]")[0].hits) == 5

@@ -135,6 +135,17 @@ def test_token_set_ratio_by_hand(first, second, ratio):
     assert token_set_ratio(first, second) == token_set_ratio(second, first) == ratio
 
 
+@pytest.mark.parametrize(("letters", "met"), [(11, False), (12, True)])
+def test_phrases_are_alike_above_85(letters, met):
+    """Four letters more: 2 * 11 / 26 is 85 of a hundred, 2 * 12 / 28 is 86."""
+    short, long = "abcdefghijkl"[:letters], "abcdefghijkl"[:letters] + "mnop"
+    assert token_set_ratio(short, long) == 85 + met
+    goal = Goal("A1", "?", (long,), (("style", long),))
+    product = dataclasses.replace(SHIRT, attributes=(short,))
+    found = full_score(goal, SHIRT, product, {"style": short})
+    assert (found.attributes, found.options) == (met, met)
+
+
 @settings(max_examples=200, deadline=None)
 @given(*[st.text("abcdeé -_", max_size=12)] * 2)
 def test_token_set_ratio_is_that_of_thefuzz(first, second):

@@ -110,7 +110,7 @@ def act(shop: Shop, state: ShopState, command: Command, results: int) -> tuple[S
         if label in (NEXT, PREVIOUS):
             turn = 1 if label == NEXT else -1
             return dataclasses.replace(state, number=state.number + turn), ""
-        return _go(state, "item", item=label, options=()), ""
+        return _go(state, "item", item=label), ""
     if label in SUBPAGES:
         return _go(state, "subpage", subpage=label), ""
     return dataclasses.replace(state, options=_select(shop.product(state.item), state, label)), ""
