@@ -109,7 +109,7 @@ def full_score(
     options: Mapping[str, str],
     nouns: Callable[[str], Sequence[str]] = title_words,
 ) -> Score:
-    """The reward of WebShop, section 2.2 of its paper and appendix A.1.
+    """The reward of WebShop (https://arxiv.org/abs/2207.01206).
 
         s = r_type (attributes met + options met + price met) / (attributes + options + 1)
 
