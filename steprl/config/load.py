@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steprl.config.settings import ENVIRONMENTS, LOGGERS, Config, EnvConfig
+from steprl.config.settings import ADAPTERS, ENVIRONMENTS, LOGGERS, Config, EnvConfig
 
 SHORT_NAMES = {"train.steps": "trainer.total_training_steps"}
 """What may be said for a longer key on the command line."""
@@ -182,17 +182,17 @@ def check_consistency(config: Config) -> None:
 
 
 def _check_environment(env: EnvConfig) -> None:
-    if ":" in env.name:
+    if ":" in env.name or env.name in ADAPTERS:
         return
     if env.name not in ENVIRONMENTS:
-        near = difflib.get_close_matches(env.name, ENVIRONMENTS, n=1)
+        near = difflib.get_close_matches(env.name, ENVIRONMENTS + ADAPTERS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"env.name={env.name!r}: allowed are {', '.join(ENVIRONMENTS)}, and your own as "
-            f"package.module:function{hint}"
+            f"env.name={env.name!r}: allowed are {', '.join(ENVIRONMENTS + ADAPTERS)}, and your own "
+            f"as package.module:function{hint}"
         )
     if env.options:
         raise ConfigError(
-            f"env.options are for an environment of your own; settings of {env.name} are those of "
-            f"env.{env.name}"
+            "env.options are for an environment of your own or of another package; settings of "
+            f"{env.name} are those of env.{env.name}"
         )

@@ -18,6 +18,16 @@ LOSS_AGG_MODES = (
 _KL = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
 KL_PENALTIES: tuple[str, ...] = (*_KL, *(f"{kind}+" for kind in _KL))
 ENVIRONMENTS = ("multihop", "household", "wiki_search", "mini_shop")
+# Of other packages, set by env.options; steprl.envs.adapters says where they are.
+ADAPTERS = (
+    "alfworld",
+    "gymnasium",
+    "reasoning_gym",
+    "scienceworld",
+    "textarena",
+    "textworld",
+    "textworld_express",
+)
 LOGGERS = ("jsonl", "tensorboard", "wandb")
 
 
@@ -101,8 +111,9 @@ class MiniShopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
-    name: str = "multihop"  # one of ENVIRONMENTS, or your own as package.module:function
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of your function
+    name: str = "multihop"  # of ENVIRONMENTS or ADAPTERS, or your own as package.module:function
+    # Arguments of the function of an adapter, or of your own.
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     multihop: MultihopConfig = MultihopConfig()
     household: HouseholdConfig = HouseholdConfig()
     wiki_search: WikiSearchConfig = WikiSearchConfig()

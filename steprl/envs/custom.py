@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from steprl.envs import Env
+from steprl.envs.adapters import ADAPTERS
 
 
 def load_environment(
@@ -25,6 +26,7 @@ def load_environment(
 
     Args:
         name: `package.module:function`, as in `env.name`; what stands behind the colon may have dots.
+            Or a short name of `steprl.envs.adapters.ADAPTERS`.
         options: keyword arguments, as in `env.options`.
 
     Returns:
@@ -34,6 +36,7 @@ def load_environment(
         ValueError: there is no such module or function, it does not take the options or fails, or
             what it returns has no `reset` and `step`.
     """
+    name = ADAPTERS.get(name, name)
     make = _find(name)
     _check_options(name, make, options)
     splits: tuple[str | None, ...] = (None,)

@@ -1,6 +1,8 @@
 """Environments by import path: found, made for each split, and refused with a reason."""
 
 import doctest
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from steprl.config import Config, ConfigError, load_config, save_config
+from steprl.config import Config, ConfigError, load_config, save_config, settings
+from steprl.envs import adapters
 from steprl.envs.custom import load_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +133,20 @@ def test_a_function_of_any_options_is_given_these_only(here):
     assert list(envs) == ["train"] and envs["train"].options == {"a": 1, "b": [2]}
 
 
+def test_adapters_have_short_names_that_a_configuration_knows():
+    assert set(adapters.ADAPTERS) == set(settings.ADAPTERS)
+    assert not set(settings.ADAPTERS) & set(settings.ENVIRONMENTS)
+    for name, path in adapters.ADAPTERS.items():
+        assert load_config(overrides=[f"env.name={name}", "env.options.a=1"]).env.name == name
+        module, _, function = path.partition(":")
+        assert (
+            "split"
+            in inspect.signature(getattr(importlib.import_module(module), function)).parameters
+        )
+    with pytest.raises(ValueError, match=r"env.options.no_such: .*textworld:environment has no"):
+        load_environment("textworld", {"no_such": 1})
+
+
 def test_an_installed_module_will_do():
     options = {"split": "train", "max_steps": 3}
     envs = load_environment("steprl.envs.household:Household", options)
@@ -223,7 +240,11 @@ def test_options_are_saved_and_merged(tmp_path):
     [
         (["env.name=houshold"], "env.name='houshold': allowed are .*; did you mean household"),
         (["env.name=zzz"], "and your own as package.module:function$"),
-        (["env.options.a=1"], "for an environment of your own; settings of multihop are those of"),
+        (
+            ["env.options.a=1"],
+            "for an environment of your own or .*; settings of multihop are those of",
+        ),
+        (["env.name=textwold"], "did you mean textworld"),
         (["env.name=m:make", "env.options=3"], "env.options"),
         (["env.name=m:make", "env.option.a=3"], "did you mean env.options"),
     ],
