@@ -40,14 +40,15 @@ def penalise_kl(
         kind: estimator, see `ops.kl_penalty`.
 
     Returns:
-        The batch with the new rewards, and the mean over rows of the mean KL of a row's tokens (an
-        empty row counts as 0), which is what an adaptive coefficient looks at.
+        The batch with the new rewards, and the mean over rows with a step of the mean KL of a row's
+        tokens, which is what an adaptive coefficient looks at.
     """  # fmt: skip
     penalty_NT = kl_penalty(logprob_NT, ref_logprob_NT, kind, batch.step_ids_NT)
     steps = batch.reward_NS.shape[1]
     of_step = jax.vmap(lambda x_t, ids_t: reduce_steps(x_t, ids_t, steps, "sum"))
     reward_NS = batch.reward_NS - coefficient * of_step(penalty_NT, batch.step_ids_NT)
-    mean_kl = jnp.mean(masked_mean(penalty_NT, batch.step_ids_NT >= 0, axis=-1))
+    kl_N = masked_mean(penalty_NT, batch.step_ids_NT >= 0, axis=-1)
+    mean_kl = masked_mean(kl_N, jnp.any(batch.mask_NS, axis=1))
     return dataclasses.replace(batch, reward_NS=reward_NS), mean_kl
 
 

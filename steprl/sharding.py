@@ -95,7 +95,9 @@ def shard_rows(tree: Any, mesh: Mesh) -> Any:
     Raises:
         ValueError: the number of rows is not a multiple of the number of devices.
     """
-    rows = jax.tree.leaves(tree)[0].shape[0]
-    if rows % mesh.size:
-        raise ValueError(f"{rows} rows cannot be split over {mesh.size} devices: use a multiple")
+    for rows in {leaf.shape[0] for leaf in jax.tree.leaves(tree)}:
+        if rows % mesh.size:
+            raise ValueError(
+                f"{rows} rows cannot be split over {mesh.size} devices: use a multiple"
+            )
     return jax.device_put(tree, batch_sharding(mesh))

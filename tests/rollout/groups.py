@@ -74,11 +74,11 @@ def branch(rng, origin, number, steps, rebuilt, sets):
     return trajectory(rng, origin.task, steps, first, rebuilt, sets, parent=(number, cut))
 
 
-def group(rng, task, members, steps=3, rebuilt=False, sets=False):
-    """One trajectory and others that go on from any of those before them."""
+def group(rng, task, members, steps=3, rebuilt=False, sets=False, nested=True):
+    """One trajectory and others that go on from any of those before them, or from the first."""
     found = [trajectory(rng, task, rng.integers(1, steps + 1), (), rebuilt, sets)]
     for _ in range(members - 1):
-        number = int(rng.integers(len(found)))
+        number = int(rng.integers(len(found))) if nested else 0
         new = branch(rng, found[number], number, int(rng.integers(1, steps + 1)), rebuilt, sets)
         found.append(new if len(new.steps) <= steps else found[number])
     return found
