@@ -192,7 +192,7 @@ class FutureKlConfig:
 class BranchConfig:
     """Where rollouts branch: branpo, appo and arpo."""
 
-    threshold: float = 0.8  # branpo: returns from here on are correct
+    threshold: float = _field(0.8, -1e9, 1e9)  # branpo: returns from here on are correct
     # appo, arpo: attempts at a task that begin anew, the others of rollout.n branch off; None = half
     initial: int | None = _field(None, 1)
     # appo: what tells how much a token changes the rest. "previous": the policy now against the one

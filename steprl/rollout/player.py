@@ -164,7 +164,7 @@ def _multihop_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any)
         return shard_rows(collate(played, env.max_steps, [length], env.action_width), mesh)
 
     def batch_of_groups(groups: Sequence[Sequence[Trajectory]], rows: int) -> StepBatch:
-        widths = [length * part // 2 for part in range(2, 2 * rows + 1)]
+        widths = [length * part for part in (1, 2, 3, 4, 6, 8, 12, 16) if part <= rows]
         return shard_rows(
             collate_trees(groups, env.max_steps, [length], env.action_width, rows, widths), mesh
         )
