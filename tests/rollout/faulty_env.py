@@ -1,8 +1,10 @@
 """An environment that does what an action asks for; light, for it is imported by child processes."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 
@@ -43,6 +45,15 @@ class FaultyEnv:
             time.sleep(0.005)
         return self._after(state)
 
+    def do_meet(self, state, argument):
+        """Goes on when as many calls are in it."""
+        folder, number = argument.rsplit(" ", 1)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False):
+            pass
+        while len(os.listdir(folder)) < int(number):
+            time.sleep(0.005)
+        return self._after(state)
+
     def do_raise(self, state, argument):
         raise LookupError(argument)
 
@@ -76,6 +87,15 @@ class FaultyEnv:
             os._exit(0)
         _write(argument, pid)
         os._exit(7)
+
+    def do_nest(self, state, argument):
+        """The exit code of a process of its own."""
+        process = multiprocessing.get_context("spawn").Process(
+            target=os._exit, args=(int(argument),)
+        )
+        process.start()
+        process.join()
+        return self._after(process.exitcode)
 
     def do_hide(self, state, argument):
         return self._after(lambda: state)

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,19 @@ def children():
     return {int(pid) for task in tasks for pid in task.read_text().split()}
 
 
+def tracker():
+    """The process that multiprocessing starts beside the first child, and keeps."""
+    return resource_tracker._resource_tracker._pid
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """No child, and no zombie of one."""
+    before = children()
+    yield
+    assert children() <= before | {tracker()}
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @anywhere
 def test_calls_give_what_the_environment_gives(isolate, workers):
@@ -89,6 +103,33 @@ def test_what_a_call_raises_is_its_fault(isolate, workers):
     assert raised == Fault("crash", "LookupError: no such door")
     assert left == Fault("crash", "SystemExit: 3")
     assert fine[0] == 1
+
+
+@anywhere
+def test_as_many_calls_run_at_a_time_as_there_are_workers(isolate, tmp_path):
+    with EnvWorkers(FaultyEnv(), 3, LONG, isolate) as pool:
+        steps(pool, "add 1")  # one worker is there and waits
+        together = steps(pool, *[f"meet {tmp_path} 3"] * 3)
+    assert not any(isinstance(result, Fault) for result in together), together
+
+
+def test_no_more_calls_run_at_a_time():
+    class Counting(FaultyEnv):
+        lock, now, most = threading.Lock(), 0, 0
+
+        def do_sleep(self, state, argument):
+            with self.lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            result = super().do_sleep(state, argument)
+            with self.lock:
+                self.now -= 1
+            return result
+
+    env = Counting()
+    with EnvWorkers(env, 2, LONG, "thread") as pool:
+        steps(pool, *["sleep 0.01"] * 20)
+    assert env.most == 2
 
 
 @anywhere
@@ -186,7 +227,6 @@ def test_collect_waits_as_long_as_it_is_told(isolate, tmp_path):
 @anywhere
 def test_closing_waits_for_nothing(isolate, timeout):
     """Not for calls that hang, nor for those that wait for a worker."""
-    before = children()
     pool = EnvWorkers(FaultyEnv(), 2, timeout, isolate)
     for ticket in range(6):
         pool.submit(ticket, "step", 0, "sleep 600")
@@ -196,14 +236,6 @@ def test_closing_waits_for_nothing(isolate, timeout):
     for use in (lambda: pool.submit(9, "reset", 0), pool.collect):
         with pytest.raises(RuntimeError, match="the workers are closed"):
             use()
-    assert children() <= before | {tracker()}
-
-
-def tracker():
-    """The process that multiprocessing starts beside the first child, and keeps."""
-    from multiprocessing import resource_tracker
-
-    return resource_tracker._resource_tracker._pid
 
 
 @pytest.mark.parametrize(("isolate", "workers"), [("thread", 0), ("thread", 2), ("process", 2)])
@@ -273,6 +305,12 @@ def test_a_fork_does_not_hide_that_its_parent_is_gone(tmp_path):
         (died,) = steps(pool, f"fork {path}")
     assert "exit code 7" in died.message
     eventually(lambda: not is_there(int(path.read_text())))
+
+
+def test_environments_in_processes_may_start_processes():
+    with EnvWorkers(FaultyEnv(), 1, LONG, "process") as pool:
+        (result,) = steps(pool, "nest 5")
+    assert result[0] == 5
 
 
 def test_a_process_that_cannot_start_is_an_error():
