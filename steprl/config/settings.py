@@ -59,6 +59,9 @@ class MultihopConfig:
 @dataclasses.dataclass(frozen=True)
 class HouseholdConfig:
     rooms: str = _field("real", choices=("real", "generated"))
+    # Of generated rooms, at most; None = as in the real ones.
+    max_receptacles: int | None = _field(None, 2)
+    max_object_types: int | None = _field(None, 1)
     task_types: list[str] = dataclasses.field(default_factory=lambda: ["all"])
     max_steps: int = _field(30, 1, 200)
     remind: bool = True  # end every observation with the task, as StepPO's prompts do

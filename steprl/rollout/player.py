@@ -188,6 +188,8 @@ def _household_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any
             task_types=TASK_TYPES if settings.task_types == ["all"] else tuple(settings.task_types),
             max_steps=settings.max_steps,
             rooms=settings.rooms,
+            max_receptacles=settings.max_receptacles,
+            max_object_types=settings.max_object_types,
             admissible=False,
         )
         for split in ("train", "valid_seen", "valid_unseen")
