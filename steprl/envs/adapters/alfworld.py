@@ -26,12 +26,16 @@ from steprl.envs.household.catalogue import catalogue
 from steprl.envs.household.game import Thing
 from steprl.envs.replayed import replayed
 
-NOTHING_HAPPENS = "Nothing happens."
+SYSTEM = (
+    "You act in a house. Reply with one command, such as: look; inventory; go to PLACE; open PLACE; "
+    "close PLACE; take THING from PLACE; move THING to PLACE; examine THING; use LAMP; clean THING "
+    "with PLACE; heat THING with PLACE; cool THING with PLACE; slice THING with KNIFE."
+)
 _MANGLING = (("-", "_minus_"), ("#", "-"), ("|", "_bar_"), ("+", "_plus_"), (".", "_dot_"))
 _LOADING = threading.Lock()  # the translator of the games redirects the standard output
 
 
-def environment(split: str = "train", engines: int = 4, **options: Any) -> Env:
+def environment(split: str = "train", engines: int = 16, **options: Any) -> Env:
     """ALFWorld's games in ALFWorld's engine (https://arxiv.org/abs/2010.03768).
 
     `info` is that of `Household`; a command that is not admissible is not valid.
@@ -48,9 +52,8 @@ def environment(split: str = "train", engines: int = 4, **options: Any) -> Env:
     """
     household = Household(split="valid_unseen" if split == "eval" else split, **options)
     _theirs()
-    return replayed(
-        partial(AlfworldEngine, household), engines=engines, max_steps=household.max_steps
-    )
+    make = partial(AlfworldEngine, household)
+    return replayed(make, engines=engines, max_steps=household.max_steps, system=SYSTEM)
 
 
 class AlfworldEngine:

@@ -22,6 +22,11 @@ from steprl.envs import Env
 from steprl.envs.adapters.textworld_games import Games, games
 from steprl.envs.replayed import replayed
 
+SYSTEM = (
+    "You play a text adventure. Reply with one command, such as: look; inventory; goal; examine THING; "
+    "go north; open THING; take THING from THING; put THING on THING; unlock DOOR with KEY; drop "
+    "THING; eat THING; cook FOOD with THING; slice FOOD with knife; prepare meal."
+)
 MAX_LENGTH = 190  # characters of a command; the interpreter cuts at 198
 # Commands to the interpreter: they ask back, write files, or leave the facts behind.
 META = (
@@ -43,7 +48,7 @@ def environment(
     max_steps: int = 50,
     show_commands: bool = False,
     folder: str | None = None,
-    engines: int = 8,
+    engines: int = 16,
 ) -> Env:
     """Games of a challenge of TextWorld (https://arxiv.org/abs/1806.11532).
 
@@ -66,9 +71,8 @@ def environment(
         ValueError: a setting names something that does not exist.
     """
     made = games(split, challenge, settings, games_per_split, folder)
-    return replayed(
-        partial(TextWorldEngine, made, show_commands), engines=engines, max_steps=max_steps
-    )
+    make = partial(TextWorldEngine, made, show_commands)
+    return replayed(make, engines=engines, max_steps=max_steps, system=SYSTEM)
 
 
 class Snapshot(NamedTuple):

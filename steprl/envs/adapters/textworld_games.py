@@ -170,9 +170,10 @@ def _compile(source: str, output: str, verbose: bool = False) -> None:
 
     inform = Path(os.environ.get("INFORM_HOME", I7_DEFAULT_PATH), "share", "inform7")
     with _project(source) as project:
-        ni = [inform / "Compilers" / "ni", "--internal", inform / "Internal", "--format=.z8"]
+        compilers = inform / "Compilers"
+        ni: list[str | Path] = [compilers / "ni", "--internal", inform / "Internal", "--format=.z8"]
         # Version 8, errors in Microsoft's style, no warnings, strict, in memory: as TextWorld does.
-        inform6 = [inform / "Compilers" / "inform6", "-E2wSv8F0"]
+        inform6: list[str | Path] = [compilers / "inform6", "-E2wSv8F0"]
         for command in (
             [*ni, "--project", project],
             [*inform6, project / "Build" / "auto.inf", output],
