@@ -1,11 +1,12 @@
-"""Does every method of the table that needs no branching learn `multihop`? One learning curve each.
+"""Does every method of the table learn `multihop`? One learning curve each.
 
     python benchmarks/methods.py [--save] [--resume] [--methods steppo grpo ...] [key=value ...]
+    python benchmarks/methods.py --methods grpo branpo appo arpo --variant branching --save
 
 All begin with the same warm-started model and see the same tasks, 32 an iteration with 8 attempts
 at each, with the settings of configs/quickstart.yaml. One seed and no tuning of any method: this
-says that each one works, not which one is better. With --resume finished runs are kept and cut ones
-go on.
+says that each one works, not which one is better. What branches sample counts: the tokens that each
+run sampled are in the table. With --resume finished runs are kept and cut ones go on.
 """
 
 import argparse
@@ -29,10 +30,10 @@ GOAL = 0.8  # sampled success after training; the warm start has about 0.2
 
 
 def main() -> None:
-    trainable = [name for name, method in ALGORITHMS.items() if "branches" not in method.needs]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--methods", nargs="+", default=trainable, choices=trainable)
+    parser.add_argument("--methods", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/methods.*")
+    parser.add_argument("--variant", default="", help="part of the name of the result file")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()
@@ -48,14 +49,15 @@ def main() -> None:
         run = learn(method, options.overrides + settings, resume)
         curves[method] = read_metrics(run / "metrics.jsonl")
         rows += success(method, curves[method])
-        rate = rows[-2]["value"]
+        rate = rows[-3]["value"]
         print(f"{method:24s} {rate:.3f}  {time.perf_counter() - start:5.0f} s", flush=True)
     record.show(rows)
     if options.save:
         minutes = (time.perf_counter() - begin) / 60
-        path = record.save("methods", rows, minutes, seed=0, config=CONFIG)
+        path = record.save("methods", rows, minutes, options.variant, seed=0, config=CONFIG)
+        title = "Branching methods" if options.variant == "branching" else "Every method"
         picture = plot_learning_curves(
-            curves, path.with_suffix(".png"), "Every method on multihop, one seed, untuned"
+            curves, path.with_suffix(".png"), f"{title} on multihop, one seed, untuned"
         )
         print(f"written: {path} and {picture.name}")
 
@@ -89,7 +91,14 @@ def success(method: str, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         sampled | {"spread": interval, "goal": f"at least {GOAL}", "met": rate >= GOAL},
         record.row(f"{method}: success, greedy", greedy, "share"),
+        record.row(f"{method}: tokens sampled in training", sampled_tokens(metrics) / 1e6, "M"),
     ]
+
+
+def sampled_tokens(metrics: list[dict[str, Any]]) -> float:
+    """Of all iterations; what branches share with their originals was sampled once."""
+    played = [m for m in metrics if "step/count" in m]
+    return sum(m.get("token/decoded", m["step/count"] * m["response_length/mean"]) for m in played)
 
 
 if __name__ == "__main__":
