@@ -68,7 +68,9 @@ class EnvWorkers:
         workers: calls at a time; 0 runs each in `submit`, without a deadline.
         timeout: seconds of a call from where it starts, which is not where it is submitted; None
             for no deadline.
-        isolate: "thread" or "process". Processes start at the first calls.
+        isolate: "thread" or "process". Processes start at the first calls, import the main module
+            again (what a script needs for itself belongs under `if __name__ == "__main__":`), and
+            have no accelerator.
 
     Raises:
         TypeError: the environment is to go to processes and cannot be pickled.
