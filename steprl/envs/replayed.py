@@ -4,12 +4,13 @@ The state is what was done: the task and the actions. An engine that stands at a
 step; any other is brought there by its own snapshot, or by a reset and the same actions again.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import index
 from typing import Any, NamedTuple, Protocol
 
@@ -162,7 +163,6 @@ class ReplayedEnvironment:
         attributes: Mapping[str, Any],
     ):
         self._arguments = (make, engines, snapshot_every, attributes)
-        self.make = make
         self._snapshot_every = snapshot_every
         self._max_steps = attributes.get("max_steps", math.inf)
         self._pool: EnginePool[Engine, ReplayedState] = EnginePool(make, engines)
@@ -221,6 +221,13 @@ class ReplayedEnvironment:
             if not over:
                 state = lent.place = self._save(lent.engine, state)
         return state, observation, reward, terminated, truncated, info
+
+    @contextlib.contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """An engine for a use of your own, such as asking it for a solution; its place is lost."""
+        with self._pool.lend(None) as lent:
+            lent.place = None
+            yield lent.engine
 
     def close(self) -> None:
         """Close all engines, those at work when they are done; no step can be made any more."""

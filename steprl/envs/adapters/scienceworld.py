@@ -138,6 +138,13 @@ class _Engine:
             info["admissible_commands"] = listed
         return text, reward, over, False, info
 
+    def solve(self, task: int) -> list[str]:
+        with self._lock:
+            self.reset(task)
+            simplification = self._settings.simplification
+            self._game.load(self._name, self._variation, simplification, True)
+            return list(self._game.getGoldActionSequence())
+
     def close(self) -> None:
         self._open.close()
 
@@ -148,11 +155,7 @@ def gold_actions(env: ReplayedEnvironment, task: int) -> list[str]:
     Raises:
         ValueError: `env` is not of `environment`.
     """
-    make = env.make
-    if not isinstance(make, ScienceWorld):
-        raise ValueError("env: expected what scienceworld.environment returns")
-    engine = make()
-    with contextlib.closing(engine), make.jvm.lock:
-        engine.reset(task)
-        engine._game.load(engine._name, engine._variation, make.simplification, True)
-        return list(engine._game.getGoldActionSequence())
+    with env.engine() as engine:
+        if not isinstance(engine, _Engine):
+            raise ValueError("env: expected what scienceworld.environment returns")
+        return engine.solve(task)
