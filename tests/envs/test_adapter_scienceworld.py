@@ -33,7 +33,7 @@ def fresh():
     env.close()
 
 
-@pytest.mark.parametrize("task", range(6))
+@pytest.mark.parametrize("task", range(4))
 def test_the_solution_of_the_simulator_is_worth_one(env, task):
     state, text = env.reset(task)
     assert "Your task is to" in text
@@ -49,8 +49,8 @@ def test_a_branch_is_what_a_new_episode_gives(env, fresh, task):
 
 
 def test_a_task_is_always_the_same_game(env):
-    check_same_task_same_observation(env, range(6))
-    assert len({env.reset(task)[1] for task in range(0, 9, 3)}) == 3
+    check_same_task_same_observation(env, range(4))
+    assert env.reset(0)[1] != env.reset(3)[1]
 
 
 def test_malformed_actions_cost_a_step(env):
@@ -91,10 +91,10 @@ def test_splits_have_variations_of_their_own():
     seen = {}
     for split in ("train", "eval", "test"):
         env = environment("boil", split=split, memory_mb=512, engines=1)
-        infos = (env.step(env.reset(task)[0], "inventory")[-1] for task in range(20))
+        infos = (env.step(env.reset(task)[0], "inventory")[-1] for task in (0, 1, 2, 15))
         seen[split] = {info["variation"] for info in infos}
         env.close()
-    assert all(seen.values())
+    assert all(len(variations) > 1 for variations in seen.values())
     assert not seen["train"] & seen["eval"] and not seen["eval"] & seen["test"]
 
 

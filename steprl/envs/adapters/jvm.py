@@ -70,7 +70,8 @@ class Jvm:
             port, process = launch_gateway(
                 classpath=str(folder / jar),
                 cwd=str(folder),
-                javaopts=[f"-Xmx{memory_mb}m", *options],
+                # The collector of several threads takes three times the memory.
+                javaopts=[f"-Xmx{memory_mb}m", "-XX:+UseSerialGC", *options],
                 die_on_exit=True,
                 return_proc=True,
             )

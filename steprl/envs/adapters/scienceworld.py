@@ -99,6 +99,7 @@ class ScienceWorld:
 class _Engine:
     def __init__(self, settings: ScienceWorld):
         self._settings, self._lock = settings, settings.jvm.lock
+        self._variations: dict[str, list[int]] = {}
         self._open = contextlib.ExitStack()
         self._game = self._open.enter_context(settings.jvm.simulator())
 
@@ -107,10 +108,13 @@ class _Engine:
         round_, at = divmod(task, len(settings.tasks))
         name = settings.tasks[at]
         with self._lock:
-            # `reset` of the simulator would do the same again, and find the shortest solution first.
-            game.load(name, 0, settings.simplification, False)
-            variations = list(getattr(game, f"getVariations{_SPLITS[settings.split]}")())
+            if name not in self._variations:  # which only a task that is loaded tells
+                game.load(name, 0, settings.simplification, False)
+                listed = getattr(game, f"getVariations{_SPLITS[settings.split]}")()
+                self._variations[name] = list(listed)
+            variations = self._variations[name]
             self._name, self._variation = name, variations[round_ % len(variations)]
+            # `reset` of the simulator would do this again, and look for a solution, for seconds.
             game.load(name, self._variation, settings.simplification, False)
             self._score = 0
             return f"{game.getTaskDescription()}\n\n{game.step('look around')}"

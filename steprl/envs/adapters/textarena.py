@@ -28,6 +28,7 @@ def environment(
     success: float = 1.0,
     max_steps: int = 100,
     engines: int = 64,
+    snapshot_every: int = 1,
 ) -> ReplayedEnvironment:
     """Games of TextArena, by value. Task number i is `games[i % n]` with seed `i // n` of its split.
 
@@ -45,6 +46,7 @@ def environment(
         success: the reward from which on a game counts as won.
         max_steps: an episode is truncated after so many actions.
         engines: games at most that are live at once; another is a copy away.
+        snapshot_every: steps between copies of a game; 0 makes none, and plays again instead.
 
     Raises:
         ValueError: a game is unknown or does not start, as some need downloads or a newer Python; or
@@ -77,7 +79,7 @@ def environment(
             raise ValueError(
                 f"games: {name!r} does not start with players={players} ({what}){more}"
             ) from error
-    return replayed(make, engines=engines, max_steps=max_steps)
+    return replayed(make, engines=engines, snapshot_every=snapshot_every, max_steps=max_steps)
 
 
 @dataclasses.dataclass(frozen=True)
