@@ -206,6 +206,76 @@ def pass_at_k(attempts: int, successes: int, k: int) -> float:
     return 1.0 - math.comb(attempts - successes, k) / math.comb(attempts, k)
 
 
+def spearman(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Rank correlation: Pearson's correlation of the ranks, ties at the mean of their ranks.
+
+    Spearman, "The proof and measurement of association between two things" (1904).
+
+    Args:
+        x, y: [n] numbers.
+        weight: [n] how often each pair counts; None for once.
+
+    Returns:
+        A number in [-1, 1]; NaN where one of them does not vary.
+
+    Raises:
+        ValueError: the shapes differ, or something is not finite.
+
+    Example:
+        >>> round(spearman(np.array([1, 2, 3, 4]), np.array([10, 30, 20, 20])), 3)
+        0.316
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    weight = np.ones(x.shape) if weight is None else np.asarray(weight, np.float64)
+    if x.ndim != 1 or not x.shape == y.shape == weight.shape:
+        raise ValueError(f"x {x.shape}, y {y.shape}, weight {weight.shape}: not of one length")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("x and y must be finite")
+    return _rank_correlation(_places(x), _places(y), weight)
+
+
+def spearman_interval(x: np.ndarray, y: np.ndarray, cluster: np.ndarray) -> Interval:
+    """95 % interval of `spearman`: the percentile bootstrap, with a fixed seed.
+
+    Args:
+        x, y: [n] numbers.
+        cluster: [n] ids of what is drawn together, since pairs within it depend on each other.
+
+    Returns:
+        Its ends; (nan, nan) for fewer than two clusters.
+    """
+    members = np.unique(np.asarray(cluster), return_inverse=True)[1].reshape(-1)
+    count = int(members.max()) + 1 if len(members) else 0
+    if count < 2:
+        return Interval(math.nan, math.nan)
+    places = _places(np.asarray(x, np.float64)), _places(np.asarray(y, np.float64))
+    rng = np.random.default_rng(_BOOTSTRAP_SEED)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
+    found = np.array([_rank_correlation(*places, draw[members]) for draw in draws])
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return Interval(math.nan, math.nan)
+    low, high = np.quantile(found, (0.025, 0.975))
+    return Interval(float(low), float(high))
+
+
+def _places(x: np.ndarray) -> np.ndarray:
+    """Of each number, its place among the different ones."""
+    return np.unique(x, return_inverse=True)[1].reshape(-1)
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
+    """Of places, each pair counted `weight` times."""
+    deviations = []
+    for place in (x, y):
+        count = np.bincount(place, weight)
+        rank = (np.cumsum(count) - (count - 1) / 2)[place]
+        deviations.append(rank - np.average(rank, weights=weight))
+    a, b = deviations
+    spread = math.sqrt(float(weight @ (a * a)) * float(weight @ (b * b)))
+    return float(weight @ (a * b)) / spread if spread > 0 else math.nan
+
+
 class CompilationCounter:
     """Counts what XLA compiles while the context is open.
 

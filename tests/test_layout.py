@@ -29,6 +29,7 @@ FLOORS = (
         "train",
         "sft",
         "evaluation",
+        "audit",
         "experience",
         "serving",
         "update",

@@ -1,0 +1,312 @@
+"""The exact value of what a policy does on `multihop`, from its probabilities, without sampling.
+
+All that is likelier than a threshold is enumerated, token by token and through the rules themselves,
+and what is not is bounded: between never being rewarded and always. So every number is an interval
+that holds the true one for certain, up to rounding.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steprl.config import Config
+from steprl.envs.multihop import Multihop
+from steprl.envs.multihop.language import ANSWER, END_ID, FIRST_ENTITY
+from steprl.sampling import prefill, sampling_logprobs
+from steprl.types import Params, Policy, Trajectory
+
+_ROWS = 256  # contexts that are read at the same time
+
+
+class Bounds(NamedTuple):
+    """Of each step of some trajectories, [S, 2]: from below and from above."""
+
+    value_s: np.ndarray  # V before the step
+    action_value_s: np.ndarray  # Q of what was done
+    variance_s: np.ndarray  # of Q over the actions that could have been taken
+
+
+def why_not(config: Config) -> str | None:
+    """Why a run cannot be enumerated; None where it can."""
+    if config.env.name != "multihop":
+        return f"only multihop can be enumerated, and env.name={config.env.name}"
+    if config.env.multihop.search_failure > 0:
+        return "searches fail by chance (env.multihop.search_failure), which is not enumerated"
+    if config.rollout.temperature <= 0:
+        return "rollout.temperature=0 has no distribution"
+    return None
+
+
+class _Level(NamedTuple):
+    """Tokens that were kept at one depth, and what they lead to."""
+
+    parent_c: np.ndarray  # context of the level that each token goes on from
+    prob_c: np.ndarray
+    whole_c: np.ndarray  # bool, the token ends its action
+    reward_c: np.ndarray
+    child_c: np.ndarray  # context of the next level, -1 where the trajectory is over
+    place_c: np.ndarray  # of the tree of visited tokens, -1 for none
+    start_k: np.ndarray  # of each context: place where a visited step begins, -1 for none
+    unseen_k: np.ndarray  # largest return of what was left out, times its probability
+
+
+def enumerate_steps(
+    policy: Policy,
+    params: Params,
+    config: Config,
+    heldout: bool,
+    trajectories: Sequence[Trajectory],
+    threshold: float,
+) -> Bounds:
+    """V, Q and the variance of Q at each step of trajectories, by their order.
+
+    Args:
+        trajectories: played under `config`, with the temperature of its rollouts.
+        threshold: what is less likely than this, seen from the last step before it that was really
+            played, is bounded.
+
+    Raises:
+        ValueError: the run cannot be enumerated, or the threshold is not between 0 and 1.
+    """
+    problem = why_not(config)
+    if problem:
+        raise ValueError(problem)
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold} must be between 0 and 1")
+    rows: dict[int, list[int]] = {}
+    for row, one in enumerate(trajectories):
+        rows.setdefault(one.task, []).append(row)
+    params = policy.prepare(params)
+    found: dict[int, Bounds] = {}
+    for task, mine in rows.items():
+        game = _Game(policy, config, heldout, task)
+        bounds = _of_task(game, params, [trajectories[row] for row in mine], threshold)
+        found |= dict(zip(mine, bounds, strict=True))
+    joined = (np.concatenate([found[row][part] for row in range(len(trajectories))])
+              for part in range(len(Bounds._fields)))  # fmt: skip
+    return Bounds(*joined)
+
+
+class _Game:
+    """One question and the compiled functions of it: reading, and the rules."""
+
+    def __init__(self, policy: Policy, config: Config, heldout: bool, task: int):
+        self.env = Multihop(config.env.multihop, heldout)
+        self.gamma, self.policy = config.algorithm.gamma, policy
+        self.read, self.step = _compiled(policy, self.env, _sampling(config))
+        # No search fails, so the key decides nothing; an array of numbers can be kept on the host.
+        state, prompt = self.env.reset(task, jax.random.PRNGKey(0))
+        self.state = jax.tree.map(np.asarray, jax.device_get(state))
+        self.prompt = np.asarray(prompt)[np.asarray(prompt) != 0]
+        self.last_turn = int(self.state.hops) + config.env.multihop.spare_steps
+        right = int(self.state.chain[int(self.state.hops)]) + FIRST_ENTITY
+        self.answer = np.array([ANSWER, right, END_ID])
+
+
+def _sampling(config: Config) -> tuple[float, int, float]:
+    rollout = config.rollout
+    return rollout.temperature, rollout.top_k, rollout.top_p
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(policy: Policy, env: Multihop, sampling: tuple[float, int, float]) -> Any:
+    """Reading a few tokens behind a context, and one step of the environment, in rows."""
+
+    @jax.jit
+    def read(params, cache, tokens_BC, length_B, start_B):  # type: ignore[no-untyped-def]
+        active_B = jnp.ones(length_B.shape, bool)
+        hidden_BD, cache = prefill(policy, params, cache, tokens_BC, length_B, start_B, active_B)
+        return jnp.exp(sampling_logprobs(policy.unembed(params, hidden_BD), *sampling)), cache
+
+    return read, jax.jit(jax.vmap(env.step))
+
+
+class _Contexts(NamedTuple):
+    """What the policy may go on from at one depth, a row each."""
+
+    prob_KV: np.ndarray  # of the next token
+    cache: Any
+    state: Any
+    prefix_KA: np.ndarray  # tokens of the action that has begun
+    size_K: np.ndarray  # how many
+    position_K: np.ndarray  # of the next token
+    weight_K: np.ndarray  # probability since the last visited step
+    place_K: np.ndarray  # of the tree of visited tokens, -1 for none
+    start_K: np.ndarray  # the same where a visited step begins here
+
+
+def _of_task(
+    game: _Game, params: Params, played: Sequence[Trajectory], threshold: float
+) -> list[Bounds]:
+    tree, paths = _visited(played)
+    begins = {place for path in paths for place in path[:-1]}
+    contexts, levels = _first(game, params), []
+    while len(contexts.prob_KV):
+        level, contexts = _deeper(game, params, contexts, tree, begins, threshold)
+        levels.append(level)
+    value, variance, action_value = _values(levels, game.gamma)
+    return [
+        Bounds(
+            np.array([value[place] for place in path[:-1]]).reshape(-1, 2),
+            np.array([action_value[place] for place in path[1:]]).reshape(-1, 2),
+            np.array([variance[place] for place in path[:-1]]).reshape(-1, 2),
+        )
+        for path in paths
+    ]
+
+
+def _visited(played: Sequence[Trajectory]) -> tuple[list[dict[int, int]], list[list[int]]]:
+    """The tree of all sampled tokens, and the places where the steps of each trajectory begin."""
+    tree: list[dict[int, int]] = [{}]
+    paths = []
+    for one in played:
+        path = [0]
+        for step in one.steps:
+            place = path[-1]
+            for token in step.action_ids.tolist():
+                if token not in tree[place]:
+                    tree[place][token] = len(tree)
+                    tree.append({})
+                place = tree[place][token]
+            path.append(place)
+        paths.append(path)
+    return tree, paths
+
+
+def _first(game: _Game, params: Params) -> _Contexts:
+    env, size = game.env, len(game.prompt)
+    length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
+    tokens = np.zeros((1, env.prompt_width), np.int32)
+    tokens[0, :size] = game.prompt
+    zero, one = np.zeros(1, np.int32), np.ones(1)
+    cache = game.policy.init_cache(1, length)
+    prob, cache = jax.device_get(game.read(params, cache, tokens, zero + size, zero))
+    state = jax.tree.map(lambda x: x[None], game.state)
+    prefix = np.zeros((1, env.action_width), np.int32)
+    return _Contexts(prob, cache, state, prefix, zero, zero + size, one, zero, zero)
+
+
+def _deeper(
+    game: _Game, params: Params, at: _Contexts, tree: list[dict[int, int]], begins: set[int],
+    threshold: float,
+) -> tuple[_Level, _Contexts]:  # fmt: skip
+    """The tokens that are followed from some contexts, and the contexts behind them."""
+    forced_KV = np.zeros(at.prob_KV.shape, bool)
+    for row in np.flatnonzero(at.place_K >= 0):
+        forced_KV[row, list(tree[at.place_K[row]])] = True
+    prob_KV = at.prob_KV.astype(np.float64)
+    most_KV = _most(game, at, prob_KV.shape[1])
+    keep_KV = forced_KV | ((at.weight_K[:, None] * prob_KV >= threshold) & (most_KV > 0))
+    unseen_K = np.sum(np.where(keep_KV, 0.0, prob_KV * most_KV), axis=1)
+
+    parent_C, token_C = np.nonzero(keep_KV)
+    prefix_CA, size_C = at.prefix_KA[parent_C], at.size_K[parent_C] + 1
+    prefix_CA[np.arange(len(parent_C)), size_C - 1] = token_C
+    whole_C = (token_C == END_ID) | (size_C == game.env.action_width)
+    place_C = np.array(
+        [
+            tree[place].get(int(token), -1) if place >= 0 else -1
+            for place, token in zip(at.place_K[parent_C], token_C, strict=True)
+        ],
+        np.int64,
+    )
+    reward_C, over_C = np.zeros(len(parent_C)), np.zeros(len(parent_C), bool)
+    seen_CO = np.zeros((len(parent_C), game.env.observation_width), np.int32)
+    states = jax.tree.map(lambda x: x[parent_C], at.state)
+    done = np.flatnonzero(whole_C)
+    if len(done):
+        after, seen = _in_rows(game.step, len(done), *_take((states, prefix_CA), done))
+        reward_C[done], over_C[done] = seen.reward, seen.terminated | seen.truncated
+        seen_CO[done] = seen.tokens
+        for old, new in zip(jax.tree.leaves(states), jax.tree.leaves(after), strict=True):
+            old[done] = new
+
+    on = np.flatnonzero(~over_C)
+    child_C = np.full(len(parent_C), -1)
+    child_C[on] = np.arange(len(on))
+    weight_C = at.weight_K[parent_C] * prob_KV[parent_C, token_C]
+    begins_C = whole_C & np.isin(place_C, list(begins))
+    start_C = np.where(begins_C, place_C, -1)
+    level = _Level(
+        parent_C, prob_KV[parent_C, token_C], whole_C, reward_C, child_C, place_C, at.start_K,
+        unseen_K,
+    )  # fmt: skip
+    tokens_CO = np.concatenate([token_C[:, None], seen_CO], axis=1).astype(np.int32)
+    length_C = (1 + np.sum(seen_CO != 0, axis=1)).astype(np.int32)
+    position_C = at.position_K[parent_C]
+    fed = (jax.tree.map(lambda x: x[parent_C], at.cache), tokens_CO, length_C, position_C)
+    prob, cache = np.zeros((0, prob_KV.shape[1]), np.float32), at.cache
+    if len(on):
+        prob, cache = _in_rows(functools.partial(game.read, params), len(on), *_take(fed, on))
+    kept = whole_C[on]
+    return level, _Contexts(
+        prob, cache, _take(states, on),
+        np.where(kept[:, None], 0, prefix_CA[on]), np.where(kept, 0, size_C[on]).astype(np.int32),
+        position_C[on] + length_C[on], np.where(begins_C, 1.0, weight_C)[on], place_C[on],
+        start_C[on],
+    )  # fmt: skip
+
+
+def _most(game: _Game, at: _Contexts, vocab: int) -> np.ndarray:
+    """[K, V] the largest return behind each token: at the last turn only the right answer has one."""
+    most_KV = np.ones((len(at.size_K), vocab))
+    last_K = at.state.turn >= game.last_turn
+    most_KV[last_K] = 0.0
+    for row in np.flatnonzero(last_K):
+        size = int(at.size_K[row])
+        if size < 3 and (at.prefix_KA[row, :size] == game.answer[:size]).all():
+            most_KV[row, game.answer[size]] = 1.0
+    return most_KV
+
+
+def _take(tree: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+def _in_rows(function: Any, count: int, *arguments: Any) -> Any:
+    """A compiled function on any number of rows, in pieces of one size."""
+    parts = []
+    for first in range(0, count, _ROWS):
+        rows = np.minimum(np.arange(first, first + _ROWS), count - 1)
+        found = jax.device_get(function(*_take(arguments, rows)))
+        parts.append(jax.tree.map(lambda x, n=count - first: np.array(x[:n]), found))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def _values(levels: Sequence[_Level], gamma: float) -> Any:
+    """V, variance of Q, and Q, each a dict from place to (low, high); from the ends to the question.
+
+    Of every context the first and the second moment of Q over the actions that may come of it.
+    """
+    value: dict[int, np.ndarray] = {}
+    variance: dict[int, np.ndarray] = {}
+    action_value: dict[int, np.ndarray] = {}
+    first_K2, second_K2 = np.zeros((0, 2)), np.zeros((0, 2))
+    for level in reversed(levels):
+        on_C1 = (level.child_c >= 0)[:, None]
+        none = len(first_K2) == 0
+        behind = lambda x: 0.0 if none else np.where(on_C1, x[level.child_c], 0.0)  # noqa: B023, E731
+        whole_C1 = level.whole_c[:, None]
+        q_C2 = level.reward_c[:, None] + gamma * behind(first_K2) * np.ones((1, 2))
+        first_C2 = np.where(whole_C1, q_C2, behind(first_K2))
+        second_C2 = np.where(whole_C1, q_C2**2, behind(second_K2))
+        for c in np.flatnonzero(level.whole_c & (level.place_c >= 0)):
+            action_value[int(level.place_c[c])] = q_C2[c]
+        count = len(level.unseen_k)
+        first_K2, second_K2 = (
+            np.stack([
+                np.bincount(level.parent_c, level.prob_c * x_C2[:, 0], count),
+                np.bincount(level.parent_c, level.prob_c * x_C2[:, 1], count) + level.unseen_k,
+            ], axis=1)
+            for x_C2 in (first_C2, second_C2)
+        )  # fmt: skip
+        for k in np.flatnonzero(level.start_k >= 0):
+            (low, high), (low2, high2) = first_K2[k], second_K2[k]
+            value[int(level.start_k[k])] = first_K2[k]
+            spread = max(low2 - high**2, 0.0), max(high2 - low**2, 0.0)
+            variance[int(level.start_k[k])] = np.array(spread)
+    return value, variance, action_value
