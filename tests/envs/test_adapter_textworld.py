@@ -124,7 +124,9 @@ def test_a_branch_from_the_middle_is_the_same_twice_and_in_another_engine(challe
         each.close()
 
 
-def test_states_of_several_games_are_stepped_in_any_order(folder):
+@pytest.mark.parametrize("opened", [1, 4])
+def test_states_of_several_games_are_stepped_in_any_order(folder, monkeypatch, opened):
+    monkeypatch.setattr("steprl.envs.adapters.textworld.OPEN", opened)
     env = make("tw-cooking", folder, engines=1)
     starts = [env.reset(task)[0] for task in (0, 1)]
     steps = [env.step(state, "open fridge")[1:] for state in starts * 2]

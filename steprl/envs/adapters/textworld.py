@@ -12,6 +12,7 @@ Needs `pip install 'steprl[textworld]'`; parts of that (jericho) are under the G
 
 import re
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ SYSTEM = (
     "go north; open THING; take THING from THING; put THING on THING; unlock DOOR with KEY; drop "
     "THING; eat THING; cook FOOD with THING; slice FOOD with knife; prepare meal."
 )
+OPEN = 4  # games that an engine keeps loaded: to load one takes longer than a step
 MAX_LENGTH = 190  # characters of a command; the interpreter cuts at 198
 # Commands to the interpreter: they ask back, write files, or leave the facts behind.
 META = (
@@ -94,12 +96,21 @@ class Snapshot(NamedTuple):
     score: int
 
 
+class Opened(NamedTuple):
+    """A game that is loaded: TextWorld's description, its words, and jericho's interpreter."""
+
+    game: Any
+    inform: Any
+    machine: Any
+
+
 class TextWorldEngine:
     """A game of TextWorld: an engine of `steprl.envs.replayed`."""
 
     def __init__(self, made: Games, show_commands: bool = False):
         self._games, self._show = made, show_commands
         self._path: Path | None = None
+        self._opened: OrderedDict[Path, Opened] = OrderedDict()  # the last used is the last
 
     def reset(self, task: int) -> str:
         self._open(self._games.path(task))
@@ -146,24 +157,18 @@ class TextWorldEngine:
         self._actions, self._score = list(snapshot.actions), snapshot.score
 
     def close(self) -> None:
-        if self._path is not None:
-            self._machine.close()
-            self._path = None
+        while self._opened:
+            self._opened.popitem()[1].machine.close()
+        self._path = None
 
     def _open(self, path: Path) -> None:
-        if path == self._path:
-            return
-        import jericho
-        from textworld.generator.game import Game
-        from textworld.generator.inform7 import Inform7Game
-
-        self.close()
-        self._game = Game.load(str(path.with_suffix(".json")))
-        self._inform = Inform7Game(self._game)
-        self._machine = jericho.FrotzEnv(
-            str(path), seed=1
-        )  # what chance there is, is always the same
-        self._path = path
+        """Change to a game, which is somewhere in its middle: `reset` or set its state."""
+        if path not in self._opened:
+            if len(self._opened) >= OPEN:
+                self._opened.pop(next(iter(self._opened))).machine.close()
+            self._opened[path] = _opened(path)
+        self._opened.move_to_end(path)
+        self._path, (self._game, self._inform, self._machine) = path, self._opened[path]
 
     def _follow(self, event: str) -> None:
         """The model does what the game has done."""
@@ -197,6 +202,16 @@ class TextWorldEngine:
             "max_score": self._game.max_score,
             "admissible_commands": self._commands(),
         }
+
+
+def _opened(path: Path) -> Opened:
+    import jericho
+    from textworld.generator.game import Game
+    from textworld.generator.inform7 import Inform7Game
+
+    game = Game.load(str(path.with_suffix(".json")))
+    # With a seed, for what chance there may be in a game is to be the same again.
+    return Opened(game, Inform7Game(game), jericho.FrotzEnv(str(path), seed=1))
 
 
 def plain(text: str) -> str:
