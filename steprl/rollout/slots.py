@@ -72,6 +72,7 @@ def device_functions(
         put = lambda to, of: to.at[to_K].set(of[from_K], mode="drop")  # noqa: E731
         return jax.tree.map(put, destination, source)
 
+    @functools.partial(jax.jit, static_argnames="rows")  # tracing a deep model takes its time: once
     def hidden(params: Params, rows: int) -> jax.Array:
         one = jnp.zeros((rows, 1), jnp.int32)
         cache = jax.eval_shape(lambda: policy.init_cache(rows, context_length))
@@ -79,7 +80,8 @@ def device_functions(
         return jnp.zeros((rows, shape.shape[-1]), shape.dtype)
 
     init_cache = lambda rows: policy.init_cache(rows, context_length)  # noqa: E731
-    return Device(jax.jit(policy.prepare), init_cache, hidden, read, act, copy)
+    # `prepare` as it is: under jit, what it only hands through would be copied.
+    return Device(policy.prepare, init_cache, hidden, read, act, copy)
 
 
 def pieces(length: int) -> list[int]:
