@@ -72,7 +72,7 @@ class Algorithm(NamedTuple):
     credit: Callable[[StepBatch, jax.Array, AlgorithmConfig], Credit]
     ratio_level: str  # "token", "step" or "sequence"
     reduction: str  # of the loss, where actor.loss_agg_mode leaves it open
-    needs: tuple[str, ...] = ()  # what a run must offer: keys of LACKS
+    needs: tuple[str, ...] = ()  # what a run must offer, and "branches", as rollouts do
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] = clipped_loss
 
 
@@ -296,8 +296,6 @@ LACKS = {
     "group": "compares attempts at the same task, and rollout.n=1 makes one at each: "
     "set rollout.n=8 (and rollout.batch_size, the number of tasks, accordingly)",
     "anchors": "compares steps that saw the same, and this run does not say what a step saw",
-    "branches": "learns from branches of a shared prefix, and these rollouts do not branch: "
-    "train with one of {others}",
 }
 
 
@@ -315,11 +313,8 @@ def algorithm(name: str, offers: tuple[str, ...] = tuple(LACKS)) -> Algorithm:
         near = difflib.get_close_matches(name, ALGORITHMS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(ALGORITHMS)}"
         raise ValueError(f"algorithm.name={name!r} is unknown: {hint}")
-    others = [key for key, method in ALGORITHMS.items() if "branches" not in method.needs]
     # The last need is the one that is hardest to provide: say that one.
     for need in reversed(ALGORITHMS[name].needs):
-        if need not in offers:
-            raise ValueError(
-                f"algorithm.name={name} " + LACKS[need].format(others=", ".join(others))
-            )
+        if need in LACKS and need not in offers:
+            raise ValueError(f"algorithm.name={name} {LACKS[need]}")
     return ALGORITHMS[name]

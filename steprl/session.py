@@ -138,8 +138,9 @@ def _check_player(config: Config, player: Player) -> None:
 def _check_method(config: Config) -> None:
     """The method exists and the run gives it what it needs."""
     critic = config.model.value_head != "none"
-    offers = ["anchors", "branches"] + ["critic"] * critic + ["group"] * (config.rollout.n > 1)
+    offers = ["anchors"] + ["critic"] * critic + ["group"] * (config.rollout.n > 1)
     method = algorithm(config.algorithm.name, tuple(offers))
+    _check_branches(config)
     learnt = "critic" in method.needs
     if config.algorithm.bootstrap_truncated and not learnt:
         raise ValueError(
@@ -151,6 +152,24 @@ def _check_method(config: Config) -> None:
             f"algorithm.filter_groups leaves out groups of attempts, and {config.algorithm.name} "
             "compares none: turn it off"
         )
+
+
+def _check_branches(config: Config) -> None:
+    """Attempts are left for branches, and mini-batches keep those together that share tokens."""
+    n, initial = config.rollout.n, config.algorithm.branch.initial
+    if config.algorithm.name not in ("appo", "arpo"):
+        return
+    if initial is not None and initial >= n:
+        raise ValueError(
+            f"algorithm.branch.initial={initial}: of rollout.n={n} attempts, at least one must be left "
+            "for a branch"
+        )
+    for name in ("ppo_mini_batch_size", "ppo_micro_batch_size"):
+        if (size := getattr(config.actor, name)) % n:
+            raise ValueError(
+                f"actor.{name}={size} would part attempts that share tokens: use a multiple of "
+                f"rollout.n={n}"
+            )
 
 
 def abstract_params(session: Session) -> Params:

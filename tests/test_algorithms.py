@@ -342,11 +342,15 @@ def test_a_method_that_needs_a_critic_is_refused_without_one(name):
             "algorithm.name=grpo compares attempts at the same task.*rollout.n=8",
         ),
         (["algorithm.name=gigpo"], "algorithm.name=gigpo compares attempts at the same task"),
+        (["algorithm.name=branpo"], "algorithm.name=branpo compares attempts at the same task"),
         (
-            ["algorithm.name=branpo", "rollout.n=2"],
-            "branches of a shared prefix.*steppo, ppo, grpo",
+            ["algorithm.name=appo", "rollout.n=2", "algorithm.branch.initial=2"],
+            "algorithm.branch.initial=2.*at least one must be left",
         ),
-        (["algorithm.name=appo", "rollout.n=2"], "algorithm.name=appo learns from branches"),
+        (
+            ["algorithm.name=arpo", "rollout.n=4", "actor.ppo_mini_batch_size=6"],
+            "ppo_mini_batch_size=6 would part attempts.*multiple of rollout.n=4",
+        ),
         (
             ["algorithm.name=grpo", "rollout.n=2", "algorithm.bootstrap_truncated=true"],
             "trains none",
@@ -362,7 +366,7 @@ def test_what_a_run_cannot_give_is_said_before_it_begins(settings, message):
 def test_the_table_says_what_each_method_is():
     """A reduction that exists, needs that can be told, a ratio level; nine methods need no branches."""
     for name, method in ALGORITHMS.items():
-        assert method.reduction in REDUCTIONS and set(method.needs) <= set(LACKS), name
+        assert method.reduction in REDUCTIONS and set(method.needs) <= {*LACKS, "branches"}, name
     assert sum("branches" not in method.needs for method in ALGORITHMS.values()) == 9
 
 

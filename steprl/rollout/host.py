@@ -82,7 +82,9 @@ class HostPlayer:
     @contextmanager
     def workers(self, env: Env) -> Iterator[EnvWorkers]:
         """Those of an environment, which stay for the next call unless this one is cut short."""
-        _, workers = self._workers.setdefault(id(env), (env, EnvWorkers(env, *self._settings)))
+        if id(env) not in self._workers:
+            self._workers[id(env)] = env, EnvWorkers(env, *self._settings)
+        _, workers = self._workers[id(env)]
         try:
             yield workers
         except BaseException:
@@ -176,10 +178,15 @@ class _Run:
         self.episodes: dict[int, Episode] = {}
         self.actions: dict[int, Sampled] = {}  # jobs whose environment is at it
         self.resets: dict[int, int] = {}  # jobs whose environment begins -> tries
+        self.failure = ""  # of the last environment that did not begin
         self.usage = Usage()
 
     def all(self, jobs: Sequence[Job], keep_slots: bool) -> tuple[list[Episode], Any]:
-        """Plays all jobs; the cache holds a row a job if it was kept."""
+        """Plays all jobs; the cache holds a row a job if it was kept.
+
+        Raises:
+            RuntimeError: no environment began.
+        """
         started = time.perf_counter()
         self.jobs, self.waiting = jobs, deque(range(len(jobs)))
         self.back: deque[int] = deque()  # parked jobs whose environment has answered
@@ -197,6 +204,8 @@ class _Run:
                 else:
                     self._hear(max(self.patience, 0.01) if self.waiting or self.back else None)
                     self._lend()
+        if not any(episode.ids for episode in self.episodes.values()):
+            raise RuntimeError(f"no episode could begin; the last one: {self.failure}")
         self.usage = self.usage._replace(seconds=time.perf_counter() - started)
         cache = self.cache if self.kept is None else self.kept
         return [self.episodes[job] for job in range(len(jobs))], cache if keep_slots else None
@@ -336,6 +345,7 @@ class _Run:
         else:
             del self.resets[job]
             self.episodes[job] = never_begun(task, sample)
+            self.failure = answer.message
 
     def _free(self, finished: Sequence[int]) -> None:
         """Slots of finished jobs are free again; their rows are kept where that was asked for."""

@@ -165,6 +165,15 @@ def test_an_environment_that_fails_to_begin_gets_a_second_try_and_an_empty_traje
     same(found[2], undisturbed[2])
 
 
+def test_where_no_environment_begins_the_error_says_why():
+    class Broken(Diary):
+        def reset(self, task, key=None):
+            raise OSError("no such place")
+
+    with pytest.raises(RuntimeError, match="no episode could begin.*OSError: no such place"):
+        player().explore(Broken(), model()[1], KEY, [0, 1], [0, 0])
+
+
 def test_one_slow_environment_does_not_hold_up_the_others():
     """With one slot, six quick episodes are played while the first one waits."""
     made, env = player(slots=1, workers=2, timeout=20.0), Diary(faults={(0, 0): 2.0})
