@@ -14,6 +14,7 @@ from tests.envs.adapter_laws import (
 )
 
 pytest.importorskip("scienceworld")
+pytestmark = pytest.mark.slow  # several Java processes
 
 # Those of which the order of objects and the heat of things are part.
 TASKS = ["power-component", "use-thermometer", "chemistry-mix-paint-secondary-color"]

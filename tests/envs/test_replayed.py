@@ -375,6 +375,15 @@ def test_messages_are_observations_and_stay_as_they_were():
     assert len(env.step(later, "c")[1]) == 3
 
 
+def test_an_engine_may_be_used_for_something_else():
+    env = replayed(Counting, engines=1)
+    state, *_ = env.step(env.reset(5)[0], "ab")
+    with env.engine() as engine:
+        assert engine.reset(7) == "task 7"
+    assert env.step(state, "c")[1:4] == expected(5, ("ab", "c"))
+    assert (env.counts.resets, env.counts.replayed, env.counts.engines) == (2, 1, 1)
+
+
 def test_what_is_not_said_is_absent():
     env = replayed(Counting)
     assert not any(hasattr(env, name) for name in ("system", "tools", "metrics", "max_steps"))
