@@ -89,6 +89,7 @@ class WikiSearchConfig:
     recent_issues: int = _field(3, 0)
     # "rebuild": each step reads a prompt rendered from the state; "extend": what is new is added
     context: str = _field("rebuild", choices=("rebuild", "extend"))
+    reward: str = _field("exact_match", choices=("exact_match", "f1"))
 
 
 @dataclasses.dataclass(frozen=True)

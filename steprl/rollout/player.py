@@ -232,7 +232,7 @@ def _wiki_search_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: A
     options: dict[str, Any] = dict(
         cache=settings.cache, max_steps=settings.max_steps, max_calls=settings.max_calls,
         hits=settings.hits, first_search=settings.first_search, recent_issues=settings.recent_issues,
-        passage_length=settings.passage_length, context=settings.context,
+        passage_length=settings.passage_length, context=settings.context, reward=settings.reward,
         prompt_length=room, measure=lambda text: len(tokenizer.encode(text)),
     )  # fmt: skip
     panels: dict[str, Any] = dict(settings.eval_questions) or {"valid": settings.questions}

@@ -1,6 +1,7 @@
 """The search environment: steps, limits, prompts and values, on the sample."""
 
 import copy
+import dataclasses
 import json
 import pickle
 
@@ -75,6 +76,15 @@ def test_an_answer_ends_the_episode_and_is_rewarded_after_normalisation(index):
         assert info["success"] is bool(reward)
         assert info["valid"] is ("<answer>" in reply)
         assert observation == ""
+
+
+def test_the_reward_may_be_the_overlap_of_words(index):
+    env = dataclasses.replace(small(index), reward="f1")
+    state, _ = env.reset(0)
+    _, _, reward, _, _, info = env.step(state, "<answer>Oslo in Norway</answer>")
+    assert reward == info["f1"] == 0.5 and not info["success"]
+    with pytest.raises(ValueError, match="reward: 'rouge'; choose from exact_match, f1"):
+        dataclasses.replace(env, reward="rouge")
 
 
 def test_a_search_shows_passages_and_is_not_rewarded(index):

@@ -43,6 +43,9 @@ class SearchState:
     done: bool = False
 
 
+REWARDS = ("exact_match", "f1")
+
+
 @dataclass(frozen=True, eq=False)
 class WikiSearch:
     """Multi-hop question answering with a search tool. `wiki_search` makes one from files.
@@ -64,6 +67,7 @@ class WikiSearch:
             stands for all before; "extend": the first one is, later ones hold only what is new.
         prompt_length: what the user prompt may measure; longer ones lose passages. None: no limit.
         measure: length of a prompt, such as its number of tokens; default characters.
+        reward: "exact_match", or "f1", which says more where a match is rare. Success is a match.
 
     Raises:
         ValueError: a setting is out of range.
@@ -89,6 +93,7 @@ class WikiSearch:
     context: str = "rebuild"
     prompt_length: int | None = None
     measure: Callable[[str], int] = len
+    reward: str = "exact_match"
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "max_calls", "hits", "passage_length"):
@@ -98,6 +103,8 @@ class WikiSearch:
             raise ValueError("recent_issues starts at 0, and prompt_length at 1 or is None")
         if self.context not in CONTEXTS:
             raise ValueError(f"context: {self.context!r}; choose from {', '.join(CONTEXTS)}")
+        if self.reward not in REWARDS:
+            raise ValueError(f"reward: {self.reward!r}; choose from {', '.join(REWARDS)}")
         if not self.questions:
             raise ValueError("questions: there is none")
 
@@ -242,17 +249,18 @@ class WikiSearch:
     ) -> tuple[SearchState, str, float, bool, bool, dict[str, Any]]:
         answers = self.question(state.task).answers
         answer, tagged = last_answer(action)
-        reward = exact_match(answer, answers) if answers else 0.0
+        match = exact_match(answer, answers) if answers else 0.0
+        overlap = f1_score(answer, answers) if answers else 0.0
         state = dataclasses.replace(state, steps=state.steps + 1, done=True)
         info = self._info(
             state,
             reason="" if tagged else "no <answer> in the last reply: all of it was taken",
-            success=bool(reward),
-            exact_match=reward,
-            f1=f1_score(answer, answers) if answers else 0.0,
+            success=bool(match),
+            exact_match=match,
+            f1=overlap,
             answer=answer,
         )
-        return state, "", reward, True, False, info
+        return state, "", match if self.reward == "exact_match" else overlap, True, False, info
 
     def _info(self, state: SearchState, reason: str, **known: Any) -> dict[str, Any]:
         question = self.question(state.task)
