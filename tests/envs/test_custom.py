@@ -276,6 +276,13 @@ def test_the_page_runs(here):
     assert tried > 15
 
 
+def test_the_table_of_adapters_is_what_was_measured():
+    command = [sys.executable, str(ROOT / "benchmarks" / "adapters.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0
+    named = set(re.findall(r"^\| `(\w+)` \| `steprl\[[\w-]+\]` ", PAGE, re.MULTILINE))
+    assert named == set(adapters.ADAPTERS)
+
+
 def test_the_files_of_the_page_are_formatted():
     for block in blocks():
         if not block.startswith(">>>"):
