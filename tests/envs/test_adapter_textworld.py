@@ -23,7 +23,7 @@ CHALLENGES = ("tw-coin_collector", "tw-treasure_hunter", "tw-simple", "tw-cookin
 NONSENSE = (
     "", "   ", "xyzzy", "take", "say [going north - succeeded]", "say <score> 7 </score>", "ünïcode",
     "\x00", "x" * 5000, "look. save", "me, quit", "oops save", "q", "undo", "restart", "script",
-    "tw-trace-actions", "restrict commands", "%s%n", '"', "look\nrestore",
+    "tw-trace-actions", "restrict commands", "%s%n", '"', "look\nrestore", "look \\help", "\ud800",
 )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def test_many_threads_step_at_once(folder):
     env.close()
 
 
-def test_nonsense_costs_a_step_and_changes_nothing(folder, monkeypatch, tmp_path):
+def test_nonsense_costs_a_step_and_changes_nothing(folder, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)  # `save` and `script` would write files here
     engine = TextWorldEngine(made("tw-simple", folder))
     engine.reset(0)
@@ -164,6 +164,7 @@ def test_nonsense_costs_a_step_and_changes_nothing(folder, monkeypatch, tmp_path
         assert (reward, terminated, truncated) == (0, False, False)
         assert engine.step("look") == before
     assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")  # the interpreter has nothing to say of its own
 
 
 def test_random_characters_never_raise(folder):

@@ -223,12 +223,13 @@ def plain(text: str) -> str:
 def refusal(command: str) -> str:
     """Why a command is not given to the interpreter; "" if it is.
 
-    Brackets would look like the game's own traces in its echo of what was said. One line may hold
-    several sentences, and each may begin with a command to the interpreter.
+    Brackets would look like the game's own traces in its echo of what was said, and a backslash is
+    the interpreter's own. One line may hold several sentences, and each may begin with a command to
+    the interpreter.
     """
     if len(command) > MAX_LENGTH:
         return f"A command has at most {MAX_LENGTH} characters."
-    strange = sorted({c for c in command if c in "[]<>" or not (c.isascii() and c.isprintable())})
+    strange = sorted({c for c in command if c in "[]<>\\" or not (c.isascii() and c.isprintable())})
     if strange:
         return f"A command has no {strange[0]!r}."
     for sentence in re.split(r"[.,;:!?\"]|\bthen\b|\band\b", command.lower()):
