@@ -13,7 +13,8 @@ to 20 tokens, actions of 8, no token ends one early; float32, random weights):
   memory; it runs the same compiled functions.
 
 All depths and both ways take turns in every repetition; values are medians with quartiles, ratios are
-those of the medians. Tokens are those that `Rollouts.usage` counts.
+those of the medians. The CPU time of all threads, which other processes disturb less, stands beside.
+Tokens are those that `Rollouts.usage` counts.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -32,7 +33,8 @@ from unittest import mock
 import jax
 import numpy as np
 import record
-from played.walk import ACTION, MODELS, Walk, model, number_context
+from played.models import ACTION, MODELS, TINY, model, number_context
+from played.walk import Walk
 
 from steprl.envs.household import Household
 from steprl.models import score
@@ -120,20 +122,23 @@ def quartiles(values: Sequence[float]) -> list[float]:
 def depths_of(name: str, setup: Setup, depths: Sequence[int], rounds: int) -> Iterator[dict]:
     """Time and tokens of a branch at every depth, both ways."""
     times: dict[tuple[str, int], list[float]] = {(w, d): [] for w in WAYS for d in depths}
+    work: dict[tuple[str, int], list[float]] = {(w, d): [] for w in WAYS for d in depths}
     cache = setup.device.init_cache(1)
     worst, forked, replayed = 0.0, {}, {}
     for number in range(rounds + 1):  # the first one compiles
-        for depth in depths:
-            start = time.perf_counter()
+        for depth in depths if number else (min(16, depths[-1]),):
+            start, start_work = time.perf_counter(), time.process_time()
             forked[depth] = fork(setup, depth, number)
-            between = time.perf_counter()
+            between, between_work = time.perf_counter(), time.process_time()
             replayed[depth] = replay(setup, depth, number, cache)
-            end = time.perf_counter()
+            end, end_work = time.perf_counter(), time.process_time()
             cache = replayed[depth].cache
             worst = max(worst, difference(forked[depth], replayed[depth]))
             if number:
                 times["fork", depth].append(1000 * (between - start))
                 times["replay", depth].append(1000 * (end - between))
+                work["fork", depth].append(1000 * (between_work - start_work))
+                work["replay", depth].append(1000 * (end_work - between_work))
     median = {key: statistics.median(values) for key, values in times.items()}
     for depth in depths:
         ratio = median["replay", depth] / median["fork", depth]
@@ -146,6 +151,11 @@ def depths_of(name: str, setup: Setup, depths: Sequence[int], rounds: int) -> It
         yield record.row(
             f"{name}, depth {depth}: replay", median["replay", depth], "ms",
             quartiles(times["replay", depth]),
+        )  # fmt: skip
+        cpu, peer_cpu = (statistics.median(work[way, depth]) for way in WAYS)
+        yield record.row(
+            f"{name}, depth {depth}: fork, CPU time of all threads", cpu, "ms",
+            quartiles(work["fork", depth]), "reset, replay, re-prefill", peer_cpu, peer_cpu / cpu,
         )  # fmt: skip
         usage = forked[depth].usage
         for what, value in (
@@ -325,40 +335,48 @@ def draw(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
 
 
 def measure(name: str, depths: Sequence[int], length: int, rounds: int) -> list[dict]:
-    """All of one model; memory is given back before the next."""
+    """All of one model but reuse between turns."""
     setup = set_up(name, depths[-1], length)
     rows = list(depths_of(name, setup, depths, rounds))
-    rows.append(continued(name, setup, [d for d in depths if d <= 16]))
-    if name == SMALL:
+    rows.append(continued(name, setup, depths[1:3] if len(depths) > 2 else depths[-1:]))
+    if name != LARGE:
         rows.append(equal_forks(name, setup, min(16, depths[-1]), 16))
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def measured(only: str, rounds: int, quick: bool) -> list[dict]:
+    """All rows; a model's memory is given back before the next."""
+    rows: list[dict] = []
+    depths, length = ((1, 4), SHORT) if quick else (DEPTHS, LENGTH)
+    for name in models_of(only, quick):
+        rows += measure(name, depths, length, rounds)
+        few = quick or name == LARGE
+        rows += reuse(name, min(rounds, 2) if few else rounds, 2 if few else EPISODES)
+    return rows + list(household(depths, 5 * rounds))
+
+
+def models_of(only: str, quick: bool) -> list[str]:
+    return [TINY] if quick else [name for name in MODELS if name.startswith(only)]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="the small model, few short repetitions"
-    )
-    parser.add_argument("--rounds", type=int, default=7, help="repetitions of everything")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, few short repetitions")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of everything")
+    parser.add_argument("--only", default="", help="models whose name begins so")
     parser.add_argument(
         "--save", action="store_true", help="write benchmarks/results/branching.json"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     load, start = os.getloadavg()[0], time.perf_counter()
-    names, depths, length, rounds = list(MODELS), DEPTHS, LENGTH, options.rounds
-    if options.quick:
-        names, depths, length, rounds = [SMALL], (1, 4), SHORT, 2
-    rows: list[dict] = []
-    for name in names:
-        rows += measure(name, depths, length, rounds)
-        rows += reuse(name, max(2, rounds // 2), 2 if options.quick else EPISODES)
-    rows += household(depths, 5 * rounds)
+    rounds = min(options.rounds, 2) if options.quick else options.rounds
+    rows = measured(options.only, rounds, options.quick)
     record.show(rows)
     print(f"load of the machine at the start: {load:.2f}")
     if options.save:
         minutes = (time.perf_counter() - start) / 60
         print(f"written: {record.save('branching', rows, minutes, load=load)}")
-        draw(rows, names, record.RESULTS / "branching.png")
+        draw(rows, models_of(options.only, options.quick), record.RESULTS / "branching.png")
     return 0
 
 

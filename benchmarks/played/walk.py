@@ -1,34 +1,20 @@
-"""A text environment without end and the models that play it: what branches and rollouts are timed on.
+"""A text environment that branches and rollouts are timed on, and tool calls that hang or crash.
 
 A language of numbers: a word is a number, a number is a token. What is observed follows from the task
-and from everything that was said, so that a wrong state or a lost action shows.
+and from everything that was said, so that a wrong state or a lost action shows. No JAX here: processes
+that step the environment import this file.
 """
 
 import functools
+import os
 import random
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-
-from steprl.models import DecoderConfig, make_policy
-from steprl.rollout.contexts import Context
-from steprl.types import Params, Policy
-
 SHORTEST, LONGEST = 12, 20  # words of an observation
-ACTION = 8  # tokens of every action: no token ends one
 VOCABULARY = 4096
-MODELS = {
-    "1.3M": DecoderConfig(
-        vocab_size=VOCABULARY, d_model=128, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=64,
-        d_ff=384, value_head="none",
-    ),
-    "SmolLM2-135M with 4096 words": DecoderConfig(
-        vocab_size=VOCABULARY, d_model=576, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,
-        d_ff=1536, rope_theta=100_000.0, norm_eps=1e-5, value_head="none",
-    ),
-}  # fmt: skip
 
 
 class State(NamedTuple):
@@ -74,23 +60,49 @@ class Walk:
         return " ".join(str(rng.randrange(self.words)) for _ in range(size))
 
 
-def number_context() -> Context:
-    """Numbers as tokens; no token ends an action, so that all are equally long."""
-    read = lambda text: [int(word) for word in text.split()]  # noqa: E731
-    return Context(
-        begin=read,
-        extend=read,
-        encode=read,
-        decode=lambda ids: " ".join(str(number) for number in ids),
-        stop_ids=(),
-        closing_ids=(),
-        pad_id=0,
-        rebuild=False,
-    )
+class Weather(NamedTuple):
+    """How tool calls go: seconds that one takes, and shares of those that go wrong."""
+
+    quickest: float = 0.005
+    slowest: float = 0.020
+    hanging: float = 0.0
+    crashing: float = 0.0
+    hang: float = 6.0  # seconds; longer than any deadline
 
 
-@functools.cache
-def model(name: str) -> tuple[Policy, Params]:
-    """Policy and random weights."""
-    policy = make_policy(MODELS[name])
-    return policy, jax.jit(policy.init)(jax.random.key(0))
+def fault_of(weather: Weather, task: int, step: int) -> str:
+    """ "timeout", "crash" or "": drawn from task and step, the same in every run."""
+    drawn = random.Random(f"fault {task} {step}").random()
+    if drawn < weather.hanging:
+        return "timeout"
+    # From the other end, so that the two kinds do not change places when one is left out.
+    return "crash" if drawn >= 1 - weather.crashing else ""
+
+
+def call_tool(weather: Weather, dies: bool, state: State, action: str) -> None:
+    """Takes its time; hangs or crashes where that was drawn. `dies`: with its whole process."""
+    fault = fault_of(weather, state.task, state.number)
+    drawn = random.Random(f"delay {state.task} {state.number}").random()
+    time.sleep(weather.quickest + drawn * (weather.slowest - weather.quickest))
+    if fault == "timeout":
+        time.sleep(weather.hang)
+    elif fault == "crash" and dies:
+        os._exit(3)
+    elif fault == "crash":
+        raise ConnectionError("the tool is gone")
+
+
+def always(steps: int, task: int) -> int:
+    """The length of every episode."""
+    return steps
+
+
+def mixed(shortest: int, longest: int, task: int) -> int:
+    """Lengths of episodes uniform in the logarithm: short ones are more frequent."""
+    drawn = random.Random(f"length {task}").random()
+    return round(shortest * (longest / shortest) ** drawn)
+
+
+def with_tool(weather: Weather, length: Callable[[int], int], dies: bool = False) -> Walk:
+    """A walk whose steps call a tool."""
+    return Walk(length, before_step=functools.partial(call_tool, weather, dies))

@@ -1,0 +1,64 @@
+"""What slow and broken environments cost the slot engine, and what refilled slots gain.
+
+    python benchmarks/rollout.py [--quick] [--save]
+
+Faults: every step of an environment calls a tool that takes 5 to 20 ms. Of the calls, 5 % hang until
+the deadline of 0.5 s, 5 % crash, or both; which ones follows from task and step, so that every run has
+the same. A fault ends its trajectory as truncated. Agent steps a second are compared with those of
+the healthy tool; no task may be lost, every fault must be where it was drawn, and what was played before
+it must be what the healthy run played. In threads a crash is an exception, in processes the end of the
+process, and a hung process is killed; a new one has to be started each time.
+
+Lengths: episodes of 2 to 16 steps. A free slot takes the next task at once, against batches of as many
+tasks as slots, the next of which begins when the last episode of the one before has ended.
+
+The model has 1.3 M parameters and random weights: its turn of 16 slots takes about as many times longer
+than the tool as that of a real model beside a real search. All contenders take turns; values are medians
+with quartiles.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+# Processes of environments import this file again: what needs JAX is imported by `main`.
+
+
+def measured(rounds: int, quick: bool) -> list[dict]:
+    from played import throughput
+
+    if quick:
+        return [
+            *throughput.faults("thread", slots=4, tasks=12, steps=3, rounds=1, quick=True),
+            *throughput.refilled(slots=(4,), tasks=8, rounds=1, quick=True),
+        ]
+    return [
+        *throughput.faults("thread", slots=16, tasks=160, steps=8, rounds=rounds),
+        *throughput.faults("process", slots=4, tasks=40, steps=8, rounds=1),
+        *throughput.refilled(slots=(1, 4, 16), tasks=48, rounds=rounds),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny model, threads only, few tasks"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of everything")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/rollout.json")
+    options = parser.parse_args()
+    load, start = os.getloadavg()[0], time.perf_counter()
+    import record
+
+    rows = measured(options.rounds, options.quick)
+    record.show(rows)
+    print(f"load of the machine at the start: {load:.2f}")
+    if options.save:
+        minutes = (time.perf_counter() - start) / 60
+        print(f"written: {record.save('rollout', rows, minutes, load=load)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
