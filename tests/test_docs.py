@@ -75,3 +75,14 @@ def test_the_readme_says_how_each_method_aggregates(name):
         line for line in readme.splitlines() if line.startswith("| `") and f"`{name}`" in line
     )
     assert ALGORITHMS[name].reduction in row and ALGORITHMS[name].ratio_level in row
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_on_branching_runs():
+    page = (ROOT / "docs" / "branching.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    scope: dict = {}
+    exec(compile(code, "docs/branching.md", "exec"), scope)
+    first, *others = scope["branches"].trajectories
+    assert len(others) == 4 and first.parent == (3, 1)
+    assert all([s.action for s in one.steps] == [s.action for s in first.steps] for one in others)

@@ -204,7 +204,8 @@ class BranchConfig:
     future_value: str = _field("previous", choices=("previous", "none"))
     future_clip: float = _field(0.2, 0.0)  # 0 = none
     negative_pairs: str = _field("last", choices=("last", "product"))
-    refill: str = _field("none", choices=("none", "cycle"))  # repeat places where there are too few
+    # appo, arpo, where there are fewer places than branches: take them again, or leave attempts out.
+    refill: str = _field("cycle", choices=("cycle", "none"))
 
 
 @dataclasses.dataclass(frozen=True)

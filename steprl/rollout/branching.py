@@ -280,7 +280,7 @@ def _select(batch, worded_V, ratio_NT, gamma, *, method, tasks, budget, settings
     """The places of each task's branches."""
     ids_NT = batch.step_ids_NT
     length = ids_NT.shape[1]
-    last_N1 = jnp.max(jnp.where(ids_NT >= 0, jnp.arange(length), -1), axis=1, keepdims=True)
+    last_N1 = jnp.max(jnp.where(ids_NT >= 0, jnp.arange(length)[None], -1), axis=1, keepdims=True)
     scored = functools.partial(appo_branching_scores, negative_pairs=settings.negative_pairs)
     score_NT, strict_NT = jax.vmap(scored)(batch.entropy_NT, ids_NT)
     if method == "arpo":
@@ -288,7 +288,7 @@ def _select(batch, worded_V, ratio_NT, gamma, *, method, tasks, budget, settings
     else:
         candidate_NT = (ids_NT >= 0) & worded_V[batch.tokens_NT]
         # Behind the last token of all there is nothing to sample.
-        candidate_NT &= jnp.arange(length) != last_N1
+        candidate_NT &= jnp.arange(length)[None] != last_N1
     if ratio_NT is not None:
         value = functools.partial(appo_future_value, gamma=gamma, clip=settings.future_clip)
         value_NT = jax.vmap(value)(ratio_NT, ids_NT)
