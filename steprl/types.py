@@ -151,9 +151,10 @@ class Policy(NamedTuple):
     unembed(params, hidden_..D) -> logits_..V in float32
     value(params, tokens_BT, positions_BT, segment_ids_BT, hidden_BTD) -> value_BT in float32;
         None where the model has no value head
-    For batches with a `tree`, apply and value also take segment_ends_BT by name: the token q sees
-        the token k where segment_id_k <= segment_id_q < segment_end_k and no position is behind its
-        own. Without it a segment ends at its own id + 1: a token sees its own segment only.
+    For batches with a `tree`, apply and value also take segment_ends_BT and longest by name: the
+        token q sees the token k where segment_id_k <= segment_id_q < segment_end_k and k's position
+        is not behind its own; tokens stand in the order of their ids, and no context has more than
+        `longest`. Without, a segment ends at its own id + 1: a token sees its own segment only.
     init_cache(batch, length) -> cache; slot s of a row holds the token at position s
     prepare(params) -> params that all the others take too: what is best done once before many calls
         on the same parameters, such as merging adapters; idempotent

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from steprl.models.presets import DecoderConfig, Llama3Scaling
+from steprl.models.tree_attention import TreeReads, attend_tree, related, tree_reads
 
 
 class KVCache(NamedTuple):
@@ -162,7 +163,7 @@ class Attention(nnx.Module):
         self,
         x_BTD: jax.Array,
         positions_BT: jax.Array,
-        mask_BTS: jax.Array,
+        mask_BTS: jax.Array | TreeReads,
         layer_cache: tuple[jax.Array, jax.Array] | None,
         slots_BT: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
@@ -175,7 +176,9 @@ class Attention(nnx.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         q = rotary(q, positions_BT, config.rope_theta, config.rope_scaling)
         k = rotary(k, positions_BT, config.rope_theta, config.rope_scaling)
-        if layer_cache is not None and slots_BT is not None:
+        if isinstance(mask_BTS, TreeReads):
+            out = attend_tree(q, k, v, mask_BTS)
+        elif layer_cache is not None and slots_BT is not None:
             k = write_cache(layer_cache[0], k, slots_BT)
             v = write_cache(layer_cache[1], v, slots_BT)
             layer_cache = (k, v)
@@ -254,6 +257,7 @@ class Decoder(nnx.Module):
         segment_ids_BT: jax.Array,
         cache: KVCache | None = None,
         segment_ends_BT: jax.Array | None = None,
+        longest: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         real_BT = segment_ids_BT > 0
         # Whatever id stands at a padding place, even one out of range, must not matter.
@@ -261,16 +265,7 @@ class Decoder(nnx.Module):
         positions_BT = jnp.where(real_BT, positions_BT, 0)
         if cache is None:
             slots_BT = None
-            of_query, of_key = segment_ids_BT[:, :, None], segment_ids_BT[:, None, :]
-            if segment_ends_BT is None:
-                related_BTS = of_query == of_key
-            else:  # the query descends from the key
-                related_BTS = (of_key <= of_query) & (of_query < segment_ends_BT[:, None, :])
-            mask_BTS = (
-                (positions_BT[:, :, None] >= positions_BT[:, None, :])
-                & related_BTS
-                & real_BT[:, None, :]
-            )
+            mask_BTS = self._mask(positions_BT, segment_ids_BT, segment_ends_BT, longest)
         else:
             length = cache.keys[0].shape[2]
             slots_BT = jnp.where(real_BT, positions_BT, length)
@@ -285,6 +280,24 @@ class Decoder(nnx.Module):
                 values.append(layer_cache[1])
         new_cache = None if cache is None else KVCache(tuple(keys), tuple(values))
         return self.final_norm(x_BTD), new_cache
+
+    def _mask(
+        self,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+        segment_ends_BT: jax.Array | None,
+        longest: int | None,
+    ) -> jax.Array | TreeReads:
+        """What each token sees without a cache; of a tree, by blocks of queries."""
+        behind_BTS = positions_BT[:, :, None] >= positions_BT[:, None, :]
+        if segment_ends_BT is None:
+            same_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+            return behind_BTS & same_BTS & (segment_ids_BT > 0)[:, None, :]
+        length, block = positions_BT.shape[1], self.config.attention_block
+        if 0 < block < length:
+            longest = length if longest is None else longest
+            return tree_reads(positions_BT, segment_ids_BT, segment_ends_BT, block, longest)
+        return behind_BTS & related(segment_ids_BT, segment_ids_BT, segment_ends_BT)
 
     def unembed(self, hidden_D: jax.Array) -> jax.Array:
         """Logits in float32, [..., V]."""

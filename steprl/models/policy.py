@@ -77,9 +77,10 @@ def make_policy(config: DecoderConfig) -> Policy:
         segment_ids_BT: jax.Array,
         cache: KVCache | None = None,
         segment_ends_BT: jax.Array | None = None,
+        longest: int | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         decoder = build(params).decoder
-        return decoder(tokens_BT, positions_BT, segment_ids_BT, cache, segment_ends_BT)
+        return decoder(tokens_BT, positions_BT, segment_ids_BT, cache, segment_ends_BT, longest)
 
     def unembed(params: Params, hidden_D: jax.Array) -> jax.Array:
         return build(params).decoder.unembed(hidden_D)
@@ -91,11 +92,12 @@ def make_policy(config: DecoderConfig) -> Policy:
         segment_ids_BT: jax.Array,
         hidden_BTD: jax.Array,
         segment_ends_BT: jax.Array | None = None,
+        longest: int | None = None,
     ) -> jax.Array:
         parts = build(params)
         if config.value_head == "separate":
             hidden_BTD, _ = parts.critic(
-                tokens_BT, positions_BT, segment_ids_BT, segment_ends_BT=segment_ends_BT
+                tokens_BT, positions_BT, segment_ids_BT, None, segment_ends_BT, longest
             )
         return parts.value(hidden_BTD).astype(jnp.float32)
 

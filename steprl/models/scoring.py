@@ -1,6 +1,6 @@
 """Log-probs, entropies and values of the sampled tokens of a batch, never as a [B, T, V] array."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +223,9 @@ def _score_tree(
     rows = batch.tokens_NT.shape[0]
     arrays = (tree.tokens_MGU, tree.positions_MGU, tree.segment_ids_MGU, tree.segment_ends_MGU)
     *contexts, ends_BU = (jnp.reshape(x, (groups * blocks, -1)) for x in arrays)
-    hidden_BUD, _ = policy.apply(params, *contexts, segment_ends_BT=ends_BU)
+    longest = batch.context_width or batch.tokens_NT.shape[1]
+    in_tree: dict[str, Any] = dict(segment_ends_BT=ends_BU, longest=longest)
+    hidden_BUD, _ = policy.apply(params, *contexts, **in_tree)
     tokens_MQ, hidden_MQD = (
         jnp.reshape(x, (groups, -1, *x.shape[2:])) for x in (contexts[0], hidden_BUD)
     )
@@ -249,7 +251,7 @@ def _score_tree(
     value_NT = jnp.zeros_like(batch.logprob_NT)
     final_value_N = jnp.zeros(rows, jnp.float32)
     if policy.value is not None:
-        of_state_BU = policy.value(params, *contexts, hidden_BUD, segment_ends_BT=ends_BU)
+        of_state_BU = policy.value(params, *contexts, hidden_BUD, **in_tree)
         of_state_MQ = jnp.reshape(of_state_BU, (groups, -1))
         value_MP = jnp.take_along_axis(of_state_MQ, before_MP, axis=1)
         value_NT = gather(value_MP, tree.scored_NT)

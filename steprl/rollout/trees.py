@@ -35,8 +35,7 @@ def collate_trees(
         max_steps, lengths, response_length: see `collate`.
         rows: R, the same for all batches that one compiled program is to serve; None for the most
             trajectories of any group.
-        widths: see `share_prefixes`; None for the quarters of the largest of `lengths`, up to twice
-            its size.
+        widths: see `share_prefixes`; None for `tree_widths` of the largest of `lengths`.
 
     Raises:
         ValueError: there is no trajectory, a group is larger than `rows`, or see `collate`.
@@ -47,14 +46,28 @@ def collate_trees(
         raise ValueError("groups: there is no trajectory to collate")
     if most > rows:
         raise ValueError(f"groups: one has {most} trajectories, and rows={rows}: use rows={most}")
-    if widths is None:
-        widths = [-(-max(lengths) * part // 4) for part in range(1, 9)]
+    widths = tree_widths(max(lengths)) if widths is None else widths
     unknown = dict.fromkeys(next(group for group in groups if group)[0].metrics, float("nan"))
     filled = []
     for group in groups:
         empty = Trajectory(group[0].task if group else -1, 0, (), False, metrics=unknown)
         filled += [*group, *[empty] * (rows - len(group))]
     return share_prefixes(collate(filled, max_steps, lengths, response_length), rows, widths)
+
+
+def tree_widths(longest: int) -> list[int]:
+    """Tokens of a block for contexts of up to `longest`: few, and none much larger than the next.
+
+    Four from one power of two times `longest` to the next, from a quarter of it up to 4096 tokens,
+    or twice `longest` where that is more.
+    """
+    found: list[int] = []
+    most = max(2 * longest, 4096)
+    quarter = -(-longest // 16)
+    while not found or found[-1] < most:
+        found += [quarter * part for part in range(4, 8)]
+        quarter *= 2
+    return [width for width in found if width <= most]
 
 
 def share_prefixes(batch: StepBatch, rows: int, widths: Sequence[int]) -> StepBatch:
@@ -67,8 +80,7 @@ def share_prefixes(batch: StepBatch, rows: int, widths: Sequence[int]) -> StepBa
         batch: on the host or on devices of this process; its number of rows a multiple of `rows`.
         rows: R, rows of a group.
         widths: allowed tokens of a block, ascending. The smallest in which every group has one block
-            is used, or else the largest. Attention looks at a block: where contexts share little,
-            a block of many costs more than it saves.
+            is used, or else the largest.
 
     Raises:
         ValueError: the rows do not divide, a context has more tokens than the largest width or other

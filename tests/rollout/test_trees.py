@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from steprl.models import DecoderConfig, make_policy, score, with_lora
 from steprl.ops import LEVELS, aggregation_weights, policy_loss
-from steprl.rollout.trees import collate_trees, share_prefixes
+from steprl.rollout.trees import collate_trees, share_prefixes, tree_widths
 from steprl.types import Trajectory
 from tests.rollout.groups import VOCAB, group, groups, random_step
 
@@ -253,7 +253,16 @@ def test_groups_of_fewer_rows_are_filled_with_empty_ones():
     np.testing.assert_array_equal(batch.task_N, [4] * 4 + [-1] * 4 + [2] * 4)
     np.testing.assert_array_equal(np.isfinite(batch.metrics_N["f1"]), there)
     assert np.all(batch.step_ids_NT[~there] == -1)
-    assert batch.tree.tokens_MGU.shape[2] % (LENGTH // 4) == 0
+    assert batch.tree.tokens_MGU.shape[2] in tree_widths(LENGTH)
+
+
+@pytest.mark.parametrize("longest", [1, 32, 100, 512, 3000])
+def test_allowed_widths_are_few_and_close(longest):
+    widths = tree_widths(longest)
+    assert widths == sorted(widths) and len(widths) < 60
+    assert max(widths) >= 1.75 * longest
+    of_use = [w for w in widths if w >= max(4, longest // 4)]
+    assert all(b <= 1.25 * a + 1 for a, b in zip(of_use, of_use[1:], strict=False))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Attention where a row holds a tree of contexts: each block of queries reads the path above it only.
+
+Tokens stand in preorder. What a token sees is then among the tokens that the first one of its block
+sees, and the block itself: as many keys as a context has, however many contexts the row holds.
+
+Axes beside those of `steprl.types`: J block of queries, Q query of a block, P token of the path above.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class TreeReads(NamedTuple):
+    """What each block of queries reads: the path above it, then the block itself (S = P + Q)."""
+
+    above_BJP: jax.Array  # int32, places of the tokens above the first query, in order
+    mask_BJQS: jax.Array  # bool
+
+
+def related(ids_BQ: jax.Array, ids_BK: jax.Array, ends_BK: jax.Array) -> jax.Array:
+    """[..., Q, K] the query descends from the key, or is it; see `steprl.types.TreeLayout`."""
+    of_query, of_key = ids_BQ[..., :, None], ids_BK[..., None, :]
+    return (of_key > 0) & (of_key <= of_query) & (of_query < ends_BK[..., None, :])
+
+
+def tree_reads(
+    positions_BT: jax.Array, ids_BT: jax.Array, ends_BT: jax.Array, block: int, longest: int
+) -> TreeReads:
+    """The same for all layers.
+
+    Args:
+        positions_BT, ids_BT, ends_BT: see `steprl.types.TreeLayout`; ids 0 at padding, which is
+            behind all tokens.
+        block: queries of a block.
+        longest: no context has more tokens.
+    """
+    positions_BJQ, ids_BJQ, ends_BJQ = (
+        _in_blocks(x, block) for x in (positions_BT, ids_BT, ends_BT)
+    )
+    begin_J, length = jnp.arange(ids_BJQ.shape[1]) * block, ids_BT.shape[1]
+    above_BJT = related(ids_BJQ[:, :, 0], ids_BT, ends_BT)
+    index_T = jnp.arange(length)
+    above_BJT &= (index_T[None] < begin_J[:, None])[None]
+    place_BJT = jnp.where(above_BJT, index_T[None, None], length)
+    place_BJP = jnp.sort(place_BJT, axis=2)[:, :, : min(longest, length)]
+    there_BJP = place_BJP < length
+    above_BJP = jnp.where(there_BJP, place_BJP, 0)
+    of_path = [jnp.take_along_axis(x[:, None], above_BJP, axis=2) for x in (ids_BT, ends_BT)]
+    path_BJQP = related(ids_BJQ, *of_path) & there_BJP[:, :, None]
+    own_BJQQ = related(ids_BJQ, ids_BJQ, ends_BJQ)
+    own_BJQQ &= positions_BJQ[..., :, None] >= positions_BJQ[..., None, :]
+    return TreeReads(above_BJP, jnp.concatenate([path_BJQP, own_BJQQ], axis=3))
+
+
+def attend_tree(
+    q_BTHk: jax.Array, k_BTKk: jax.Array, v_BTKk: jax.Array, reads: TreeReads
+) -> jax.Array:
+    """Attention with float32 softmax, a block of queries at a time.
+
+    The backward pass reads and computes a block again: memory is that of one block.
+    """
+    length, block = q_BTHk.shape[1], reads.mask_BJQS.shape[2]
+    take = jax.vmap(lambda x_TKk, place_P: x_TKk[place_P])
+
+    @jax.checkpoint
+    def part(
+        k: jax.Array, v: jax.Array, own: tuple[jax.Array, ...], above_BP: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        q, own_k, own_v = own
+        k = jnp.concatenate([take(k, above_BP), own_k], axis=1)
+        v = jnp.concatenate([take(v, above_BP), own_v], axis=1)
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+
+    own = tuple(_in_blocks(x, block) for x in (q_BTHk, k_BTKk, v_BTKk))
+    by_block = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (own, *reads))
+    out_JBQHk = jax.lax.map(lambda one: part(k_BTKk, v_BTKk, *one), by_block)
+    out_BJQHk = jnp.moveaxis(out_JBQHk, 0, 1)
+    return out_BJQHk.reshape(len(q_BTHk), -1, *q_BTHk.shape[2:])[:, :length]
+
+
+def _in_blocks(x_BT: jax.Array, block: int) -> jax.Array:
+    """[B, J, Q, ...], filled up with zeros."""
+    batch, length, *rest = x_BT.shape
+    x_BT = jnp.pad(x_BT, [(0, 0), (0, -length % block)] + [(0, 0)] * len(rest))
+    return x_BT.reshape(batch, -1, block, *rest)
