@@ -154,7 +154,9 @@ def test_a_batch_of_branpo_says_who_descends_from_whom():
     originals = [ended(0, k, 4, reward, rng) for k, reward in enumerate(rewards)]
     script = Scripted(originals, lambda row, split, k: (2, 1.0 - rewards[row], "stop_token"))
     grown = grow_branpo(script.player(), {}, KEY, np.zeros(4, int), np.arange(4), BranchConfig())
-    batch = jax.device_get(grown_batch(script.player(), grown, make_mesh(MeshConfig())))
+    batch = jax.device_get(
+        grown_batch(script.player(), grown, make_mesh(MeshConfig(), jax.devices()[:1]))
+    )
     assert batch.task_N.shape == (8,)
     there = np.asarray(batch.mask_NS).any(axis=1)
     for row in np.flatnonzero(there):
@@ -266,7 +268,9 @@ def test_attempts_must_be_left_for_branches(initial):
 
 def test_a_batch_of_appo_says_which_token_is_the_last_shared():
     script, grown, n, first = by_score("appo")
-    batch = jax.device_get(grown_batch(script.player(), grown, make_mesh(MeshConfig())))
+    batch = jax.device_get(
+        grown_batch(script.player(), grown, make_mesh(MeshConfig(), jax.devices()[:1]))
+    )
     for row in range(len(batch.task_N)):
         task, place = divmod(row, n)
         descent = grown.descents[task][place]
