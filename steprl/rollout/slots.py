@@ -1,7 +1,7 @@
 """What the slot engine computes on the device: read, sample, and copy rows of a cache.
 
 The shapes are few and do not depend on which rows take part, so that a row's numbers do not either:
-new tokens are read in pieces of two widths, cut by the row's own length alone.
+new tokens are read in pieces of a few widths, cut by the row's own length alone.
 """
 
 import functools
@@ -16,6 +16,7 @@ from steprl.sampling import Generation, decode, prefill, trajectory_key
 from steprl.types import Params, Policy
 
 WIDE, NARROW = 256, 32
+ONE = 1  # all that a branch reads before it acts; among `NARROW` tokens it costs several times that
 
 
 class Device(NamedTuple):
@@ -86,6 +87,8 @@ def device_functions(
 
 def pieces(length: int) -> list[int]:
     """The widths in which so many tokens are read, one after the other; the last may have room."""
+    if length == 1:
+        return [ONE]
     wide, rest = divmod(length, WIDE)
     return [WIDE] * wide + [NARROW] * -(-rest // NARROW)
 
@@ -106,7 +109,7 @@ def read_chunks(
     rows = len(chunks)
     plans = [pieces(len(chunk)) if chunk else [] for chunk in chunks]
     done = [0] * rows
-    for width in (WIDE, NARROW):
+    for width in (WIDE, NARROW, ONE):
         for _ in range(max(plan.count(width) for plan in plans)):
             tokens_BC = np.zeros((rows, width), np.int32)
             length_B, start_B = np.ones(rows, np.int32), np.zeros(rows, np.int32)

@@ -11,7 +11,7 @@ import pytest
 from steprl.models import DecoderConfig, make_policy, score
 from steprl.rollout import BranchPoint, HostPlayer, collate
 from steprl.rollout.contexts import chat_context
-from steprl.rollout.slots import NARROW, WIDE, device_functions, pieces
+from steprl.rollout.slots import NARROW, ONE, WIDE, device_functions, pieces
 from steprl.types import STOP_REASONS
 from tests.models.chat_models import CHATML, chat_tokenizer
 
@@ -198,7 +198,7 @@ def test_one_slow_environment_does_not_hold_up_the_others():
 def test_pieces_cover_a_length_with_less_than_a_narrow_one_to_spare():
     for length in (1, 31, 32, 33, 255, 256, 257, 700):
         found = pieces(length)
-        assert 0 <= sum(found) - length < NARROW and set(found) <= {WIDE, NARROW}
+        assert 0 <= sum(found) - length < NARROW and set(found) <= {WIDE, NARROW, ONE}
 
 
 def test_prefilled_decoded_and_reused_tokens_add_up():
