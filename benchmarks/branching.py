@@ -233,19 +233,22 @@ def reuse(name: str, rounds: int, episodes: int) -> Iterator[dict]:
     """Episodes of eight turns, the cache kept between turns or not."""
     policy, params = model(name)
     env = Walk(length=lambda task: TURNS)
-    player = HostPlayer(policy, number_context(), TURNS, ACTION, SHORT)
     tasks, samples = list(range(episodes)), [0] * episodes
-    explore = functools.partial(player.explore, env, params, KEY, tasks, samples, remember=False)
+
+    def explore(turns: int) -> Rollouts:
+        player = HostPlayer(policy, number_context(), turns, ACTION, SHORT)
+        return player.explore(env, params, KEY, tasks, samples, remember=False)
+
+    explore(1)  # compiles
     times: dict[str, list[float]] = {"with": [], "without": []}
     usages = {}
-    for number in range(rounds + 1):  # the first one compiles
+    for _ in range(rounds):
         found = {}
         for way, step in (("with", advance), ("without", without_reuse)):
             with mock.patch.object(host, "advance", step):
                 start = time.perf_counter()
-                found[way] = explore()
-                if number:
-                    times[way].append(time.perf_counter() - start)
+                found[way] = explore(TURNS)
+                times[way].append(time.perf_counter() - start)
             usages[way] = found[way].usage
         actions = [
             [[s.action for s in t.steps] for t in one.trajectories] for one in found.values()
@@ -334,14 +337,13 @@ def draw(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
     figure.savefig(path, dpi=130)
 
 
-def measure(name: str, depths: Sequence[int], length: int, rounds: int) -> list[dict]:
+def measure(name: str, depths: Sequence[int], length: int, rounds: int) -> Iterator[dict]:
     """All of one model but reuse between turns."""
     setup = set_up(name, depths[-1], length)
-    rows = list(depths_of(name, setup, depths, rounds))
-    rows.append(continued(name, setup, depths[1:3] if len(depths) > 2 else depths[-1:]))
+    yield from depths_of(name, setup, depths, rounds)
+    yield continued(name, setup, depths[1:3] if len(depths) > 2 else depths[-1:])
     if name != LARGE:
-        rows.append(equal_forks(name, setup, min(16, depths[-1]), 16))
-    return rows
+        yield equal_forks(name, setup, min(16, depths[-1]), 16)
 
 
 def measured(only: str, rounds: int, quick: bool) -> list[dict]:
@@ -349,10 +351,19 @@ def measured(only: str, rounds: int, quick: bool) -> list[dict]:
     rows: list[dict] = []
     depths, length = ((1, 4), SHORT) if quick else (DEPTHS, LENGTH)
     for name in models_of(only, quick):
-        rows += measure(name, depths, length, rounds)
         few = quick or name == LARGE
-        rows += reuse(name, min(rounds, 2) if few else rounds, 2 if few else EPISODES)
+        parts = (
+            measure(name, depths, length, rounds),
+            reuse(name, min(rounds, 2) if few else rounds, 2 if few else EPISODES),
+        )
+        rows += [_shown(row) for part in parts for row in part]
     return rows + list(household(depths, 5 * rounds))
+
+
+def _shown(row: dict) -> dict:
+    """Long runs show each number as soon as it is there."""
+    print(f"{row['name']}: {row['value']:.4g} {row['unit']}", file=sys.stderr, flush=True)
+    return row
 
 
 def models_of(only: str, quick: bool) -> list[str]:
@@ -362,7 +373,7 @@ def models_of(only: str, quick: bool) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tiny model, few short repetitions")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions of everything")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of everything")
     parser.add_argument("--only", default="", help="models whose name begins so")
     parser.add_argument(
         "--save", action="store_true", help="write benchmarks/results/branching.json"

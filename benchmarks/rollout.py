@@ -35,7 +35,8 @@ def measured(rounds: int, quick: bool) -> list[dict]:
         ]
     return [
         *throughput.faults("thread", slots=16, tasks=160, steps=8, rounds=rounds),
-        *throughput.faults("process", slots=4, tasks=40, steps=8, rounds=1),
+        *throughput.faults("process", slots=4, tasks=40, steps=8, rounds=rounds),
+        throughput.process_start(2 * rounds),
         *throughput.refilled(slots=(1, 4, 16), tasks=48, rounds=rounds),
     ]
 

@@ -12,8 +12,10 @@ from played.models import ACTION, MODELS, TINY, model, number_context
 from played.walk import Walk, Weather, always, fault_of, mixed, with_tool
 
 from steprl.rollout import HostPlayer, Usage
+from steprl.rollout.workers import EnvWorkers
 from steprl.types import Trajectory
 
+PLURAL = {"thread": "threads", "process": "processes"}
 KEY = jax.random.key(11)
 DEADLINE = 0.5  # seconds of a call
 KEPT = 0.8  # of the healthy steps a second: the goal
@@ -74,7 +76,7 @@ def faults(
     for player, env in players.values():
         with player.workers(env) as hired:
             hired.close()
-    title = f"{isolate}s, {slots} slots, {tasks} tasks"
+    title = f"{PLURAL[isolate]}, {slots} slots, {tasks} tasks"
     speed = {n: played_steps(found[n]) / statistics.median(times[n]) for n in names}
     for name in names:
         spread = sorted(played_steps(found[name]) / x for x in quartiles(times[name]))
@@ -97,6 +99,18 @@ def faults(
             yield record.row(f"{title}, {name}: a turn", turn, "ms")
             continue
         yield from accounts(f"{title}, {name}", found[name], found[HEALTHY], WEATHERS[name], steps)
+
+
+def process_start(rounds: int) -> dict:
+    """What a killed process costs before its place can be used again."""
+    env, times = with_tool(Weather(0.0, 0.0), functools.partial(always, 1)), []
+    for number in range(rounds):
+        with EnvWorkers(env, 1, None, "process") as workers:
+            start = time.perf_counter()
+            workers.submit(number, "reset", 0)
+            workers.collect()
+            times.append(1000 * (time.perf_counter() - start))
+    return record.row("processes: start of one", statistics.median(times), "ms", quartiles(times))
 
 
 def accounts(
