@@ -3,7 +3,6 @@
 from steprl.audit.comparison import (
     CONTINUATIONS,
     ENUMERATED,
-    TARGETS,
     Audit,
     Reliability,
     Score,
@@ -12,6 +11,7 @@ from steprl.audit.comparison import (
     run_audit,
 )
 from steprl.audit.enumeration import Bounds, enumerate_steps, why_not
+from steprl.audit.estimates import TARGETS
 from steprl.audit.truth import Truth, continue_all
 
 __all__ = [

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from steprl.audit.enumeration import Bounds, enumerate_steps, why_not
+from steprl.audit.enumeration import Bounds, check, enumerate_steps
 from steprl.audit.estimates import (
     ADVANTAGE,
     CRITIC,
     STAKE,
+    TARGETS,
     VALUE,
     Estimates,
     make_estimates,
@@ -20,14 +21,13 @@ from steprl.audit.estimates import (
 )
 from steprl.audit.truth import Truth, continue_all, join
 from steprl.evaluation import PANEL_KEY
-from steprl.metrics import mean_interval, spearman, spearman_interval
+from steprl.metrics import spearman, spearman_interval
 from steprl.rollout import attempts as rows_of
 from steprl.rollout import with_anchors
 from steprl.session import Session
 from steprl.types import Params, Trajectory
 
 CONTINUATIONS, ENUMERATED = "continuations", "enumeration"
-TARGETS = (VALUE, ADVANTAGE, STAKE)
 
 
 class Score(NamedTuple):
@@ -108,8 +108,8 @@ def run_audit(
             raise ValueError(f"{name}={number}: must be at least {least}")
     if split not in player.splits:
         raise ValueError(f"split={split}: this environment has {', '.join(player.splits)}")
-    if threshold is not None and (problem := why_not(session.config)):
-        raise ValueError(f"the exact values cannot be found: {problem}")
+    if threshold is not None:
+        check(session.config, threshold)
     if player.explore is None or player.branch is None or player.collate is None:
         raise ValueError(f"env.name={session.config.env.name}: its rollouts cannot branch")
     tasks = min(tasks, player.sizes.get(split, tasks))
@@ -231,13 +231,6 @@ def enumerated(bounds: Bounds) -> dict[str, np.ndarray]:
         ADVANTAGE: bounds.action_value_s.mean(axis=1) - value_s,
         STAKE: bounds.variance_s.mean(axis=1),
     }
-
-
-def success_interval(audit: Audit) -> tuple[float, float]:
-    """95 % interval of the success rate, over tasks."""
-    tasks = sorted({one.task for one in audit.trajectories})
-    rates = [np.mean([t.success for t in audit.trajectories if t.task == task]) for task in tasks]
-    return tuple(mean_interval(np.array(rates)))  # type: ignore[return-value]
 
 
 def as_record(audit: Audit) -> dict[str, Any]:

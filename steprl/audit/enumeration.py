@@ -41,6 +41,14 @@ def why_not(config: Config) -> str | None:
     return None
 
 
+def check(config: Config, threshold: float) -> None:
+    """Raises ValueError where a run cannot be enumerated, or not down to this threshold."""
+    if problem := why_not(config):
+        raise ValueError(f"the exact values cannot be found: {problem}")
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold} must be between 0 and 1")
+
+
 class _Level(NamedTuple):
     """Tokens that were kept at one depth, and what they lead to."""
 
@@ -72,15 +80,12 @@ def enumerate_steps(
     Raises:
         ValueError: the run cannot be enumerated, or the threshold is not between 0 and 1.
     """
-    problem = why_not(config)
-    if problem:
-        raise ValueError(problem)
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold={threshold} must be between 0 and 1")
+    check(config, threshold)
     rows: dict[int, list[int]] = {}
     for row, one in enumerate(trajectories):
         rows.setdefault(one.task, []).append(row)
-    params = policy.prepare(params)
+    # Wherever they were spread over, few rows are read best on one device.
+    params = jax.device_put(jax.device_get(policy.prepare(params)), jax.local_devices()[0])
     found: dict[int, Bounds] = {}
     for task, mine in rows.items():
         game = _Game(policy, config, heldout, task)

@@ -16,6 +16,7 @@ from steprl.session import Session
 from steprl.types import Params, StepBatch
 
 VALUE, ADVANTAGE, STAKE = "value", "advantage", "stake"
+TARGETS = (VALUE, ADVANTAGE, STAKE)
 """What an estimate is held against: V, Q - V, and how much the choice of an action decides."""
 
 RANDOM = "random numbers"
@@ -23,6 +24,7 @@ CRITIC, STEP_GAE, TOKEN_GAE = "critic", "step GAE", "token GAE"
 GRPO, GIGPO = "GRPO", "GiGPO"
 ENTROPY, ARPO, APPO = "entropy, first token", "branching score, entropy", "branching score, APPO"
 SURPRISE = "|step GAE|"
+_ORDER = (CRITIC, STEP_GAE, TOKEN_GAE, GIGPO, GRPO, ENTROPY, ARPO, APPO, SURPRISE)
 
 Estimates = dict[str, dict[str, np.ndarray]]
 """target -> name of the estimate -> [S] one number a step"""
@@ -90,8 +92,12 @@ def make_estimates(
         mask_NS = np.asarray(batch.mask_NS)
         found = jax.device_get(of_steps(params, before, batch))
         return {
-            target: {name: np.asarray(x_NS, np.float64)[mask_NS] for name, x_NS in of.items()}
-            for target, of in found.items()
+            target: {
+                name: np.asarray(found[target][name], np.float64)[mask_NS]
+                for name in _ORDER
+                if name in found[target]
+            }
+            for target in TARGETS
         }
 
     return estimates

@@ -113,7 +113,7 @@ def continue_all(
             discounted_return(one, point.step, gamma)
             for point, one in zip(part, found.trajectories, strict=True)
         ]
-        usage = Usage(*(a + b for a, b in zip(usage, found.usage, strict=True)))
+        usage = jax.tree.map(lambda a, b: a + b, usage, found.usage)
         watch(len(returns) / len(points))
     return_sm = np.array(returns).reshape(len(row_s), continuations)
     return Truth(row_s, reward_s, last_s, return_sm, gamma), usage

@@ -1,0 +1,150 @@
+"""`steprl audit`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from steprl.cli.options import config_of_run
+
+_THRESHOLD = 1e-5  # less likely is bounded, not enumerated
+
+
+def add_commands(command: Any) -> None:
+    """Adds it to the parser."""
+    sub = command(
+        "audit", _audit, "Score critic, credit and branching of a run against continuations."
+    )
+    sub.add_argument("run", type=Path, help="directory of a run")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="algorithm.gamma=0.9 ...")
+    sub.add_argument("--tasks", type=int, default=32, help="number of tasks (default: 32)")
+    sub.add_argument("--attempts", type=int, default=8, help="at each task (default: 8)")
+    sub.add_argument("--continuations", type=int, default=32, help="from each state (default: 32)")
+    sub.add_argument("--split", help="train or an evaluation split (default: the main one)")
+    sub.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    sub.add_argument(
+        "--exact",
+        nargs="?",
+        type=float,
+        const=_THRESHOLD,
+        metavar="THRESHOLD",
+        help="multihop only: also enumerate all that is likelier than this (default: 1e-5)",
+    )
+
+
+def _audit(options: argparse.Namespace, console: Console) -> int:
+    from steprl.algorithms import algorithm
+    from steprl.audit import as_record, run_audit
+    from steprl.audit.pictures import draw_audit, draw_trajectory
+    from steprl.checkpoint import all_steps
+    from steprl.session import load_params, setup
+
+    session = setup(config_of_run(options))
+    saved = all_steps(options.run / "checkpoints")
+    params = load_params(session, options.run, options.step)
+    step = options.step if options.step is not None else max(saved, default=None)
+    before = [one for one in saved if step is not None and one < step]
+    older = load_params(session, options.run, before[-1]) if before else None
+    # The critic of a warm start has learnt nothing yet.
+    critic = bool(saved) and "critic" in algorithm(session.config.algorithm.name).needs
+    split = options.split or session.player.splits[1]
+    with _bar(console) as watch:
+        audit = run_audit(
+            session, params, split, options.tasks, options.attempts, options.continuations,
+            critic, older, options.exact, watch,
+        )  # fmt: skip
+    _print(audit, console)
+    record = {
+        "settings": {
+            "split": split, "tasks": options.tasks, "attempts": options.attempts,
+            "continuations": options.continuations, "checkpoint": step,
+            "older": before[-1] if before else None, "threshold": options.exact,
+            "gamma": session.config.algorithm.gamma, "lam": session.config.algorithm.lam,
+            "temperature": session.config.rollout.temperature,
+        },
+        **as_record(audit),
+    }  # fmt: skip
+    file = options.run / "audit.json"
+    file.write_text(json.dumps(record, allow_nan=False) + "\n")
+    name = session.config.algorithm.name
+    at = "warm start" if step is None else f"iteration {step}"
+    title = f"{name} on {session.config.env.name}, {at}, {split}"
+    plots = options.run / "plots"
+    drawn = draw_audit(audit, plots / "audit.png", f"Credit against the truth: {title}")
+    one = draw_trajectory(audit, plots / "audit_trajectory.png", f"A trajectory: {title}")
+    console.print(f"Written to {file}; pictures: {drawn} and {one}")
+    return 0
+
+
+def _bar(console: Console):  # type: ignore[no-untyped-def]
+    from contextlib import contextmanager
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def shown():  # type: ignore[no-untyped-def]
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            bars = {"continuing": progress.add_task("continuing", total=1.0)}
+
+            def watch(phase: str, share: float) -> None:
+                if phase not in bars:
+                    bars[phase] = progress.add_task(phase, total=1.0)
+                progress.update(bars[phase], completed=share)
+
+            yield watch
+
+    return shown()
+
+
+def _print(audit, console: Console) -> None:  # type: ignore[no-untyped-def]
+    from rich.table import Table
+
+    from steprl.audit import CONTINUATIONS, TARGETS
+
+    facts = audit.facts
+    console.print(
+        f"{facts['trajectories']:.0f} trajectories, {facts['steps']:.0f} steps, success "
+        f"{facts['success_rate']:.3f}; {facts['tokens_sampled']:.0f} tokens sampled in "
+        f"{facts['seconds'] / 60:.1f} minutes"
+    )
+    against = {
+        "value": "V before the step",
+        "advantage": "Q - V",
+        "stake": "(Q - V)^2, what the choice decides",
+    }
+    kinds = list(dict.fromkeys(score.truth for score in audit.scores))
+    table = Table(box=None)
+    table.add_column("rank correlation with")
+    for kind in kinds:
+        table.add_column(f"by {kind}", no_wrap=True)
+    for target in TARGETS:
+        table.add_row(f"[bold]{against[target]}[/]")
+        by_name: dict[str, dict[str, Any]] = {}
+        for score in audit.scores:
+            if score.target == target:
+                by_name.setdefault(score.estimate, {})[score.truth] = score
+        for name, found in by_name.items():
+            cells = [
+                f"{found[k].correlation:5.2f} [{found[k].low:.2f}, {found[k].high:.2f}]"
+                for k in kinds
+            ]
+            table.add_row(f"  {name}", *cells)
+        halves, ceiling = audit.reliability[target]
+        cells = [f"[dim]{ceiling:5.2f} (halves {halves:.2f})[/]" if k == CONTINUATIONS else ""
+                 for k in kinds]  # fmt: skip
+        table.add_row("  [dim]at most, about[/]", *cells)
+    console.print(table)
+    if "critic_rmse" in facts:
+        console.print(
+            f"The critic is off by {facts['critic_rmse']:.3f} (root mean square), "
+            f"{facts['critic_bias']:+.3f} on average."
+        )
+    if audit.bounds is not None:
+        console.print(
+            f"Enumerated values are certain within {facts['enumerated_width_mean']:.3f} on average, "
+            f"{facts['enumerated_width_max']:.3f} at most; the squared error of the continuations is "
+            f"{facts['squared_error_over_expected']:.2f} times what chance explains."
+        )
