@@ -212,7 +212,7 @@ def test_the_variance_is_that_of_the_actions_that_are_sampled(warm):
     action = bounds.action_value_s[first].mean(axis=1)
     value, variance = bounds.value_s[0], bounds.variance_s[0]
     np.testing.assert_array_equal(bounds.value_s[first], np.tile(value, (128, 1)))
-    assert action.std() > 0.05
+    assert action.std() > 0.02
     error = 4 * action.std() / 128**0.5 + np.ptp(value)
     assert action.mean() == pytest.approx(value.mean(), abs=error)
     spread = (action - action.mean()) ** 2
@@ -253,6 +253,7 @@ def test_the_command_writes_scores_and_pictures(run, capsys):
         assert (run / "plots" / f"{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_first_checkpoint_has_none_before_it(run):
     assert main(["audit", str(run), *FEW, "--step", "1", "--split", "train"]) == 0
     record = json.loads((run / "audit.json").read_text())
@@ -260,6 +261,7 @@ def test_the_first_checkpoint_has_none_before_it(run):
     assert "branching score, APPO" not in {score["estimate"] for score in record["scores"]}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_critic_has_no_value_to_score(run):
     config = load_config(run / "config.resolved.yaml", ["algorithm.name=grpo", "rollout.n=2"])
     session = setup(config)
@@ -293,7 +295,7 @@ def test_environments_on_the_host_are_audited_too():
         (["--split", "test"], "split=test: this environment has train, heldout"),
         (["--exact", "2"], "threshold=2.0 must be between 0 and 1"),
         (["env.multihop.search_failure=0.1", "--exact"], "searches fail by chance"),
-        (["--step", "9"], "has no step 9"),
+        (["--step", "9"], "No checkpoint of step 9"),
     ],
 )
 def test_bad_arguments_are_named(run, capsys, words, message):

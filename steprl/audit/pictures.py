@@ -3,7 +3,7 @@
 import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,11 @@ def draw_audit(audit: Audit, path: str | os.PathLike[str], title: str) -> Path:
     above, below = figure.subfigures(2, 1, height_ratios=(1.0, 1.1))
     figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=_INK)
     for axes, target in zip(above.subplots(1, 3), TARGETS, strict=True):
-        _forest(axes, [s for s in audit.scores if s.target == target], target)
+        mine = [s for s in audit.scores if s.target == target]
+        kinds = [kind for kind in _COLORS if any(s.truth == kind for s in mine)]
+        groups = {f"truth by {kind}": [s for s in mine if s.truth == kind] for kind in kinds}
+        colors = {f"truth by {kind}": _COLORS[kind] for kind in kinds}
+        _forest(axes, groups, colors, target)
         ceiling = audit.reliability[target].ceiling
         if math.isfinite(ceiling):
             axes.axvline(ceiling, color=_COLORS[CONTINUATIONS], linestyle=":", linewidth=1.3)
@@ -67,22 +71,44 @@ def draw_audit(audit: Audit, path: str | os.PathLike[str], title: str) -> Path:
     return _save(figure, path)
 
 
-def _forest(axes: Axes, scores: Sequence[Score], target: str) -> None:
-    """A line for each estimate, best first: a dot and its interval."""
-    kinds = [kind for kind in _COLORS if any(s.truth == kind for s in scores)]
-    by_first = [s for s in scores if s.truth == kinds[-1]]
-    key = {s.estimate: -math.inf if math.isnan(s.correlation) else s.correlation for s in by_first}
-    names = sorted(key, key=lambda name: key[name])
+def draw_comparison(
+    found: Mapping[str, Sequence[Score]], path: str | os.PathLike[str], title: str
+) -> Path:
+    """Rank correlations of several audits, a colour each.
+
+    Args:
+        found: scores by name of the audit, of one kind of truth.
+        path: file to write; its ending says the format.
+        title: headline of the picture.
+
+    Returns:
+        The path.
+    """
+    figure = Figure((15.0, 6.4), dpi=100, layout="constrained", facecolor="white")
+    figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=_INK)
+    for axes, target in zip(figure.subplots(1, 3), TARGETS, strict=True):
+        groups = {name: [s for s in of if s.target == target] for name, of in found.items()}
+        _forest(axes, groups, dict(zip(found, PALETTE, strict=False)), target)
+    return _save(figure, path)
+
+
+def _forest(
+    axes: Axes, groups: Mapping[str, Sequence[Score]], colors: Mapping[str, str], target: str
+) -> None:
+    """A line for each estimate, best first, and in it a dot and an interval for each group."""
+    scores = [score for of in groups.values() for score in of]
+    names = _by_rank(scores)
     labelled = set()
-    for score in scores:
-        if math.isnan(score.correlation):
-            continue
-        color, number = _COLORS[score.truth], kinds.index(score.truth)
-        y = names.index(score.estimate) + (0.13 - 0.26 * number) * (len(kinds) > 1)
-        label = None if score.truth in labelled else f"truth by {score.truth}"
-        labelled.add(score.truth)
-        axes.plot([score.low, score.high], [y, y], color=color, linewidth=2.2)
-        axes.plot([score.correlation], [y], "o", color=color, markersize=6, label=label)
+    for number, (group, of) in enumerate(groups.items()):
+        for score in of:
+            if math.isnan(score.correlation):
+                continue
+            apart = min(0.26, 0.8 / len(groups))
+            y = names.index(score.estimate) + apart * ((len(groups) - 1) / 2 - number)
+            label = None if group in labelled else group
+            labelled.add(group)
+            axes.plot([score.low, score.high], [y, y], color=colors[group], linewidth=2.2)
+            axes.plot([score.correlation], [y], "o", color=colors[group], markersize=6, label=label)
     axes.axvline(0.0, color=_MUTED, linewidth=0.8)
     _dress(axes, _TITLES[target], "")
     axes.set_yticks(range(len(names)), names)
@@ -93,7 +119,17 @@ def _forest(axes: Axes, scores: Sequence[Score], target: str) -> None:
     axes.xaxis.set_major_locator(_ticks())
     axes.set_xlabel("Spearman's rank correlation, 95 % interval", color=_MUTED, fontsize=9)
     if len(labelled) > 1 and target == VALUE:
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def _by_rank(scores: Sequence[Score]) -> list[str]:
+    """Names of estimates, the one of the lowest mean correlation first."""
+    of_name: dict[str, list[float]] = {}
+    for score in scores:
+        of_name.setdefault(score.estimate, [])
+        if not math.isnan(score.correlation):
+            of_name[score.estimate].append(score.correlation)
+    return sorted(of_name, key=lambda name: float(np.mean(of_name[name] or [-2.0])))
 
 
 def _ticks():  # type: ignore[no-untyped-def]
