@@ -4,7 +4,7 @@
 
 A trajectory of 512 tokens in 8 steps is branched after half and after three quarters of it, and it
 and its branches (2, 4 and 8 rows in all) are one group. One GRPO update (forward, backward, AdamW) of
-a model of 5 M parameters in float32 is made with the rows apart and with the tree of their contexts,
+a model of 6 M parameters in float32 is made with the rows apart and with the tree of their contexts,
 in turn in one process; losses and gradient norms must agree. "Most that tokens allow" is what running
 each token once could save: tokens of the rows over tokens of the tree. Processor time is that of all
 threads of the process, which on a busy machine says more than the clock; not on an accelerator.
@@ -34,7 +34,7 @@ from steprl.types import Step, StepBatch, Trajectory
 from steprl.update import initial_state, make_update
 
 STEPS, VOCABULARY = 8, 2048
-SHAPE = dict(d_model=256, num_layers=6, num_heads=4, num_kv_heads=4, head_dim=64, d_ff=704)
+SHAPE = dict(d_model=384, num_layers=3, num_heads=6, num_kv_heads=6, head_dim=64, d_ff=1024)
 QUICK = dict(d_model=64, num_layers=2, num_heads=1, num_kv_heads=1, head_dim=64, d_ff=172)
 RELATIVE = 1e-4  # between the two losses, and the two norms of the gradient
 

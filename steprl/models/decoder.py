@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from steprl.models.presets import DecoderConfig, Llama3Scaling
-from steprl.models.tree_attention import TreeReads, attend_tree, related, tree_reads
+from steprl.models.tree_attention import TreeReads, attend_tree, first_tokens, related, tree_reads
 
 
 class KVCache(NamedTuple):
@@ -177,7 +177,10 @@ class Attention(nnx.Module):
         q = rotary(q, positions_BT, config.rope_theta, config.rope_scaling)
         k = rotary(k, positions_BT, config.rope_theta, config.rope_scaling)
         if isinstance(mask_BTS, TreeReads):
-            out = attend_tree(q, k, v, mask_BTS)
+            first = mask_BTS.first_BTS.shape[1]
+            arrays = q[:, :first], k[:, :first], v[:, :first], mask_BTS.first_BTS
+            out = attend(*arrays, config.attention_block)
+            out = jnp.concatenate([out, attend_tree(q, k, v, mask_BTS)], axis=1)
         elif layer_cache is not None and slots_BT is not None:
             k = write_cache(layer_cache[0], k, slots_BT)
             v = write_cache(layer_cache[1], v, slots_BT)
@@ -294,8 +297,7 @@ class Decoder(nnx.Module):
             same_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
             return behind_BTS & same_BTS & (segment_ids_BT > 0)[:, None, :]
         length, block = positions_BT.shape[1], self.config.attention_block
-        if 0 < block < length:
-            longest = length if longest is None else longest
+        if block and longest is not None and first_tokens(block, longest) < length:
             return tree_reads(positions_BT, segment_ids_BT, segment_ends_BT, block, longest)
         return behind_BTS & related(segment_ids_BT, segment_ids_BT, segment_ends_BT)
 

@@ -13,8 +13,12 @@ import jax.numpy as jnp
 
 
 class TreeReads(NamedTuple):
-    """What each block of queries reads: the path above it, then the block itself (S = P + Q)."""
+    """What each block of queries reads: the path above it, then the block itself (S = P + Q).
 
+    The first blocks have no more tokens before them than a path may have: they read all of them.
+    """
+
+    first_BTS: jax.Array  # bool, what each token of the first blocks sees of them
     above_BJP: jax.Array  # int32, places of the tokens above the first query, in order
     mask_BJQS: jax.Array  # bool
 
@@ -23,6 +27,11 @@ def related(ids_BQ: jax.Array, ids_BK: jax.Array, ends_BK: jax.Array) -> jax.Arr
     """[..., Q, K] the query descends from the key, or is it; see `steprl.types.TreeLayout`."""
     of_query, of_key = ids_BQ[..., :, None], ids_BK[..., None, :]
     return (of_key > 0) & (of_key <= of_query) & (of_query < ends_BK[..., None, :])
+
+
+def first_tokens(block: int, longest: int) -> int:
+    """Tokens of the blocks that have at most `longest` tokens before their end."""
+    return -(-longest // block) * block
 
 
 def tree_reads(
@@ -34,12 +43,15 @@ def tree_reads(
         positions_BT, ids_BT, ends_BT: see `steprl.types.TreeLayout`; ids 0 at padding, which is
             behind all tokens.
         block: queries of a block.
-        longest: no context has more tokens.
+        longest: no context has more tokens; the row has more than `first_tokens` of it.
     """
+    length, first = ids_BT.shape[1], first_tokens(block, longest)
+    first_BTS = related(*(x[:, :first] for x in (ids_BT, ids_BT, ends_BT)))
+    first_BTS &= positions_BT[:, :first, None] >= positions_BT[:, None, :first]
     positions_BJQ, ids_BJQ, ends_BJQ = (
-        _in_blocks(x, block) for x in (positions_BT, ids_BT, ends_BT)
+        _in_blocks(x[:, first:], block) for x in (positions_BT, ids_BT, ends_BT)
     )
-    begin_J, length = jnp.arange(ids_BJQ.shape[1]) * block, ids_BT.shape[1]
+    begin_J = first + jnp.arange(ids_BJQ.shape[1]) * block
     above_BJT = related(ids_BJQ[:, :, 0], ids_BT, ends_BT)
     index_T = jnp.arange(length)
     above_BJT &= (index_T[None] < begin_J[:, None])[None]
@@ -51,17 +63,18 @@ def tree_reads(
     path_BJQP = related(ids_BJQ, *of_path) & there_BJP[:, :, None]
     own_BJQQ = related(ids_BJQ, ids_BJQ, ends_BJQ)
     own_BJQQ &= positions_BJQ[..., :, None] >= positions_BJQ[..., None, :]
-    return TreeReads(above_BJP, jnp.concatenate([path_BJQP, own_BJQQ], axis=3))
+    return TreeReads(first_BTS, above_BJP, jnp.concatenate([path_BJQP, own_BJQQ], axis=3))
 
 
 def attend_tree(
     q_BTHk: jax.Array, k_BTKk: jax.Array, v_BTKk: jax.Array, reads: TreeReads
 ) -> jax.Array:
-    """Attention with float32 softmax, a block of queries at a time.
+    """Attention of all tokens behind the first blocks, a block of queries at a time.
 
     The backward pass reads and computes a block again: memory is that of one block.
     """
-    length, block = q_BTHk.shape[1], reads.mask_BJQS.shape[2]
+    first, block = reads.first_BTS.shape[1], reads.mask_BJQS.shape[2]
+    length = q_BTHk.shape[1] - first
     take = jax.vmap(lambda x_TKk, place_P: x_TKk[place_P])
 
     @jax.checkpoint
@@ -73,8 +86,10 @@ def attend_tree(
         v = jnp.concatenate([take(v, above_BP), own_v], axis=1)
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
 
-    own = tuple(_in_blocks(x, block) for x in (q_BTHk, k_BTKk, v_BTKk))
-    by_block = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (own, *reads))
+    own = tuple(_in_blocks(x[:, first:], block) for x in (q_BTHk, k_BTKk, v_BTKk))
+    by_block = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 1, 0), (own, reads.above_BJP, reads.mask_BJQS)
+    )
     out_JBQHk = jax.lax.map(lambda one: part(k_BTKk, v_BTKk, *one), by_block)
     out_BJQHk = jnp.moveaxis(out_JBQHk, 0, 1)
     return out_BJQHk.reshape(len(q_BTHk), -1, *q_BTHk.shape[2:])[:, :length]
