@@ -5,8 +5,10 @@
 StepPO and PPO learn `multihop` from the same warm start, with the settings of configs/quickstart.yaml
 and one seed. At iteration 10 and at the last one, held-out tasks are played 8 times each; from every
 step 16 continuations go on, and all that is likelier than 1e-5 is enumerated. Values, credit and
-branching scores are ranked against the enumerated truth: Spearman's correlation over steps, its 95 %
-interval by the bootstrap over tasks. With --resume finished runs are kept.
+branching scores are held against the enumerated truth: Spearman's and Pearson's correlation over
+steps, 95 % intervals by the bootstrap over tasks. The first weighs every difference the same, and
+where most tasks are solved most differences are tiny; in the second the few steps that mattered a lot
+have the most weight. With --resume finished runs are kept.
 """
 
 import argparse
@@ -89,8 +91,8 @@ def look(run: Path, step: int, tasks: int) -> Audit:
 def measured(name: str, audit: Audit) -> list[dict[str, Any]]:
     """Correlations with the enumerated truth, and what says how far that can be trusted."""
     rows = [
-        record.row(f"{name}: {s.estimate} against {s.target}", s.correlation, "rank correlation",
-                   [s.low, s.high])
+        record.row(f"{name}: {s.estimate} against {s.target}", s.correlation,
+                   f"{s.kind} correlation", [s.low, s.high])
         for s in audit.scores if s.truth == ENUMERATED
     ]  # fmt: skip
     facts = audit.facts

@@ -206,14 +206,17 @@ def pass_at_k(attempts: int, successes: int, k: int) -> float:
     return 1.0 - math.comb(attempts - successes, k) / math.comb(attempts, k)
 
 
-def spearman(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Rank correlation: Pearson's correlation of the ranks, ties at the mean of their ranks.
+def correlation(
+    x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None, ranks: bool = False
+) -> float:
+    """Pearson's correlation, or that of the ranks (Spearman's), ties at the mean of their ranks.
 
     Spearman, "The proof and measurement of association between two things" (1904).
 
     Args:
         x, y: [n] numbers.
         weight: [n] how often each pair counts; None for once.
+        ranks: correlate the ranks.
 
     Returns:
         A number in [-1, 1]; NaN where one of them does not vary.
@@ -222,7 +225,7 @@ def spearman(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> 
         ValueError: the shapes differ, or something is not finite.
 
     Example:
-        >>> round(spearman(np.array([1, 2, 3, 4]), np.array([10, 30, 20, 20])), 3)
+        >>> round(correlation(np.array([1, 2, 3, 4]), np.array([10, 30, 20, 20]), ranks=True), 3)
         0.316
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
@@ -231,15 +234,20 @@ def spearman(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> 
         raise ValueError(f"x {x.shape}, y {y.shape}, weight {weight.shape}: not of one length")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("x and y must be finite")
-    return _rank_correlation(_places(x), _places(y), weight)
+    if ranks:
+        return _rank_correlation(_places(x), _places(y), weight)
+    return _linear_correlation(x, y, weight)
 
 
-def spearman_interval(x: np.ndarray, y: np.ndarray, cluster: np.ndarray) -> Interval:
-    """95 % interval of `spearman`: the percentile bootstrap, with a fixed seed.
+def correlation_interval(
+    x: np.ndarray, y: np.ndarray, cluster: np.ndarray, ranks: bool = False
+) -> Interval:
+    """95 % interval of `correlation`: the percentile bootstrap, with a fixed seed.
 
     Args:
         x, y: [n] numbers.
         cluster: [n] ids of what is drawn together, since pairs within it depend on each other.
+        ranks: correlate the ranks.
 
     Returns:
         Its ends; (nan, nan) for fewer than two clusters.
@@ -248,10 +256,13 @@ def spearman_interval(x: np.ndarray, y: np.ndarray, cluster: np.ndarray) -> Inte
     count = int(members.max()) + 1 if len(members) else 0
     if count < 2:
         return Interval(math.nan, math.nan)
-    places = _places(np.asarray(x, np.float64)), _places(np.asarray(y, np.float64))
+    one, other = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    of_draw = _linear_correlation
+    if ranks:  # the order of the numbers is found once
+        one, other, of_draw = _places(one), _places(other), _rank_correlation
     rng = np.random.default_rng(_BOOTSTRAP_SEED)
     draws = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
-    found = np.array([_rank_correlation(*places, draw[members]) for draw in draws])
+    found = np.array([of_draw(one, other, draw[members]) for draw in draws])
     found = found[np.isfinite(found)]
     if not len(found):
         return Interval(math.nan, math.nan)
@@ -266,14 +277,22 @@ def _places(x: np.ndarray) -> np.ndarray:
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
     """Of places, each pair counted `weight` times."""
-    deviations = []
+    ranks = []
     for place in (x, y):
         count = np.bincount(place, weight)
-        rank = (np.cumsum(count) - (count - 1) / 2)[place]
-        deviations.append(rank - np.average(rank, weights=weight))
-    a, b = deviations
-    spread = math.sqrt(float(weight @ (a * a)) * float(weight @ (b * b)))
-    return float(weight @ (a * b)) / spread if spread > 0 else math.nan
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
+    return _linear_correlation(*ranks, weight)
+
+
+def _linear_correlation(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
+    if _constant(x[weight > 0]) or _constant(y[weight > 0]):
+        return math.nan  # rounding must not make a spread
+    a, b = (z - np.average(z, weights=weight) for z in (x, y))
+    return float(weight @ (a * b)) / math.sqrt(float(weight @ (a * a)) * float(weight @ (b * b)))
+
+
+def _constant(x: np.ndarray) -> bool:
+    return len(x) == 0 or bool(np.ptp(x) == 0)
 
 
 class CompilationCounter:

@@ -11,7 +11,7 @@ from steprl.audit import enumerate_steps, run_audit
 from steprl.audit.truth import Truth, continue_all
 from steprl.cli import main
 from steprl.config import load_config
-from steprl.metrics import spearman, spearman_interval
+from steprl.metrics import correlation, correlation_interval
 from steprl.rollout.rollouts import Rollouts, Usage
 from steprl.session import initial_params, load_params, setup
 from steprl.train import run_warm_start
@@ -31,41 +31,49 @@ from tests.small import SMALL, small_config
     ],
 )
 def test_rank_correlation_by_hand(x, y, expected):
-    assert spearman(np.array(x), np.array(y)) == pytest.approx(expected, nan_ok=True)
+    found = correlation(np.array(x), np.array(y), ranks=True)
+    assert found == pytest.approx(expected, nan_ok=True)
 
 
-def test_rank_correlation_is_that_of_scipy():
+def test_correlations_are_those_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     for _ in range(20):
         x, y = rng.integers(0, 8, 30), rng.normal(size=30)
-        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+        assert correlation(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
+        assert correlation(x, y, ranks=True) == pytest.approx(stats.spearmanr(x, y).statistic)
 
 
-def test_a_weight_is_as_many_pairs():
-    x, y, weight = np.array([3, 1, 2]), np.array([1, 1, 5]), np.array([2, 0, 3])
-    often = np.repeat([0, 1, 2], weight)
-    assert spearman(x, y, weight) == pytest.approx(spearman(x[often], y[often]))
+@pytest.mark.parametrize("ranks", [False, True])
+def test_a_weight_is_as_many_pairs(ranks):
+    x, y, weight = np.array([3, 1, 2, 7]), np.array([1, 1, 5, 2]), np.array([2, 0, 3, 1])
+    often = np.repeat([0, 1, 2, 3], weight)
+    assert correlation(x, y, weight, ranks) == pytest.approx(
+        correlation(x[often], y[often], None, ranks)
+    )
 
 
-def test_what_does_not_fit_has_no_rank():
+def test_what_does_not_fit_has_no_correlation():
     with pytest.raises(ValueError, match="not of one length"):
-        spearman(np.zeros(2), np.zeros(3))
+        correlation(np.zeros(2), np.zeros(3))
     with pytest.raises(ValueError, match="finite"):
-        spearman(np.array([1.0, np.nan]), np.zeros(2))
+        correlation(np.array([1.0, np.nan]), np.zeros(2))
 
 
-def test_pairs_of_a_cluster_count_as_one():
+@pytest.mark.parametrize("ranks", [False, True])
+def test_pairs_of_a_cluster_count_as_one(ranks):
     rng = np.random.default_rng(1)
     x = rng.normal(size=40)
     y = x + rng.normal(size=40)
-    alone = spearman_interval(x, y, np.arange(40))
-    assert alone.low < spearman(x, y) < alone.high and alone.high - alone.low > 0.2
+    alone = correlation_interval(x, y, np.arange(40), ranks)
+    assert alone.low < correlation(x, y, ranks=ranks) < alone.high
+    assert alone.high - alone.low > 0.2
     ten = np.repeat(np.arange(40), 10)
-    assert spearman_interval(x[ten], y[ten], ten) == pytest.approx(alone)
-    apart = spearman_interval(x[ten], y[ten], np.arange(400))  # as if they said ten times as much
+    assert correlation_interval(x[ten], y[ten], ten, ranks) == pytest.approx(alone)
+    # As if they said ten times as much:
+    apart = correlation_interval(x[ten], y[ten], np.arange(400), ranks)
     assert apart.high - apart.low < 0.5 * (alone.high - alone.low)
-    assert np.isnan(spearman_interval(x, y, np.zeros(40))).all()
+    assert np.isnan(correlation_interval(x, y, np.zeros(40), ranks)).all()
 
 
 # The truth by continuations

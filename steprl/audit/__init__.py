@@ -3,6 +3,8 @@
 from steprl.audit.comparison import (
     CONTINUATIONS,
     ENUMERATED,
+    LINEAR,
+    RANK,
     Audit,
     Reliability,
     Score,
@@ -17,6 +19,8 @@ from steprl.audit.truth import Truth, continue_all
 __all__ = [
     "CONTINUATIONS",
     "ENUMERATED",
+    "LINEAR",
+    "RANK",
     "TARGETS",
     "Audit",
     "Bounds",

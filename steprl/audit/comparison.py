@@ -21,21 +21,27 @@ from steprl.audit.estimates import (
 )
 from steprl.audit.truth import Truth, continue_all, join
 from steprl.evaluation import PANEL_KEY
-from steprl.metrics import spearman, spearman_interval
+from steprl.metrics import correlation, correlation_interval
 from steprl.rollout import attempts as rows_of
 from steprl.rollout import with_anchors
 from steprl.session import Session
 from steprl.types import Params, Trajectory
 
 CONTINUATIONS, ENUMERATED = "continuations", "enumeration"
+RANK, LINEAR = "rank", "linear"
 
 
 class Score(NamedTuple):
-    """Rank correlation of an estimate with the truth over all steps, with its 95 % interval."""
+    """Correlation of an estimate with the truth over all steps, with its 95 % interval.
+
+    Of ranks (Spearman), which weighs every difference the same however small it is, and of the
+    numbers themselves (Pearson), in which the few steps that mattered a lot have the most weight.
+    """
 
     target: str
     estimate: str
     truth: str  # how it was found: CONTINUATIONS or ENUMERATED
+    kind: str  # RANK or LINEAR
     correlation: float
     low: float
     high: float
@@ -198,14 +204,17 @@ def judged(audit: Audit) -> Audit:
     for target in TARGETS:
         sampled_s = of_target[target]()[0]
         one_s, other_s = (of_target[target](slice(first, None, 2))[0] for first in (0, 1))
-        halves = spearman(one_s, other_s)
+        halves = correlation(one_s, other_s, ranks=True)
         ceiling = math.sqrt(2 * halves / (1 + halves)) if halves > 0 else math.nan
         reliability[target] = Reliability(halves, ceiling)
         for name, estimate_s in audit.estimates[target].items():
             truths = {CONTINUATIONS: sampled_s} | ({ENUMERATED: exact[target]} if exact else {})
-            for kind, truth_s in truths.items():
-                interval = spearman_interval(estimate_s, truth_s, task_s)
-                scores.append(Score(target, name, kind, spearman(estimate_s, truth_s), *interval))
+            for source, truth_s in truths.items():
+                for kind in (RANK, LINEAR):
+                    ranks, pair = kind == RANK, (estimate_s, truth_s)
+                    interval = correlation_interval(*pair, task_s, ranks)
+                    found = correlation(*pair, ranks=ranks)
+                    scores.append(Score(target, name, source, kind, found, *interval))
     value_s, variance_s = truth.value()
     if CRITIC in audit.estimates[VALUE]:
         off_s = audit.estimates[VALUE][CRITIC] - value_s

@@ -10,7 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steprl.audit.comparison import CONTINUATIONS, ENUMERATED, Audit, Score, enumerated
+from steprl.audit.comparison import (
+    CONTINUATIONS,
+    ENUMERATED,
+    LINEAR,
+    RANK,
+    Audit,
+    Score,
+    enumerated,
+)
 from steprl.audit.estimates import ADVANTAGE, CRITIC, RANDOM, STAKE, TARGETS, VALUE
 from steprl.report import _INK, _MUTED, PALETTE, _dress, _save
 
@@ -38,10 +46,10 @@ def draw_audit(audit: Audit, path: str | os.PathLike[str], title: str) -> Path:
     """
     figure = Figure((15.0, 8.2), dpi=100, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.12)  # type: ignore[union-attr, call-arg]
-    above, below = figure.subfigures(2, 1, height_ratios=(1.0, 1.1))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.0, 1.1)).ravel()
     figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=_INK)
     for axes, target in zip(above.subplots(1, 3), TARGETS, strict=True):
-        mine = [s for s in audit.scores if s.target == target]
+        mine = [s for s in audit.scores if (s.target, s.kind) == (target, RANK)]
         kinds = [kind for kind in _COLORS if any(s.truth == kind for s in mine)]
         groups = {f"truth by {kind}": [s for s in mine if s.truth == kind] for kind in kinds}
         colors = {f"truth by {kind}": _COLORS[kind] for kind in kinds}
@@ -62,6 +70,8 @@ def draw_audit(audit: Audit, path: str | os.PathLike[str], title: str) -> Path:
         for name in audit.estimates[target]
         if name != RANDOM
     ][:5]
+    note = "A dot a step; the line joins the means of tenths of the steps, by their estimate"
+    below.suptitle(note, x=0.012, ha="left", fontsize=10, color=_MUTED)
     cells = below.subplots(1, max(len(shown), 1), squeeze=False)[0]
     for axes, (target, name) in zip(cells, shown, strict=False):
         truth_s = exact.get(target, of_target[target])
@@ -84,11 +94,15 @@ def draw_comparison(
     Returns:
         The path.
     """
-    figure = Figure((15.0, 6.4), dpi=100, layout="constrained", facecolor="white")
+    figure = Figure((15.0, 11.5), dpi=100, layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=_INK)
-    for axes, target in zip(figure.subplots(1, 3), TARGETS, strict=True):
-        groups = {name: [s for s in of if s.target == target] for name, of in found.items()}
-        _forest(axes, groups, dict(zip(found, PALETTE, strict=False)), target)
+    for kind, row in zip((RANK, LINEAR), figure.subplots(2, 3), strict=True):
+        for axes, target in zip(row, TARGETS, strict=True):
+            groups = {
+                name: [s for s in of if (s.target, s.kind) == (target, kind)]
+                for name, of in found.items()
+            }
+            _forest(axes, groups, dict(zip(found, PALETTE, strict=False)), target)
     return _save(figure, path)
 
 
@@ -117,7 +131,8 @@ def _forest(
     low = min([0.0, *(s.low for s in scores if math.isfinite(s.low))])
     axes.set_xlim(low - 0.06, 1.03)
     axes.xaxis.set_major_locator(_ticks())
-    axes.set_xlabel("Spearman's rank correlation, 95 % interval", color=_MUTED, fontsize=9)
+    whose = "Spearman's rank" if all(s.kind == RANK for s in scores) else "Pearson's"
+    axes.set_xlabel(f"{whose} correlation, 95 % interval", color=_MUTED, fontsize=9)
     if len(labelled) > 1 and target == VALUE:
         axes.legend(frameon=False, fontsize=8, loc="lower right")
 
@@ -148,7 +163,8 @@ def _scatter(
     x = [estimate_s[part].mean() for part in tenths]
     y = [truth_s[part].mean() for part in tenths]
     axes.plot(x, y, "-o", color=PALETTE[1], linewidth=1.8, markersize=4.5)
-    _dress(axes, name, "line: means of tenths")
+    _dress(axes, name, "")
+    axes.margins(x=0.04)
     axes.set_xlabel("estimate", color=_MUTED, fontsize=9)
     axes.set_ylabel("true V" if target == VALUE else "true Q \N{MINUS SIGN} V", color=_MUTED)
     axes.xaxis.set_major_locator(_few())
@@ -235,6 +251,7 @@ def _draw_values(axes: Axes, audit: Audit, mine: np.ndarray) -> None:
         said = audit.estimates[VALUE][CRITIC][mine]
         axes.plot(said, y - 0.16, "D", color=PALETTE[0], markersize=6, label="critic")
     _dress(axes, "value before the step", "")
+    axes.margins(x=0.06)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(_few())
     axes.legend(
@@ -277,6 +294,7 @@ def _draw_credit(
         )  # fmt: skip
     axes.axvline(0.0, color=_MUTED, linewidth=0.8)
     _dress(axes, "credit of the step, in its own standard deviations", "")
+    axes.margins(x=0.04)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(_few())
     axes.legend(

@@ -102,7 +102,7 @@ def _bar(console: Console):  # type: ignore[no-untyped-def]
 def _print(audit, console: Console) -> None:  # type: ignore[no-untyped-def]
     from rich.table import Table
 
-    from steprl.audit import CONTINUATIONS, TARGETS
+    from steprl.audit import CONTINUATIONS, RANK, TARGETS
 
     facts = audit.facts
     console.print(
@@ -120,18 +120,21 @@ def _print(audit, console: Console) -> None:  # type: ignore[no-untyped-def]
     table.add_column("rank correlation with")
     for kind in kinds:
         table.add_column(f"by {kind}", no_wrap=True)
+    table.add_column("linear", no_wrap=True)
     for target in TARGETS:
         table.add_row(f"[bold]{against[target]}[/]")
         by_name: dict[str, dict[str, Any]] = {}
         for score in audit.scores:
             if score.target == target:
-                by_name.setdefault(score.estimate, {})[score.truth] = score
+                place = score.truth if score.kind == RANK else "linear"
+                # The better truth comes last.
+                by_name.setdefault(score.estimate, {})[place] = score
         for name, found in by_name.items():
             cells = [
                 f"{found[k].correlation:5.2f} [{found[k].low:.2f}, {found[k].high:.2f}]"
                 for k in kinds
             ]
-            table.add_row(f"  {name}", *cells)
+            table.add_row(f"  {name}", *cells, f"{found['linear'].correlation:5.2f}")
         halves, ceiling = audit.reliability[target]
         cells = [f"[dim]{ceiling:5.2f} (halves {halves:.2f})[/]" if k == CONTINUATIONS else ""
                  for k in kinds]  # fmt: skip
