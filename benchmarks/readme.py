@@ -1,4 +1,7 @@
-"""Fills the results in README.md from `benchmarks/results/*.json`; `--check` only compares."""
+"""Fills the results in README.md and benchmarks/README.md from `benchmarks/results/*.json`.
+
+`--check` only compares.
+"""
 
 import json
 import sys
@@ -179,25 +182,115 @@ def _speed(record: dict) -> str:
     )
 
 
-def filled(readme: str, results: Path) -> str:
-    """The README with its measured parts replaced."""
-    for name, part in (("search", search), ("results", table), ("methods", methods)):
+def branches(results: Path) -> str:
+    """What a branch costs at each depth, and what reuse, faults and refilled slots come to."""
+    parts = []
+    if (path := results / "branching.json").exists():
+        parts.append(_branching(json.loads(path.read_text())))
+    if (path := results / "rollout.json").exists():
+        parts.append(_rollouts(json.loads(path.read_text())))
+    return "\n\n".join(parts)
+
+
+def _branching(record: dict) -> str:
+    rows = {row["name"]: row for row in record["rows"]}
+    forks = [n.removesuffix(": fork").split(", depth ") for n in rows if n.endswith(": fork")]
+    models, depths = (list(dict.fromkeys(column)) for column in zip(*forks, strict=True))
+    head = ["steps before"]
+    for model in models:
+        head += [f"{model}: fork", "replay", "ratio"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for depth in depths:
+        cells = [depth]
+        for model in models:
+            name = f"{model}, depth {depth}"
+            row = rows[f"{name}: fork"]
+            for way, key in (("fork", "value"), ("replay", "peer_value")):
+                read = rows[f"{name}: {way}, prefilled"]["value"]
+                cells.append(f"{row[key]:.0f} ms, {read:.0f} read")
+            cells.append(f"{row['ratio']:.1f} x")
+        lines.append("| " + " | ".join(cells) + " |")
+    worst = max(row["value"] for row in rows.values() if row["unit"] == "largest difference")
+    turns = []
+    for name, row in rows.items():
+        if name.endswith("turns: prefilled"):
+            time = rows[name.replace(": prefilled", ": time")]["ratio"]
+            turns.append(
+                f"{row['ratio']:.1f} times the tokens and take {time:.2f} times as long ({name[:-11]})"
+            )
+    return (
+        "\n".join(lines) + f"\n\nMedians, both ways in turn, on {_machine(record)}: "
+        "[results/branching.json](results/branching.json). "
+        f"Log-probs of forks and of a full pass differ by {worst:.0e} at most. "
+        "Where every turn reads its whole context again, eight turns read "
+        + ", ".join(turns)
+        + ".\n\n![Time of a branch against its depth](results/branching.png)"
+    )
+
+
+def _rollouts(record: dict) -> str:
+    rows = record["rows"]
+    lines = ["| tool calls | agent steps/s | of the healthy |", "|---|---|---|"]
+    for row in rows:
+        if row["name"].endswith(": agent steps"):
+            ratio = "" if row["ratio"] is None else f"{100 * row['ratio']:.0f} %"
+            lines.append(f"| {row['name'][:-13]} | {row['value']:.0f} | {ratio} |")
+    of = lambda end: [row for row in rows if row["name"].endswith(end)]  # noqa: E731
+    ratios = lambda end: " / ".join(f"{row['ratio']:.2f}" for row in of(end))  # noqa: E731
+    slots = " / ".join(row["name"].split()[0] for row in of(": refilled"))
+    checked = [row for row in rows if row["goal"] and not row["name"].endswith(": agent steps")]
+    sound = "No task was lost, and every fault ended its own trajectory and changed no other. "
+    start = "".join(
+        f"A process that hung or crashed is started again, which takes {row['value']:.0f} ms: long beside "
+        "a turn of this small model, little beside one of a large model. "
+        for row in of(": start of one")
+    )
+    return (
+        "\n".join(lines) + f"\n\nMedians on {_machine(record)}: "
+        "[results/rollout.json](results/rollout.json). "
+        + (sound if all(row["met"] for row in checked) else "")
+        + start
+        + f"Slots that take the next task at once, against batches that end together, with {slots} slots: "
+        f"{ratios(': turns, refilled')} times fewer turns, {ratios(': refilled')} times the agent steps a "
+        "second, which is the noisier number."
+    )
+
+
+def _machine(record: dict) -> str:
+    load = f", of which others took their part (load {record['load']:.0f})"
+    return record["hardware"] + (load if record["load"] > 2 else "")
+
+
+PAGES = {
+    "README.md": (("search", search), ("results", table), ("methods", methods)),
+    "benchmarks/README.md": (("branches", branches),),
+}
+
+
+def filled(page: str, parts: tuple, results: Path) -> str:
+    """A page with its measured parts replaced."""
+    for name, part in parts:
         begin, end = BEGIN.format(name), END.format(name)
-        head, rest = readme.split(begin)
-        readme = f"{head}{begin}\n{part(results)}\n{end}{rest.split(end)[1]}"
-    return readme
+        head, rest = page.split(begin)
+        page = f"{head}{begin}\n{part(results)}\n{end}{rest.split(end)[1]}"
+    return page
 
 
 def main() -> int:
-    """Writes the README, or says whether it is up to date."""
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = filled(before, ROOT / "benchmarks" / "results")
-    if "--check" in sys.argv:
-        print("up to date" if before == after else "README.md: run `python benchmarks/readme.py`")
-        return int(before != after)
-    path.write_text(after)
-    return 0
+    """Writes the pages, or says whether they are up to date."""
+    stale = []
+    for name, parts in PAGES.items():
+        path = ROOT / name
+        before = path.read_text()
+        after = filled(before, parts, ROOT / "benchmarks" / "results")
+        if before != after:
+            stale.append(name)
+        if "--check" not in sys.argv:
+            path.write_text(after)
+    if "--check" not in sys.argv:
+        return 0
+    print(f"{', '.join(stale)}: run `python benchmarks/readme.py`" if stale else "up to date")
+    return int(bool(stale))
 
 
 if __name__ == "__main__":
