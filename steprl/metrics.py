@@ -277,11 +277,12 @@ def _places(x: np.ndarray) -> np.ndarray:
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
     """Of places, each pair counted `weight` times."""
-    ranks = []
-    for place in (x, y):
+
+    def ranks(place: np.ndarray) -> np.ndarray:
         count = np.bincount(place, weight)
-        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
-    return _linear_correlation(*ranks, weight)
+        return (np.cumsum(count) - (count - 1) / 2)[place]
+
+    return _linear_correlation(ranks(x), ranks(y), weight)
 
 
 def _linear_correlation(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:

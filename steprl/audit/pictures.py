@@ -177,8 +177,13 @@ def _few():  # type: ignore[no-untyped-def]
 
 
 def telling_row(audit: Audit) -> int:
-    """The trajectory whose actions mattered most, by what continuations say without bias."""
+    """The trajectory whose actions mattered most: by the enumeration, or else by continuations.
+
+    The largest of noisy numbers is partly noise, so of few continuations the error bars matter.
+    """
     stake_s = np.maximum(audit.truth.stake()[0], 0.0)
+    if audit.bounds is not None:
+        stake_s = enumerated(audit.bounds)[ADVANTAGE] ** 2
     total = np.bincount(audit.truth.row_s, stake_s, len(audit.trajectories))
     return int(np.argmax(total))
 
@@ -254,13 +259,7 @@ def _draw_values(axes: Axes, audit: Audit, mine: np.ndarray) -> None:
     axes.margins(x=0.06)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(_few())
-    axes.legend(
-        frameon=False,
-        fontsize=8,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.06 * 6 / len(mine)),
-        ncols=3,
-    )
+    _legend_below(axes, len(mine))
 
 
 def _draw_credit(
@@ -297,10 +296,14 @@ def _draw_credit(
     axes.margins(x=0.04)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(_few())
+    _legend_below(axes, len(mine))
+
+
+def _legend_below(axes: Axes, steps: int) -> None:
+    """One line under the axes, the truth first."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: not labels[i].startswith("true"))
     axes.legend(
-        frameon=False,
-        fontsize=8,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.06 * 6 / len(mine)),
-        ncols=5,
-    )
+        [handles[i] for i in order], [labels[i] for i in order], frameon=False, fontsize=8,
+        loc="upper center", bbox_to_anchor=(0.5, -0.36 / steps), ncols=len(order), columnspacing=1.0,
+    )  # fmt: skip
