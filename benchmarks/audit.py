@@ -4,11 +4,11 @@
 
 StepPO and PPO learn `multihop` from the same warm start for 30 iterations, with the other settings of
 configs/quickstart.yaml and one seed. At iteration 10 and at the last one, held-out tasks are played 8
-times each; from every step 8 continuations go on, and all that is likelier than 1e-5 is enumerated. Values, credit and
-branching scores are held against the enumerated truth: Spearman's and Pearson's correlation over
-steps, 95 % intervals by the bootstrap over tasks. The first weighs every difference the same, and
-where most tasks are solved most differences are tiny; in the second the few steps that mattered a lot
-have the most weight. With --resume finished runs are kept.
+times each; from every step 8 continuations go on, and all that is likelier than 1e-5 is enumerated.
+Values, credit and branching scores are held against the enumerated truth: Spearman's and Pearson's
+correlation over steps, 95 % intervals by the bootstrap over tasks. The first weighs every difference
+the same, and where most tasks are solved most differences are tiny; in the second the few steps that
+mattered a lot have the most weight. With --resume finished runs are kept.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from steprl.train import run_warm_start, train
 
 CONFIG = "configs/quickstart.yaml"
 EARLY, ATTEMPTS, CONTINUED, THRESHOLD = 10, 8, 8, 1e-5
-OFTEN = ("trainer.total_training_steps=30", "trainer.save_freq=5", "trainer.max_to_keep=1000", "trainer.test_freq=0",
-         "trainer.val_before_train=false", "eval.num_tasks=256")  # fmt: skip
+OFTEN = ("trainer.total_training_steps=30", "trainer.save_freq=5", "trainer.max_to_keep=1000",
+         "trainer.test_freq=0", "trainer.val_before_train=false", "eval.num_tasks=256")  # fmt: skip
 
 
 def main() -> None:
