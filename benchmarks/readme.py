@@ -14,14 +14,15 @@ RUNS = (
     ("multihop-hard.json", "`multihop`, 2 to 6 hops, 10 % of searches fail"),
     ("household.json", "`household`, ALFWorld's 120 rooms"),
     ("household-gpu.json", "`household`, larger model on a GPU"),
+    ("household-branpo.json", "`household` in small generated rooms, BranPO"),
 )
-PICTURED = ("multihop.json", "household.json")
+PICTURED = ("multihop.json", "household.json", "household-branpo.json")
 
 
 def table(results: Path) -> str:
     """Success before and after RL, a row a run and split, with 95 % intervals."""
     lines = [
-        "| task | sampled, before | after StepPO | greedy, before | after StepPO | minutes | hardware |",
+        "| task | sampled, before | after RL | greedy, before | after RL | minutes | hardware |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, title in RUNS:
@@ -41,7 +42,7 @@ def table(results: Path) -> str:
             cells += [f"{record['minutes']:.1f}", record["hardware"]]
             lines.append("| " + " | ".join(cells) + " |")
     pictures = [
-        f"![Success and diagnostics of StepPO: {title}](benchmarks/results/{picture})"
+        f"![Success and diagnostics: {title}](benchmarks/results/{picture})"
         for name, title in RUNS
         if (results / (picture := name.replace(".json", ".png"))).exists() and name in PICTURED
     ]
@@ -256,13 +257,61 @@ def _rollouts(record: dict) -> str:
     )
 
 
+def in_short(results: Path) -> str:
+    """Branches on the main page: what one costs, what trees save, and what was learnt on them."""
+    parts = []
+    if (path := results / "branching.json").exists():
+        rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+        name = next(n for n in reversed(rows) if n.endswith("depth 64: fork"))
+        row, model = rows[name], name.split(",")[0]
+        read = rows[f"{name.removesuffix(': fork')}: replay, prefilled"]["value"]
+        parts.append(
+            f"A branch behind 64 steps ({model}): {row['value'] / 1000:.1f} s and one token read again; "
+            f"with reset, replay and a new prefill {row['peer_value'] / 1000:.0f} s and {read:.0f} tokens, "
+            f"{row['ratio']:.0f} x ([benchmarks/README.md](benchmarks/README.md)).\n\n"
+            "![Time of a branch against its depth](benchmarks/results/branching.png)"
+        )
+    if (path := results / "trees.json").exists():
+        of = {row["name"]: row["value"] for row in json.loads(path.read_text())["rows"]}
+        saved = [
+            f"{of[f'{case}, tree over rows apart, processor time']:.1f} x ({case})"
+            for case in ("2 rows, 50% shared", "4 rows, 75% shared", "8 rows, 75% shared")
+        ]
+        parts.append(
+            "An update of trees takes less processor time than one of separate rows: "
+            + ", ".join(saved)
+            + " ([benchmarks/results/trees.json](benchmarks/results/trees.json))."
+        )
+    if (path := results / "methods-branching.json").exists():
+        rows = json.loads(path.read_text())["rows"]
+        lines = [
+            "| `multihop`, 60 iterations | success after RL | tokens sampled |",
+            "|---|---|---|",
+        ]
+        tokens = {r["name"].split(":")[0]: r["value"] for r in rows if "tokens" in r["name"]}
+        for row in rows:
+            if ", sampled" in row["name"]:
+                method = row["name"].split(":")[0]
+                lines.append(f"| `{method}` | {_with_interval(row)} | {tokens[method]:.2f} M |")
+        parts.append(
+            "\n".join(lines) + "\n\nOne seed, one setting for all, same warm start.\n\n"
+            "![Learning curves of the methods that branch](benchmarks/results/methods-branching.png)"
+        )
+    return "\n\n".join(parts)
+
+
 def _machine(record: dict) -> str:
     load = f", of which others took their part (load {record['load']:.0f})"
     return record["hardware"] + (load if record["load"] > 2 else "")
 
 
 PAGES = {
-    "README.md": (("search", search), ("results", table), ("methods", methods)),
+    "README.md": (
+        ("search", search),
+        ("results", table),
+        ("methods", methods),
+        ("branches", in_short),
+    ),
     "benchmarks/README.md": (("branches", branches),),
 }
 
