@@ -188,10 +188,10 @@ def by_score(
     script = Scripted(attempts_of(tasks, first, rng), lambda *_: (3, 1.0, "stop_token"), seed)
     task_N, sample_N = np.repeat(np.arange(tasks), n), np.tile(np.arange(n), tasks)
     worded = np.ones(WORDS, bool) if worded is None else worded
+    settings = BranchConfig(initial=initial, refill=refill)
     grown = grow_by_score(
-        script.player(), {}, KEY, task_N, sample_N, BranchConfig(initial=initial, refill=refill), method, worded,
-        1.0, log_ratio,
-    )  # fmt: skip
+        script.player(), {}, KEY, task_N, sample_N, settings, method, worded, 1.0, log_ratio
+    )
     return script, grown, n, first
 
 
