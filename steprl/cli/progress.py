@@ -44,7 +44,7 @@ class Watch:
         else:
             self.bar("training", event.steps)
             rate = metrics.get("rollout/success_rate", metrics.get("eval/success_rate", 0.0))
-            note = f"success {rate:.2f}"
+            note = f"success {rate:.2f}{_tokens(metrics)}"
             if "eval/success_rate" in metrics:
                 self.console.print(_evaluation_line(event))
         for task in self.bars.values():
@@ -61,8 +61,20 @@ def _evaluation_line(event) -> str:  # type: ignore[no-untyped-def]
             line += f"  {name.split('/')[1]} {value:.3f}"
     if "num_turns/mean" in metrics:
         line += f"  turns {metrics['num_turns/mean']:.1f}  clip {metrics['actor/pg_clipfrac']:.3f}"
-        line += f"  entropy {metrics['actor/entropy']:.3f}"
+        line += f"  entropy {metrics['actor/entropy']:.3f}{_tokens(metrics)}"
     return line
+
+
+def _tokens(metrics: dict[str, float]) -> str:
+    """What was read and sampled, and how much of the contexts the cache held; branches if any."""
+    if "token/reused" not in metrics:
+        return ""
+    read, reused = metrics["token/prefilled"], metrics["token/reused"]
+    text = f"  read {read:,.0f}  sampled {metrics['token/decoded']:,.0f}"
+    text += f"  cached {reused / max(read + reused, 1):.0%}"
+    if "branch/count" in metrics:
+        text += f"  branches {metrics['branch/count']:.0f}"
+    return text
 
 
 def print_results(results: dict[str, float], console: Console) -> None:

@@ -325,7 +325,9 @@ def summary(batch: StepBatch) -> dict[str, jax.Array]:
     def highest(x_N: jax.Array) -> jax.Array:
         return jnp.max(jnp.where(there_N, x_N, jnp.min(x_N)))
 
-    full_NS = batch.stop_NS == STOP_REASONS.index("context_full")
+    def ended_by(reason: str) -> jax.Array:
+        return mean(jnp.any(batch.stop_NS == STOP_REASONS.index(reason), axis=1))
+
     return measured | {
         "rollout/success_rate": mean(batch.success_N),
         "critic/rewards/mean": mean(reward_N),
@@ -339,7 +341,9 @@ def summary(batch: StepBatch) -> dict[str, jax.Array]:
         "actor/entropy": jnp.sum(batch.entropy_NT) / sampled,
         "response_length/clip_ratio": jnp.sum(batch.stop_NS == STOP_REASONS.index("length"))
         / steps,
-        "env/context_full_frac": mean(jnp.any(full_NS, axis=1)),
+        "env/context_full_frac": ended_by("context_full"),
+        "env/timeout_frac": ended_by("env_timeout"),
+        "env/crash_frac": ended_by("env_crash"),
         "env/parse_error_frac": jnp.sum(batch.mask_NS & ~batch.valid_NS) / steps,
         "env/truncated_frac": mean(jnp.any(batch.truncated_NS, axis=1)),
         "token/prefix_break": jnp.sum(jnp.maximum(contexts_N - 1, 0)) / steps,
