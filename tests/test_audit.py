@@ -13,10 +13,11 @@ from steprl.cli import main
 from steprl.config import load_config
 from steprl.metrics import correlation, correlation_interval
 from steprl.rollout.rollouts import Rollouts, Usage
+from steprl.run_directory import open_run
 from steprl.session import initial_params, load_params, setup
-from steprl.train import run_warm_start
+from steprl.train import run_warm_start, train
 from steprl.types import Step, Trajectory
-from tests.small import SMALL, small_config
+from tests.small import small_config
 
 # Statistics
 
@@ -155,7 +156,7 @@ WORLD = (
     "sft.lr=1e-2",
     "sft.batch_size=64",
     "rollout.temperature=0.5",  # so that little is too unlikely to be enumerated
-    "algorithm.gamma=0.9",
+    "algorithm.gamma=0.6",
 )
 
 
@@ -185,7 +186,7 @@ def exact(warm, trajectories, threshold):
 
 def test_continuations_agree_with_the_enumeration(warm, played):
     (session, params), (rollouts, bounds) = warm, played
-    arguments = (session.player, params, jax.random.key(3), rollouts, 16, 64, 1, 0.9)
+    arguments = (session.player, params, jax.random.key(3), rollouts, 16, 64, 1, 0.6)
     truth, _ = continue_all(*arguments, **HOW)
     value, action = truth.value()[0], truth.action_value()[0]
     for (low, high), found in ((bounds.value_s.T, value), (bounds.action_value_s.T, action)):
@@ -234,11 +235,13 @@ def test_the_variance_is_that_of_the_actions_that_are_sampled(warm):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with two checkpoints."""
-    home = tmp_path_factory.mktemp("home")
-    (home / "a.yaml").write_text("trainer:\n  experiment_name: a\n")
-    more = ["trainer.save_freq=1", "sft.steps=10", "sft.lr=2e-2", f"trainer.output_dir={home}"]
-    assert main(["train", str(home / "a.yaml"), *SMALL, *more]) == 0
-    return home / "a"
+    config = small_config(
+        "trainer.save_freq=1", "trainer.val_before_train=false", "eval.greedy=false",
+        "sft.steps=10", "sft.lr=2e-2", f"trainer.output_dir={tmp_path_factory.mktemp('home')}",
+    )  # fmt: skip
+    path = open_run(config, None)
+    train(setup(config), path)
+    return path
 
 
 FEW = ("--tasks", "4", "--attempts", "4", "--continuations", "4")
