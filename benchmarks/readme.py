@@ -297,7 +297,32 @@ def in_short(results: Path) -> str:
             "\n".join(lines) + "\n\nOne seed, one setting for all, same warm start.\n\n"
             "![Learning curves of the methods that branch](benchmarks/results/methods-branching.png)"
         )
+    if (path := results / "audit.json").exists():
+        parts.append(_audit(json.loads(path.read_text())))
     return "\n\n".join(parts)
+
+
+def _audit(record: dict) -> str:
+    """How well estimates agree in rank with the enumerated truth, a column a checkpoint."""
+    columns: dict[str, dict[str, str]] = {}
+    for row in record["rows"]:
+        when, _, name = row["name"].partition(": ")
+        if row["unit"] == "rank correlation" and row["spread"] and "random" not in name:
+            low, high = row["spread"]
+            columns.setdefault(when, {})[name] = f"{row['value']:.2f} [{low:.2f}, {high:.2f}]"
+    names = list(next(iter(columns.values())))
+    names += [name for found in columns.values() for name in found if name not in names]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name in dict.fromkeys(names):
+        cells = (found.get(name, "") for found in columns.values())
+        shown = name.replace("|", "\\|")
+        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
+    return (
+        "What `steprl audit` finds on `multihop`: rank correlation with the values of the policy, which are "
+        "enumerated (stake: variance of the value over the actions of a state), 95 % intervals over tasks, "
+        "one seed ([benchmarks/results/audit.json](benchmarks/results/audit.json)).\n\n"
+        + "\n".join(lines)
+    )
 
 
 def _machine(record: dict) -> str:
