@@ -30,7 +30,7 @@ def test_the_commands_are_targets():
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"(?:configs|benchmarks|steprl)/[\w/.]+\w", README)))
+    "path", sorted(set(re.findall(r"(?:configs|benchmarks|steprl)/[\w/.-]+\w", README)))
 )
 def test_named_files_exist(path):
     assert (ROOT / path).exists()
