@@ -247,7 +247,15 @@ def test_closing_closes_the_environments(isolate, workers, tmp_path):
     assert path.read_text() == "closed\n" * copies
 
 
-def test_an_interrupted_caller_is_not_held():
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: whoever was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_caller_is_not_held(interruptible):
     with EnvWorkers(FaultyEnv(), 1, None, "thread") as pool:
         pool.submit(0, "step", 0, "sleep 600")
         me = threading.get_ident()
