@@ -348,8 +348,8 @@ def test_a_method_that_needs_a_critic_is_refused_without_one(name):
             "algorithm.branch.initial=2.*at least one must be left",
         ),
         (
-            ["algorithm.name=arpo", "rollout.n=4", "actor.ppo_mini_batch_size=6"],
-            "ppo_mini_batch_size=6 would part attempts.*multiple of rollout.n=4",
+            ["algorithm.name=arpo", "rollout.n=4", "actor.ppo_mini_batch_size=2"],
+            "ppo_mini_batch_size=2 would part attempts.*multiple of rollout.n=4",
         ),
         (
             ["algorithm.name=grpo", "rollout.n=2", "algorithm.bootstrap_truncated=true"],

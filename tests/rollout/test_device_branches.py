@@ -90,7 +90,7 @@ def test_the_same_randomness_gives_the_origin_again(session, params, found):
 
 def test_log_probs_of_branches_are_those_of_reading_everything(session, params, branches):
     """The forked cache holds what a pass over the whole row computes."""
-    batch = session.player.collate(branches.trajectories)
+    batch = collate(branches.trajectories, 7, [100])
     again = jax.jit(functools.partial(score, session.policy))(params, batch)
     np.testing.assert_allclose(again.logprob_NT, batch.logprob_NT, atol=1e-5)
     np.testing.assert_allclose(again.entropy_NT, batch.entropy_NT, atol=1e-4)
@@ -139,6 +139,7 @@ def test_a_point_outside_its_trajectory_is_refused(session, params, found, step,
 
 
 def test_branches_are_collated_like_any_trajectory(session, branches):
-    batch = session.player.collate(branches.trajectories)
-    assert int(np.asarray(batch.mask_NS).sum()) == sum(len(t.steps) for t in branches.trajectories)
-    assert collate(branches.trajectories, 7, [100]).tokens_NT.shape[1] == 100
+    some = branches.trajectories[:16]  # of 8 devices, each has two
+    batch = session.player.collate(some)
+    assert int(np.asarray(batch.mask_NS).sum()) == sum(len(t.steps) for t in some)
+    assert batch.tokens_NT.shape[0] == 16

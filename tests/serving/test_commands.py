@@ -87,7 +87,15 @@ def test_a_full_context_is_said_and_a_new_conversation_helps(model, typed, capsy
     assert len(engine.prompts) == 2
 
 
-def test_ctrl_c_stops_the_reply_and_not_the_conversation(model, typed, capsys):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: whoever was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_conversation(interruptible, model, typed, capsys):
     engine = model(["Good day to you.", "Yes."])
     whole = engine.reply
 
