@@ -81,6 +81,7 @@ def text_player(
     """
     length, response = rollout.context_length, rollout.response_length
     lengths = sorted({length // 4, length // 2, 3 * length // 4, length})
+    widths = [length // 2, length, 2 * length, 4 * length]  # few, as each is a program of its own
     host = HostPlayer(
         policy, context, max_steps, response, length, rollout.slots,
         workers if rollout.env_workers is None else rollout.env_workers,
@@ -106,7 +107,7 @@ def text_player(
         return shard_rows(collate(played, max_steps, lengths, response), mesh)
 
     def batch_of_groups(groups: Sequence[Sequence[Trajectory]], rows: int) -> StepBatch:
-        return shard_rows(collate_trees(groups, max_steps, lengths, response, rows), mesh)
+        return shard_rows(collate_trees(groups, max_steps, lengths, response, rows, widths), mesh)
 
     def play(*arguments: Any, **settings: Any) -> StepBatch:
         return batch_of(explore(*arguments, **(settings | {"remember": False})).trajectories)
