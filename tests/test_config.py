@@ -98,7 +98,7 @@ def test_a_wrong_type_names_key_value_and_what_is_allowed(override, said):
         ("env.multihop.num_entities=97", "env.multihop.num_entities=97: must be at most 96"),
         ("mesh.data=-2", "mesh.data=-2: must be at least -1"),
         ("model.value_head=Shared", "model.value_head='Shared': allowed are shared, separate"),
-        ("env.name=chess", "env.name='chess': allowed are multihop, household"),
+        ("env.name=chess", "env.name='chess': allowed are multihop, errand"),
         ("actor.loss_agg_mode=mean", "actor.loss_agg_mode='mean': allowed are token-mean"),
         ("trainer.logger=[jsonl,wand]", "trainer.logger='wand': allowed are jsonl"),
         ("actor.lr=inf", "actor.lr=inf: must be finite"),

@@ -1,5 +1,15 @@
 """Settings of a run: dataclasses, and how they are read from a file and the command line."""
 
+from steprl.config.environments import (
+    EnvConfig,
+    ErrandConfig,
+    GameConfig,
+    HouseholdConfig,
+    MiniShopConfig,
+    MultihopConfig,
+    ShopConfig,
+    WikiSearchConfig,
+)
 from steprl.config.load import (
     ConfigError,
     check_consistency,
@@ -16,20 +26,15 @@ from steprl.config.settings import (
     BranchConfig,
     Config,
     CriticConfig,
-    EnvConfig,
     EvalConfig,
     FutureKlConfig,
-    HouseholdConfig,
     KlControlConfig,
     LoraConfig,
     MeshConfig,
-    MiniShopConfig,
     ModelConfig,
-    MultihopConfig,
     RolloutConfig,
     SftConfig,
     TrainerConfig,
-    WikiSearchConfig,
 )
 
 __all__ = [
@@ -40,8 +45,10 @@ __all__ = [
     "ConfigError",
     "CriticConfig",
     "EnvConfig",
+    "ErrandConfig",
     "EvalConfig",
     "FutureKlConfig",
+    "GameConfig",
     "HouseholdConfig",
     "KL_PENALTIES",
     "KlControlConfig",
@@ -54,6 +61,7 @@ __all__ = [
     "MultihopConfig",
     "RolloutConfig",
     "SftConfig",
+    "ShopConfig",
     "TrainerConfig",
     "WikiSearchConfig",
     "check_consistency",

@@ -15,7 +15,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steprl.config.settings import ADAPTERS, ENVIRONMENTS, LOGGERS, Config, EnvConfig
+from steprl.config.environments import ADAPTERS, ENVIRONMENTS, EnvConfig
+from steprl.config.settings import LOGGERS, Config
 
 SHORT_NAMES = {"train.steps": "trainer.total_training_steps"}
 """What may be said for a longer key on the command line."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from steprl.config import MultihopConfig
+from steprl.envs.device_game import Observation
 from steprl.envs.multihop import language as words
 
 
@@ -29,17 +30,6 @@ class MultihopState(NamedTuple):
     turn: jax.Array  # [] int32: steps taken
     failed: jax.Array  # [] bool: the last search found nothing
     key: jax.Array  # decides which searches fail
-
-
-class Observation(NamedTuple):
-    """Tokens, right-padded with 0, and what the step was worth."""
-
-    tokens: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    valid: jax.Array
-    success: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,3 +151,7 @@ class Multihop:
             valid=search | answer,
             success=right,
         )
+
+    def distance(self, state: MultihopState) -> jax.Array:
+        """[] int32: searches of the chain that are left, and the answer."""
+        return state.hops - state.found + 1

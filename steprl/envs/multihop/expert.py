@@ -1,4 +1,4 @@
-"""A demonstrator that knows the chain, with weaknesses to be learnt away."""
+"""Players who know the chain: one without fault, and one with weaknesses to be learnt away."""
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,16 @@ def demonstrate(config: MultihopConfig, state: MultihopState, key: jax.Array) ->
     relation = jnp.where(
         noisy, jax.random.randint(relation_key, (), 0, len(words.RELATIONS)), relation
     )
+    return _action(answers, entity, relation)
+
+
+def optimal(config: MultihopConfig, state: MultihopState) -> jax.Array:
+    """The action of a player who searches hop by hop and then answers, [4] tokens."""
+    relation = state.relations[jnp.minimum(state.found, config.max_hops - 1)]
+    return _action(state.found >= state.hops, state.chain[state.found], relation)
+
+
+def _action(answers: jax.Array, entity: jax.Array, relation: jax.Array) -> jax.Array:
     name = entity + words.FIRST_ENTITY
     search = jnp.stack([jnp.full_like(name, words.SEARCH), name, relation + words.FIRST_RELATION,
                         jnp.full_like(name, words.END_ID)])  # fmt: skip

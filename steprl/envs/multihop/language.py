@@ -45,4 +45,3 @@ SEARCH, ANSWER, WHO, OF_THE, OF, ASK = (_IDS[name] for name in _PHRASES[:6])
 NO_RESULT, DONE, BAD_VERB, BAD_SEARCH, BAD_ANSWER = (_IDS[name] for name in _PHRASES[6:])
 FIRST_RELATION, FIRST_ENTITY = _IDS[RELATIONS[0]], _IDS[ENTITIES[0]]
 VOCAB_SIZE = len(_IDS)
-REASONS = {_IDS[name]: name for name in _PHRASES if name.startswith("invalid")}

@@ -1,0 +1,134 @@
+"""Settings of the environments, and what every setting is made of."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+ENVIRONMENTS = ("multihop", "errand", "shop", "household", "wiki_search", "mini_shop")
+# Of other packages, set by env.options; steprl.envs.adapters says where they are.
+ADAPTERS = (
+    "alfworld",
+    "gymnasium",
+    "reasoning_gym",
+    "scienceworld",
+    "textarena",
+    "textworld",
+    "textworld_express",
+)
+
+
+def setting(
+    default: Any, low: Any = None, high: Any = None, choices: Sequence[str] | None = None
+) -> Any:
+    """A setting with its allowed range (both ends included) or its allowed names."""
+    return dataclasses.field(default=default, metadata=dict(low=low, high=high, choices=choices))
+
+
+@dataclasses.dataclass(frozen=True)
+class MultihopConfig:
+    num_entities: int = setting(48, 4, 96)
+    min_hops: int = setting(2, 2, 12)
+    max_hops: int = setting(4, 2, 12)
+    spare_steps: int = setting(2, 0, 32)  # steps beyond one search a hop and the answer
+    search_failure: float = setting(0.0, 0.0, 0.9)  # chance that a well-formed search finds nothing
+    # The demonstrator of the warm start. Its weakness must be the mode of the data, not noise:
+    # random slips do not make the greedy policy weaker.
+    demo_lazy: float = setting(0.8, 0.0, 1.0)  # chance to answer too early
+    demo_noise: float = setting(0.05, 0.0, 1.0)  # chance of a random query
+    demo_retry: float = setting(0.9, 0.0, 1.0)  # chance to repeat a search that failed
+    # Searches fail so often in demonstrations; None is search_failure. Where failures are rare, the
+    # n-th search is nearly always about the n-th relation, and a model learns to count instead of
+    # looking at what it has done: more failures in the warm start take that shortcut away.
+    demo_search_failure: float | None = setting(None, 0.0, 0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class HouseholdConfig:
+    rooms: str = setting("real", choices=("real", "generated"))
+    # Of generated rooms, at most; None = as in the real ones.
+    max_receptacles: int | None = setting(None, 2)
+    max_object_types: int | None = setting(None, 1)
+    task_types: list[str] = dataclasses.field(default_factory=lambda: ["all"])
+    max_steps: int = setting(30, 1, 200)
+    remind: bool = True  # end every observation with the task, as StepPO's prompts do
+    demo_wander: float = setting(0.0, 0.0, 1.0)  # chance a step that a demonstration walks about
+    demo_slip: float = setting(0.0, 0.0, 1.0)  # chance a step of a wrong number in a command
+    demo_give_up: float = setting(
+        0.0, 0.0, 1.0
+    )  # chance a step that a demonstration ends unfinished
+
+
+@dataclasses.dataclass(frozen=True)
+class WikiSearchConfig:
+    # JSONL, JSON or parquet; None = the sample that ships with the project. Both or neither.
+    questions: str | None = None
+    passages: str | None = None  # file or folder
+    # Panels by name, the main one first, such as {hotpotqa: dev.jsonl, musique: musique.parquet}, all
+    # of whose questions are held out; none = the questions of the split "valid" of `questions`.
+    eval_questions: dict[str, str] = dataclasses.field(default_factory=dict)
+    cache: str | None = None  # folder of indices; None = ~/.cache/steprl/wiki_search
+    max_steps: int = setting(5, 1, 50)
+    max_calls: int = setting(4, 1, 16)  # searches in one step
+    hits: int = setting(5, 1, 50)  # passages that a search returns
+    first_search: bool = True  # search for the question itself before the first step
+    passage_length: int = setting(1200, 16)  # characters of a passage that are shown
+    recent_issues: int = setting(3, 0)
+    # "rebuild": each step reads a prompt rendered from the state; "extend": what is new is added
+    context: str = setting("rebuild", choices=("rebuild", "extend"))
+    reward: str = setting("exact_match", choices=("exact_match", "f1"))
+
+
+@dataclasses.dataclass(frozen=True)
+class MiniShopConfig:
+    # JSONL, JSON or parquet; None = the small shop that ships with the project. Both or neither.
+    products: str | None = None
+    goals: str | None = None
+    other_docs: str | None = None  # documents that words are weighed by in a search
+    score_mode: str = setting("small", choices=("small", "full"))
+    # "success": success_reward for a score of 1, -call_penalty for an action without a command (as in
+    # StepPO); "binary": 1 or 0; "score": the score of what was bought
+    reward: str = setting("success", choices=("success", "binary", "score"))
+    success_reward: float = setting(10.0, 0.0)
+    call_penalty: float = setting(0.1, 0.0)
+    max_steps: int = setting(15, 1, 200)
+    results: int = setting(50, 1)  # products that a search finds at most, ten a page
+    tool_call: bool = True  # prompts ask for tool calls; False: for plain commands
+    history_steps: int = setting(2, 0)  # of a rebuilt prompt
+    history_length: int = setting(1800, 0)  # characters of an observation in it
+    text_length: int = setting(2000, 100)  # characters of a description
+    context: str = setting("rebuild", choices=("rebuild", "extend"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrandConfig:
+    spare_steps: int = setting(4, 0, 64)  # steps beyond those of an optimal player
+
+
+@dataclasses.dataclass(frozen=True)
+class ShopConfig:
+    spare_steps: int = setting(4, 0, 64)  # steps beyond those of an optimal player
+
+
+@dataclasses.dataclass(frozen=True)
+class GameConfig:
+    """Knobs of the games on the device: multihop, errand, shop."""
+
+    thought_tokens: int = setting(0, 0, 64)  # words of free thought before each command
+    # Share of the reward that is paid for progress, the rest is for the task solved at last.
+    progress_reward: float = setting(0.0, 0.0, 1.0)
+    reward_delay: int = setting(0, 0)  # steps until progress is paid, at the end at the latest
+    fatal_errors: float = setting(0.0, 0.0, 1.0)  # chance that a mistake ends the episode
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    name: str = "multihop"  # of ENVIRONMENTS or ADAPTERS, or your own as package.module:function
+    # Arguments of the function of an adapter, or of your own.
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    game: GameConfig = GameConfig()
+    multihop: MultihopConfig = MultihopConfig()
+    errand: ErrandConfig = ErrandConfig()
+    shop: ShopConfig = ShopConfig()
+    household: HouseholdConfig = HouseholdConfig()
+    wiki_search: WikiSearchConfig = WikiSearchConfig()
+    mini_shop: MiniShopConfig = MiniShopConfig()
