@@ -17,11 +17,17 @@ class Game(NamedTuple):
     demonstrate: Callable[[Any, Any, jax.Array], jax.Array]  # (settings, state, key) -> action
     optimal: Callable[[Any, Any], jax.Array]  # (settings, state) -> action
     vocabulary: Callable[[], tuple[str, ...]]
+    # Settings of the game that demonstrations are played in.
+    shown: Callable[[Any], Any] = lambda settings: settings
 
 
 GAMES: dict[str, Game] = {
     "multihop": Game(
-        multihop.Multihop, multihop.demonstrate, multihop.optimal, multihop.vocabulary
+        multihop.Multihop,
+        multihop.demonstrate,
+        multihop.optimal,
+        multihop.vocabulary,
+        multihop.demonstration_settings,
     ),
 }
 
@@ -31,14 +37,18 @@ def settings_of(config: EnvConfig) -> Any:
     return getattr(config, config.name)
 
 
-def make_game(config: EnvConfig, heldout: bool | jax.Array = False) -> DeviceGame:
+def make_game(
+    config: EnvConfig, heldout: bool | jax.Array = False, shown: bool = False
+) -> DeviceGame:
     """The configured game, with its knobs where one is turned.
 
     Args:
         config: its `name` is a key of `GAMES`.
         heldout: which split; may be traced, so that one program serves both.
+        shown: as demonstrations are played in it.
     """
-    game: DeviceGame = GAMES[config.name].make(settings_of(config), heldout)
+    row, settings = GAMES[config.name], settings_of(config)
+    game: DeviceGame = row.make(row.shown(settings) if shown else settings, heldout)
     return game if config.game == GameConfig() else Knobs(game, config.game)
 
 

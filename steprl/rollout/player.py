@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from steprl.config import Config
 from steprl.envs import Env
+from steprl.envs.games import GAMES, make_game, player_of, vocabulary_of
 from steprl.models.chat import chat_format
 from steprl.ops import masked_mean
 from steprl.rollout.contexts import chat_context, plain_context
@@ -34,13 +35,13 @@ def phrases_of(config: Config) -> Any | None:
     """The tokenizer of an environment with a small language of its own; None where it has none."""
     from steprl.models.tokenizer import phrase_tokenizer
 
-    if config.env.name == "multihop":
-        from steprl.envs.multihop import vocabulary
-    elif config.env.name == "household":
+    if config.env.name in GAMES:
+        return phrase_tokenizer(vocabulary_of(config.env))
+    if config.env.name == "household":
         from steprl.envs.household.vocabulary import vocabulary
-    else:
-        return None
-    return phrase_tokenizer(vocabulary())
+
+        return phrase_tokenizer(vocabulary())
+    return None
 
 
 def make_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
@@ -50,7 +51,7 @@ def make_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> P
         tokenizer: of the language model, or from `phrases_of`.
     """
     make = {
-        "multihop": _multihop_player,
+        **dict.fromkeys(GAMES, _game_player),
         "household": _household_player,
         "wiki_search": _wiki_search_player,
         "mini_shop": _mini_shop_player,
@@ -73,37 +74,32 @@ def _conversations(config: Config, mesh: Mesh, tokenizer: Any) -> Demonstrate:
     return lambda key, task_N: read()(key, task_N)
 
 
-def _multihop_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
-    from steprl.envs.multihop import Multihop, demonstrate
-
+def _game_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
     if config.model.path is not None:
         raise ValueError(
-            "env.name=multihop has a language of its own and runs on the device: leave out model.path, "
-            "or take another environment, such as wiki_search"
+            f"env.name={config.env.name} has a language of its own and runs on the device: leave out "
+            "model.path, or take another environment, such as wiki_search"
         )
-    settings = config.env.multihop
-    often = settings.demo_search_failure
-    shown = settings if often is None else dataclasses.replace(settings, search_failure=often)
 
     @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
     def compiled(params, key, task, sample, heldout, temperature, top_k, top_p):  # type: ignore[no-untyped-def]
-        env = Multihop(settings, heldout)
+        env = make_game(config.env, heldout)
         return rollout(policy, env, params, key, task, sample, temperature, top_k, top_p)
 
     @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
     def compiled_exploration(params, key, task, sample, heldout, temperature, top_k, top_p):  # type: ignore[no-untyped-def]
-        env = Multihop(settings, heldout)
+        env = make_game(config.env, heldout)
         return remembered_rollout(policy, env, params, key, task, sample, temperature, top_k, top_p)
 
     @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
     def compiled_branches(params, key, memory, begin, heldout, temperature, top_k, top_p):  # type: ignore[no-untyped-def]
-        env = Multihop(settings, heldout)
+        env = make_game(config.env, heldout)
         return branch(policy, env, params, key, memory, begin, temperature, top_k, top_p)
 
     @jax.jit
     def compiled_demonstrations(key: jax.Array, task: jax.Array) -> StepBatch:
-        expert = functools.partial(demonstrate, settings)
-        return demonstrations(Multihop(shown), expert, key, task)
+        env = make_game(config.env, shown=True)
+        return demonstrations(env, player_of(config.env), key, task)
 
     def play(
         params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = "train",
@@ -157,7 +153,7 @@ def _multihop_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any)
             found += branch_records(rollouts.trajectories, part, jax.device_get(turns), tokenizer)
         return Rollouts(found, usage_of(found, points))
 
-    env = Multihop(settings)
+    env = make_game(config.env)
     length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
 
     def batch_of(played: Sequence[Trajectory]) -> StepBatch:
@@ -230,7 +226,7 @@ def _wiki_search_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: A
             f"rollout.response_length={config.rollout.response_length}; wiki_search needs some 256"
         )
     options: dict[str, Any] = dict(
-        cache=settings.cache, max_steps=settings.max_steps, max_calls=settings.max_calls,
+        kinds=settings.kinds, cache=settings.cache, max_steps=settings.max_steps, max_calls=settings.max_calls,
         hits=settings.hits, first_search=settings.first_search, recent_issues=settings.recent_issues,
         passage_length=settings.passage_length, context=settings.context, reward=settings.reward,
         prompt_length=room, measure=lambda text: len(tokenizer.encode(text)),

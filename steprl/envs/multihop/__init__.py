@@ -1,7 +1,7 @@
 """A question over a small random graph of people, answered by searching it hop by hop."""
 
 from steprl.envs.multihop.env import Multihop, MultihopState
-from steprl.envs.multihop.expert import demonstrate, optimal
+from steprl.envs.multihop.expert import demonstrate, demonstration_settings, optimal
 from steprl.envs.multihop.language import ENTITIES, RELATIONS, vocabulary
 from steprl.envs.multihop.text import MultihopText
 
@@ -12,6 +12,7 @@ __all__ = [
     "MultihopState",
     "MultihopText",
     "demonstrate",
+    "demonstration_settings",
     "optimal",
     "vocabulary",
 ]

@@ -1,5 +1,7 @@
 """Players who know the chain: one without fault, and one with weaknesses to be learnt away."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -44,6 +46,12 @@ def optimal(config: MultihopConfig, state: MultihopState) -> jax.Array:
     """The action of a player who searches hop by hop and then answers, [4] tokens."""
     relation = state.relations[jnp.minimum(state.found, config.max_hops - 1)]
     return _action(state.found >= state.hops, state.chain[state.found], relation)
+
+
+def demonstration_settings(config: MultihopConfig) -> MultihopConfig:
+    """Those that demonstrations are played in: searches may fail more often there."""
+    often = config.demo_search_failure
+    return config if often is None else dataclasses.replace(config, search_failure=often)
 
 
 def _action(answers: jax.Array, entity: jax.Array, relation: jax.Array) -> jax.Array:
