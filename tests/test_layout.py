@@ -30,6 +30,7 @@ FLOORS = (
         "sft",
         "evaluation",
         "audit",
+        "laboratory",
         "experience",
         "serving",
         "update",

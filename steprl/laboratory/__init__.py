@@ -1,0 +1,1 @@
+"""The laboratory: whole experiments as one compiled program, their statistics and pictures."""
