@@ -127,7 +127,7 @@ def grow_branpo(
             points = [
                 BranchPoint(
                     row, int(split_N[row]), 0,
-                    stride * (1 + call * _CALL + wave) + int(sample_N[row]),
+                    stride * (1 + call * CALL + wave) + int(sample_N[row]),
                 )
                 for row in open_rows
             ]  # fmt: skip
@@ -154,7 +154,7 @@ def grow_branpo(
     return Grown(groups, descents, 2, usage, report | _tokens(first.usage, usage))
 
 
-_CALL = 8  # continuations of one call have sample numbers of their own, at most 5 of them
+CALL = 8  # continuations of one call have sample numbers of their own, at most 5 of them
 
 
 @functools.partial(jax.jit, static_argnames="threshold")
@@ -236,7 +236,7 @@ def grow_by_score(
     batch = player.collate(first.trajectories)
     ratio_NT = None if log_ratio is None or method == "arpo" else log_ratio(batch)
     chosen = jax.device_get(
-        _select(
+        select_places(
             batch, jnp.asarray(worded_V), ratio_NT, gamma,
             method=method, tasks=tasks, budget=n - initial, settings=settings,
         )
@@ -276,8 +276,8 @@ def grow_by_score(
 
 
 @functools.partial(jax.jit, static_argnames=("method", "tasks", "budget", "settings"))
-def _select(batch, worded_V, ratio_NT, gamma, *, method, tasks, budget, settings):  # type: ignore[no-untyped-def]
-    """The places of each task's branches."""
+def select_places(batch, worded_V, ratio_NT, gamma, *, method, tasks, budget, settings):  # type: ignore[no-untyped-def]
+    """The places of each task's branches, from `ops.select_branch_points`, [tasks, budget]."""
     ids_NT = batch.step_ids_NT
     length = ids_NT.shape[1]
     last_N1 = jnp.max(jnp.where(ids_NT >= 0, jnp.arange(length)[None], -1), axis=1, keepdims=True)

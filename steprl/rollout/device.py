@@ -56,6 +56,7 @@ class DeviceMemory(NamedTuple):
 
     cache: Any  # a row each
     states: Any  # of the environment before each step, [S, N, ...]
+    turns: Turn  # what happened, [S, N, ...]
 
 
 def rollout(
@@ -126,10 +127,10 @@ def remembered_rollout(
             out.support_BAW,
         ), out.cache
 
-    batch, memory, states = _episodes(
+    batch, memory, states, turns = _episodes(
         env, keys_N, task_N, sample_N, begin, act, next_chunk, keep_states=True
     )
-    return batch, DeviceMemory(memory[0], states)
+    return batch, DeviceMemory(memory, states, turns)
 
 
 def next_chunk(cache: Any, action_NA: jax.Array, size_N: jax.Array, seen_NO: jax.Array) -> Any:
@@ -156,7 +157,7 @@ def demonstrations(
         stop_N = jnp.full(task_N.shape, STOPPED, jnp.int32)
         return (action_NA, action_NA != 0, zero, zero, stop_N, None), memory
 
-    nothing = lambda *_: jnp.zeros(())  # noqa: E731
+    nothing = lambda *_: (jnp.zeros(()),)  # noqa: E731
     return _episodes(env, keys_N, task_N, sample_N, nothing, act, nothing, act_sees_state=True)[0]
 
 
@@ -170,11 +171,12 @@ def _episodes(
     remember: Callable[..., Any],
     act_sees_state: bool = False,
     keep_states: bool = False,
-) -> tuple[StepBatch, Any, Any]:
+) -> tuple[StepBatch, Any, Any, Turn]:
     """The loop of agent and environment; what the agent keeps between turns is its own affair.
 
     Returns:
-        The batch, what the agent kept at last, and the states before each step where asked for.
+        The batch, what the agent kept at last, the states before each step where asked for, and all
+        turns.
     """
     # The environment's own chance gets a stream apart from the tokens' (whose steps count from 0).
     env_keys_N = jax.vmap(lambda k: jax.random.fold_in(k, 2**31 - 1))(keys_N)
@@ -198,7 +200,8 @@ def _episodes(
         state, begin(prompt_NP, prompt_length_N), prompt_length_N - 1, jnp.ones_like(prompt_length_N), alive_N
     )  # fmt: skip
     (_, memory, *_), (turns, states) = jax.lax.scan(turn_of, carry, jnp.arange(env.max_steps))
-    return _as_batch(env, prompt_NP, turns, task_N, sample_N), memory, states
+    batch = batch_of_turns(env, prompt_NP, turns, task_N, sample_N)
+    return batch, memory[0], states, turns
 
 
 def answer(
@@ -227,9 +230,10 @@ def answer(
     return new_state, out, seen.terminated | seen.truncated
 
 
-def _as_batch(
+def batch_of_turns(
     env: DeviceEnv, prompt_NP: jax.Array, turns: Turn, task_N: jax.Array, sample_N: jax.Array
 ) -> StepBatch:
+    """The batch of prompts and what happened after them, [S, N, ...]."""
     rows = prompt_NP.shape[0]
 
     def layout(prompt: jax.Array, action: jax.Array, observation: jax.Array) -> jax.Array:

@@ -126,7 +126,20 @@ def branch(
         state, cache, chunk_KC, jnp.ones_like(begin.last_K), jnp.asarray(begin.place_K),
         jnp.asarray(begin.there_K),
     )  # fmt: skip
-    return jax.lax.scan(play, carry, jnp.arange(env.max_steps))[1]
+    shapes = jax.eval_shape(play, carry, jnp.zeros((), jnp.int32))[1]
+    nothing = jax.tree.map(lambda x: jnp.zeros((env.max_steps, *x.shape), x.dtype), shapes)
+
+    # Branches are mostly short: play on while there is one that is not over.
+    def goes_on(loop: Any) -> jax.Array:
+        turn, carry, _ = loop
+        return (turn < env.max_steps) & jnp.any(carry[-1])
+
+    def further(loop: Any) -> Any:
+        turn, carry, turns = loop
+        carry, happened = play(carry, turn)
+        return turn + 1, carry, jax.tree.map(lambda all_S, x: all_S.at[turn].set(x), turns, happened)
+
+    return jax.lax.while_loop(goes_on, further, (jnp.zeros((), jnp.int32), carry, nothing))[2]
 
 
 def records(
