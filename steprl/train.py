@@ -7,7 +7,6 @@ All randomness follows from the seed and the iteration, and so do the tasks: a c
 train state alone, and a run that was stopped goes on bit for bit.
 """
 
-import dataclasses
 import signal
 import threading
 import time
@@ -30,7 +29,7 @@ from steprl.session import Session, abstract_params, initial_params
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params
-from steprl.update import TrainState, initial_state, make_update
+from steprl.update import TrainState, initial_state, make_update, with_branches
 
 
 class Event(NamedTuple):
@@ -120,7 +119,7 @@ def _reinforce(
         state = restore(folder, as_abstract(shapes, shardings)).state
     gather = make_gather(session)
     update = jax.jit(
-        make_update(policy, method, optimizer, _with_branches(config), mesh),
+        make_update(policy, method, optimizer, with_branches(config), mesh),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )
@@ -178,15 +177,6 @@ def _reinforce(
             if stop and not last:
                 raise KeyboardInterrupt
     return state.params
-
-
-def _with_branches(config: Config) -> Config:
-    """Mini-batches count trajectories that began anew; where each has room for a branch, rows."""
-    if config.algorithm.name != "branpo":
-        return config
-    sizes = ("ppo_mini_batch_size", "ppo_micro_batch_size")
-    twice = {name: 2 * getattr(config.actor, name) for name in sizes}
-    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, **twice))
 
 
 def _due(iteration: int, frequency: int) -> bool:

@@ -1,5 +1,6 @@
 """One optimisation of the policy on one batch: a pure function, for every method of the table."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -91,9 +92,11 @@ def make_update(
     method: Algorithm,
     optimizer: optax.GradientTransformation,
     config: Config,
-    mesh: Mesh,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, StepBatch, jax.Array], tuple[TrainState, Metrics]]:
     """`update(state, batch, key) -> (state, metrics)`; not compiled yet.
+
+    With a mesh, the rows of each mini-batch are laid over its devices.
 
     A pass over the batch gives values (and checks that training agrees with decoding); the method
     turns them into credit; then `ppo_epochs` passes of mini-batches, each one optimiser step summed
@@ -262,7 +265,9 @@ def make_update(
         def epoch(state: tuple[Params, Any], key: jax.Array) -> tuple[tuple[Params, Any], Metrics]:
             order = jax.random.permutation(key, _groups(batch))
             parts = _cut(whole, rows // size, order)
-            parts = jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, P(None, *BATCH)))
+            if mesh is not None:
+                placed = NamedSharding(mesh, P(None, *BATCH))
+                parts = jax.lax.with_sharding_constraint(parts, placed)
             return jax.lax.scan(functools.partial(optimise, through_own_pass), state, parts)
 
         before, start = trainable, (trainable, state.opt_state)
@@ -282,6 +287,15 @@ def make_update(
         return state, report
 
     return update
+
+
+def with_branches(config: Config) -> Config:
+    """Mini-batches count trajectories that began anew; where each has room for a branch, rows."""
+    if config.algorithm.name != "branpo":
+        return config
+    sizes = ("ppo_mini_batch_size", "ppo_micro_batch_size")
+    twice = {name: 2 * getattr(config.actor, name) for name in sizes}
+    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, **twice))
 
 
 def _groups(batch: StepBatch) -> int:

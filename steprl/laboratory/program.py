@@ -1,0 +1,259 @@
+"""A whole run as one compiled program: environment, language model and update, without the host.
+
+    train = make_train(config)
+    params, metrics = jax.jit(jax.vmap(train))(jax.random.split(key, 10))        # ten seeds
+    params, metrics = jax.jit(jax.vmap(train, (None, None, 0)))(key, None, {"actor.lr": rates})
+
+Everything is a pure function of a key, so seeds, and settings that are numbers, are one more axis.
+Where the keys are laid over the devices of a mesh, each device trains its own seeds.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from steprl.algorithms import Algorithm, algorithm
+from steprl.config import Config
+from steprl.envs.games import GAMES, make_game, player_of, vocabulary_of
+from steprl.models import decoder_config, make_policy
+from steprl.models.scoring import score
+from steprl.models.tokenizer import detokenize, phrase_tokenizer
+from steprl.ops import worded_tokens
+from steprl.optimizer import combine, make_optimizer, make_sft_optimizer, split_trainable
+from steprl.rollout import demonstrations, rollout, summary
+from steprl.rollout.device_growth import GrownBatch, grow_branpo, grow_by_score, grow_plain
+from steprl.sft import make_sft_update
+from steprl.types import Params, Policy, StepBatch
+from steprl.update import Metrics, TrainState, initial_state, make_update, with_branches
+
+Settings = Mapping[str, Any]
+"""Numbers of the configuration by their dotted names; they may be traced."""
+
+TRACED = (
+    "actor.lr",
+    "actor.clip_ratio_low",
+    "actor.clip_ratio_high",
+    "actor.entropy_coeff",
+    "algorithm.gamma",
+    "algorithm.lam",
+    "critic.lr",
+    "critic.vf_coef",
+)
+"""The settings that may be an array, and so differ along an axis of `vmap`."""
+
+
+class Program(NamedTuple):
+    """The parts of a run, pure functions all; none is compiled yet."""
+
+    policy: Policy
+    warm_start: Callable[[jax.Array], tuple[Params, Metrics]]  # key -> parameters, metrics by step
+    begin: Callable[..., TrainState]  # (params, settings)
+    iterate: Callable[..., tuple[TrainState, Metrics]]  # (state, key of the run, settings)
+    evaluate: Callable[..., jax.Array]  # (params, key, attempts, temperature) -> success of each
+
+
+def make_program(config: Config, method: Algorithm | None = None) -> Program:
+    """The parts of a run of `config`, whose environment is one of `GAMES`.
+
+    Args:
+        config: sizes and the names of things are fixed; numbers of `TRACED` may be given anew with
+            each call. `trainer.seed`, files, checkpoints and the mesh play no part.
+        method: in place of the one that `algorithm.name` names, whose rollouts it still gets.
+
+    Raises:
+        ValueError: the environment is not on the device, or settings do not fit each other.
+    """
+    _check(config)
+    tokenizer = phrase_tokenizer(vocabulary_of(config.env))
+    policy = make_policy(_shape(config, len(tokenizer)))
+    method = method or algorithm(config.algorithm.name, _offers(config))
+    texts = [detokenize(tokenizer, [token]) for token in range(len(tokenizer))]
+    grow = _make_grow(config, policy, worded_tokens(texts))
+    rows = config.rollout.batch_size * config.rollout.n
+    per_iteration = config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
+    updates = config.trainer.total_training_steps * per_iteration
+
+    def begin(params: Params, settings: Settings | None = None) -> TrainState:
+        own = with_settings(config, settings or {})
+        return initial_state(params, make_optimizer(own.actor, own.critic, updates), own)
+
+    def iterate(
+        state: TrainState, key: jax.Array, settings: Settings | None = None
+    ) -> tuple[TrainState, Metrics]:
+        own = with_settings(config, settings or {})
+        optimizer = make_optimizer(own.actor, own.critic, updates)
+        task_key, play_key, update_key = jax.random.split(key, 3)
+        # Each run has tasks of its own.
+        first = (
+            jax.random.randint(task_key, (), 0, 2**30) + state.iteration * own.rollout.batch_size
+        )
+        attempt_N = jnp.arange(rows, dtype=jnp.int32)
+        task_N = first + attempt_N // own.rollout.n
+        grown = grow(state, play_key, task_N, attempt_N % own.rollout.n, own)
+        metrics = summary(grown.batch) | {
+            "rollout/success_rate": _success(grown.batch, task_N, own),
+            "token/decoded": grown.sampled,
+            "branch/count": grown.branches,
+        }
+        update = make_update(policy, method, optimizer, with_branches(own))
+        update_key = jax.random.fold_in(update_key, state.iteration)
+        state, learnt = update(state, grown.batch, update_key)
+        plain = {name: jnp.asarray(x, jnp.float32) for name, x in (metrics | learnt).items()}
+        return state, plain
+
+    def evaluate(
+        params: Params, key: jax.Array, attempts: int, temperature: float | jax.Array = 1.0
+    ) -> jax.Array:
+        task_N = jnp.arange(attempts, dtype=jnp.int32)
+        env = make_game(config.env, heldout=True)
+        batch = rollout(policy, env, params, key, task_N, jnp.zeros_like(task_N), temperature)
+        return batch.success_N
+
+    return Program(policy, _make_warm_start(config, policy), begin, iterate, evaluate)
+
+
+def make_train(
+    config: Config, method: Algorithm | None = None
+) -> Callable[..., tuple[Params, Metrics]]:
+    """`train(key, params=None, settings=None) -> (params, metrics)`, to be compiled and mapped.
+
+    A warm start of `sft.steps`, unless parameters are given, then `trainer.total_training_steps`
+    iterations in one `lax.scan`. Metrics are those of training, [iterations] each; with no warm
+    start's.
+
+    Args:
+        config, method: see `make_program`.
+
+    Raises:
+        ValueError: as `make_program`; or a name in `settings` is not one of `TRACED`.
+    """
+    program = make_program(config, method)
+
+    def train(
+        key: jax.Array, params: Params | None = None, settings: Settings | None = None
+    ) -> tuple[Params, Metrics]:
+        warm_key, run_key = jax.random.split(key)
+        if params is None:
+            params, _ = program.warm_start(warm_key)
+
+        def step(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            return program.iterate(state, run_key, settings)
+
+        state = program.begin(params, settings)
+        state, metrics = jax.lax.scan(step, state, length=config.trainer.total_training_steps)
+        return state.params, metrics
+
+    return train
+
+
+def with_settings(config: Config, settings: Settings) -> Config:
+    """The configuration with some numbers replaced, which may be traced.
+
+    Raises:
+        ValueError: a name is not one of `TRACED`.
+    """
+    for name, value in settings.items():
+        if name not in TRACED:
+            raise ValueError(
+                f"settings: {name!r} cannot be given to a compiled run; allowed are {', '.join(TRACED)}"
+            )
+        section, field = name.split(".")
+        part = dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def _check(config: Config) -> None:
+    if config.env.name not in GAMES:
+        raise ValueError(
+            f"env.name={config.env.name} runs on the host; inside one program there are {', '.join(GAMES)}"
+        )
+    if config.model.path is not None:
+        raise ValueError("model.path: games have a language of their own; leave it out")
+    for name, off in (("top_k", 0), ("top_p", 1.0)):
+        if getattr(config.rollout, name) != off:
+            raise ValueError(
+                f"rollout.{name}: one program samples from all tokens; leave it at {off}"
+            )
+    rows, mini = config.rollout.batch_size * config.rollout.n, config.actor.ppo_mini_batch_size
+    if rows % mini:
+        raise ValueError(
+            f"actor.ppo_mini_batch_size={mini} must divide the {rows} attempts of an iteration"
+        )
+
+
+def _offers(config: Config) -> tuple[str, ...]:
+    critic = config.model.value_head != "none"
+    return ("anchors", *["critic"] * critic, *["group"] * (config.rollout.n > 1))
+
+
+def _shape(config: Config, vocab_size: int) -> Any:
+    model = config.model
+    names = ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
+    own = {name: getattr(model, name) for name in (*names, "value_head", "dtype", "param_dtype")}
+    return decoder_config(model.preset, vocab_size=vocab_size, remat=model.remat, **own)
+
+
+def _make_grow(config: Config, policy: Policy, worded_V: Any) -> Callable[..., GrownBatch]:
+    """The rollouts of the configured method."""
+    env, name = make_game(config.env), config.algorithm.name
+    temperature, branch = config.rollout.temperature, config.algorithm.branch
+
+    def grow(
+        state: TrainState, key: jax.Array, task_N: jax.Array, sample_N: jax.Array, own: Config
+    ) -> GrownBatch:
+        rows = (policy, env, state.params, key, task_N, sample_N)
+        if name == "branpo":
+            return grow_branpo(*rows, own.rollout.n, branch, temperature)
+        if name not in ("appo", "arpo"):
+            return grow_plain(*rows, temperature)
+
+        def log_ratio(batch: StepBatch) -> jax.Array:
+            _, frozen = split_trainable(state.params, own.model.freeze)
+            before = combine(state.previous, frozen)
+            found = score(policy, before, batch, temperature, own.model.logprob_chunk)
+            return batch.logprob_NT - found.logprob_NT
+
+        told = None if state.previous is None else log_ratio
+        gamma = own.algorithm.gamma
+        worded = jnp.asarray(worded_V)
+        return grow_by_score(*rows, own.rollout.n, branch, name, worded, gamma, told, temperature)
+
+    return grow
+
+
+def _success(batch: StepBatch, task_N: jax.Array, config: Config) -> jax.Array:
+    """Share of solved among the attempts that began anew; they are the first rows."""
+    rows = task_N.shape[0]
+    if config.algorithm.name in ("appo", "arpo"):
+        n, initial = config.rollout.n, config.algorithm.branch.initial
+        rows = rows // n * ((n + 1) // 2 if initial is None else initial)
+    return jnp.mean(batch.success_N[:rows].astype(jnp.float32))
+
+
+def _make_warm_start(
+    config: Config, policy: Policy
+) -> Callable[[jax.Array], tuple[Params, Metrics]]:
+    optimizer = make_sft_optimizer(config.sft)
+    update = make_sft_update(policy, optimizer, config.model.logprob_chunk, config.model.freeze)
+    env, play = make_game(config.env, shown=True), player_of(config.env)
+    size = config.sft.batch_size
+
+    def warm_start(key: jax.Array) -> tuple[Params, Metrics]:
+        init_key, data_key = jax.random.split(key)
+        params = policy.init(init_key)
+
+        def step(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            task_N = state.iteration * size + jnp.arange(size, dtype=jnp.int32)
+            batch = demonstrations(env, play, jax.random.fold_in(data_key, state.iteration), task_N)
+            return update(state, batch)
+
+        trainable, _ = split_trainable(params, config.model.freeze)
+        state = TrainState(params, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+        state, metrics = jax.lax.scan(step, state, length=config.sft.steps)
+        return state.params, metrics
+
+    return warm_start
