@@ -148,6 +148,10 @@ def test_one_panel_names_the_lines_at_their_ends_without_overlap():
     heights = {text.get_text(): text.get_position()[1] for text in axes.texts if text.get_text()}
     by_end = sorted(METHODS, key=lambda name: lines(axes)[name].get_ydata()[-1])
     assert sorted(METHODS, key=heights.get) == by_end
+    # A thin line leads from the end of each line to its name.
+    ends = {tuple(lines(axes)[name].get_xydata()[-1]): heights[name] for name in METHODS}
+    led = {tuple(text.xy): text.xyann[1] for text in axes.texts if not text.get_text()}
+    assert led == pytest.approx(ends)
 
 
 def test_several_panels_share_a_legend_by_family():
