@@ -101,7 +101,33 @@ class MiniShopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ErrandConfig:
+    errands: int = setting(1, 1, 4)  # things to bring in one episode, each to a place of its own
+    places: int = setting(8, 5, 14)  # at least two an errand
+    objects: int = setting(6, 1, 12)  # things that lie about, the wanted ones among them
+    hidden: bool = True  # wanted things lie in closed places and shall go to closed ones
+    transform: bool = True  # things are wanted hot, clean or cold
     spare_steps: int = setting(4, 0, 64)  # steps beyond those of an optimal player
+    # The demonstrator of the warm start, who shirks what makes an errand long.
+    demo_lazy: float = setting(0.6, 0.0, 1.0)  # chance an episode to shirk every errand
+    demo_forget: float = setting(0.2, 0.0, 1.0)  # chance an errand to shirk it all the same
+    demo_noise: float = setting(0.03, 0.0, 1.0)  # chance of a random command
+
+    def __post_init__(self) -> None:
+        if self.places < 2 * self.errands:
+            raise ValueError(
+                f"env.errand.places={self.places} must be at least 2 * env.errand.errands="
+                f"{2 * self.errands}: each thing comes from and goes to a place of its own"
+            )
+        if self.objects < self.errands:
+            raise ValueError(
+                f"env.errand.objects={self.objects} must be at least "
+                f"env.errand.errands={self.errands}: each errand brings another thing"
+            )
+
+    @property
+    def horizon(self) -> int:
+        """Steps of the best play, the same for every task: 4 to 8 an errand."""
+        return self.errands * (4 + 2 * self.hidden + 2 * self.transform)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,6 +69,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     except OmegaConfBaseException as error:
         message = str(error).split("\n")[0]
         raise ConfigError(f"{error.full_key or 'config'}: {message}") from None
+    except ValueError as error:  # of settings that check themselves
+        raise ConfigError(str(error)) from None
     assert isinstance(config, Config)
     check_ranges(config)
     check_consistency(config)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from steprl.config import EnvConfig, GameConfig
-from steprl.envs import multihop
+from steprl.envs import errand, multihop
 from steprl.envs.device_game import THOUGHTS, DeviceGame, GameText, Knobs
 
 
@@ -29,6 +29,7 @@ GAMES: dict[str, Game] = {
         multihop.vocabulary,
         multihop.demonstration_settings,
     ),
+    "errand": Game(errand.Errand, errand.demonstrate, errand.optimal, errand.vocabulary),
 }
 
 
