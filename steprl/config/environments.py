@@ -132,7 +132,17 @@ class ErrandConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShopConfig:
+    goods: int = setting(8, 4, 12)  # kinds of them: shirt, lamp, ...
+    results: int = setting(3, 2, 4)  # products that a search lists, one of which fits
+    # The best play takes purchases * (options + 3) steps.
+    options: int = setting(5, 0, 12)  # groups of options of each product: size, pattern, ...
+    purchases: int = setting(1, 1, 4)  # products to buy, one after the other
     spare_steps: int = setting(4, 0, 64)  # steps beyond those of an optimal player
+    # Of the last purchase. "success": 1 if all that was bought fits, "score": the share of the wanted
+    # colours and options that were bought
+    reward: str = setting("success", choices=("success", "score"))
+    demo_lazy: float = setting(0.85, 0.0, 1.0)  # chance of an episode with short cuts
+    demo_noise: float = setting(0.02, 0.0, 1.0)  # chance of a random search, place or choice
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from steprl.config import EnvConfig, GameConfig
-from steprl.envs import errand, multihop
+from steprl.envs import errand, multihop, shop
 from steprl.envs.device_game import THOUGHTS, DeviceGame, GameText, Knobs
 
 
@@ -30,6 +30,7 @@ GAMES: dict[str, Game] = {
         multihop.demonstration_settings,
     ),
     "errand": Game(errand.Errand, errand.demonstrate, errand.optimal, errand.vocabulary),
+    "shop": Game(shop.Shop, shop.demonstrate, shop.optimal, shop.vocabulary),
 }
 
 
