@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from steprl.cli import main
+from steprl.config import load_config
 from steprl.metrics import read_metrics
 from steprl.models import DecoderConfig, load_model, make_policy, save_pretrained
 from steprl.rollout import read_trajectories
-from steprl.session import open_policy
+from steprl.session import open_policy, setup
 from tests.models.chat_models import CHATML, chat_tokenizer
 
 pytest.importorskip("bm25s")
@@ -29,6 +30,7 @@ def home(tmp_path_factory):
     save_pretrained(folder / "model", config, params, tokenizer=tokenizer, context_length=4096)
     questions = [
         {"id": str(n), "question": f"What is {n}?", "answer": str(n), "split": split,
+         "type": "comparison" if n % 2 else "bridge",
          "supporting_facts": {"title": [f"Number {n}"], "sent_id": [0]}}
         for split, numbers in (("train", range(6)), ("valid", range(6, 10))) for n in numbers
     ]  # fmt: skip
@@ -144,6 +146,17 @@ def test_the_words_of_an_environment_need_a_model(home, capsys):
     assert "model.path" in capsys.readouterr().out
     assert main(["train", str(home / "run.yaml"), "model.d_model=8", "--dry-run"]) == 1
     assert "model.d_model is fixed by model.path" in capsys.readouterr().out
+
+
+def test_questions_of_some_kinds_are_trained_and_evaluated_on(home):
+    sizes = {
+        kinds: setup(
+            load_config(home / "run.yaml", [f"env.wiki_search.kinds={kinds}"])
+        ).player.sizes
+        for kinds in ("[]", "[comparison]")
+    }
+    assert sizes["[]"] == {"train": 6, "valid": 4}
+    assert sizes["[comparison]"] == {"train": 3, "valid": 2}
 
 
 @pytest.mark.slow

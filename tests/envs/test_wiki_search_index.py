@@ -54,7 +54,7 @@ def in_memory():
 
 def test_hits_through_the_memory_map_are_those_in_memory(index, in_memory):
     rows, retriever = in_memory
-    assert len(index) == len(rows) == 399
+    assert len(index) == len(rows) == 922
     assert isinstance(index._bm25.scores["data"], np.memmap)
     for question in load_questions(SAMPLE / "questions.jsonl"):
         words = bm25s.tokenize([question.text], stopwords="en", show_progress=False)
@@ -127,7 +127,7 @@ def test_mistakes_are_explained(tmp_path, index):
         with pytest.raises(ValueError, match="word"):
             build_index(passages, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
-    for number in (-1, 399):
+    for number in (-1, 922):
         with pytest.raises(IndexError):
             index.passage(number)
 
@@ -247,6 +247,21 @@ def test_named_splits(tmp_path):
     }  # fmt: skip
 
 
+def test_questions_of_some_kinds(tmp_path):
+    kinds = ["bridge", "comparison", "bridge", None]
+    rows = [
+        {"id": i, "question": f"Q{i}", "answer": "a", "split": "train", "type": kind}
+        for i, kind in enumerate(kinds)
+    ]
+    file = write_jsonl(tmp_path / "q.jsonl", rows)
+    for wanted, found in (([], "0123"), (["bridge"], "02"), (["comparison", "bridge"], "012")):
+        assert "".join(q.identity for q in load_questions(file, "train", wanted)) == found
+    with pytest.raises(
+        ValueError, match="kinds: .* no question of 'bridges' in 'train'; .*'bridge'"
+    ):
+        load_questions(file, "train", ["bridge", "bridges"])
+
+
 def test_splits_by_checksum_part_the_questions_whatever_else_is_there(tmp_path):
     rows = [{"id": n, "question": f"Question {n}?", "answer": "a"} for n in range(1000)]
     file = write_jsonl(tmp_path / "q.jsonl", rows)
@@ -343,6 +358,7 @@ def test_questions_that_bring_their_passages_are_a_corpus_of_their_own(tmp_path)
 
 @with_data
 def test_the_sample_is_what_its_script_extracts(tmp_path):
-    extract(DATA / "hotpotqa_with_contexts.parquet", tmp_path)
+    files = ("hotpotqa_with_contexts", "hotpotqa_open_qa", "wiki_passages")
+    extract(*(DATA / f"{name}.parquet" for name in files), tmp_path)
     for file in tmp_path.iterdir():
         assert file.read_text(encoding="utf-8") == (SAMPLE / file.name).read_text(encoding="utf-8")

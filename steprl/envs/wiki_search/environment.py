@@ -17,7 +17,7 @@ from steprl.envs.wiki_search.questions import Question, load_questions
 from steprl.tools import CallError, Outcome, render_tool_response
 
 SAMPLE = Path(__file__).parent / "sample"
-"""40 questions of HotpotQA and their 399 passages, CC BY-SA 4.0: see `sample/NOTICE`."""
+"""174 questions of HotpotQA, 143 of them comparisons, and 922 passages: see `sample/NOTICE`."""
 
 
 @dataclass(frozen=True)
@@ -287,6 +287,7 @@ def wiki_search(
     passages: str | Path | None = None,
     split: str = "train",
     cache: str | Path | None = None,
+    kinds: Sequence[str] = (),
     **settings: Any,
 ) -> WikiSearch:
     """The environment of a file of questions and a file or folder of passages.
@@ -297,11 +298,12 @@ def wiki_search(
             questions that bring their paragraphs will do.
         split: "train", "valid", "test" or "all".
         cache: where indices are kept, default `~/.cache/steprl/wiki_search`.
+        kinds: of the questions that are asked, such as `["comparison"]`; none means all.
         **settings: of `WikiSearch`.
 
     Raises:
-        ValueError: an unknown split, a row that holds no question or passage, a setting out of range;
-            questions without passages, or the other way round.
+        ValueError: an unknown split or kind, a row that holds no question or passage, a setting out of
+            range; questions without passages, or the other way round.
         FileNotFoundError: a path does not exist.
         ImportError: `pip install 'steprl[search]'` is missing.
     """
@@ -309,4 +311,5 @@ def wiki_search(
         raise ValueError("questions and passages belong together: give both paths, or neither")
     if questions is None or passages is None:
         questions, passages = SAMPLE / "questions.jsonl", SAMPLE / "passages.jsonl"
-    return WikiSearch(load_questions(questions, split), open_index(passages, cache), **settings)
+    asked = load_questions(questions, split, kinds)
+    return WikiSearch(asked, open_index(passages, cache), **settings)

@@ -1,6 +1,7 @@
 """Questions of a JSONL, JSON or parquet file, and their splits."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,15 @@ class Question:
     titles: tuple[str, ...] = ()
 
 
-def load_questions(path: str | Path, split: str = "all") -> tuple[Question, ...]:
+def load_questions(
+    path: str | Path, split: str = "all", kinds: Sequence[str] = ()
+) -> tuple[Question, ...]:
     """The questions of one split, in the order of the file or folder.
+
+    Args:
+        path: of the file or folder.
+        split: "train", "valid", "test" or "all".
+        kinds: of the questions that are wanted, such as `["comparison"]`; none means all.
 
     Fields: `question`; `answer`, `answers` or `golden_answers` (a string or a list); `answer_aliases`;
     `id` or `_id`; `type`; `level`; supporting passages as HotpotQA and MuSiQue name them. Rows that say
@@ -42,7 +50,8 @@ def load_questions(path: str | Path, split: str = "all") -> tuple[Question, ...]
     question decides: 80 % train, 10 % valid, 10 % test, whatever else is in the file.
 
     Raises:
-        ValueError: an unknown split, a split without questions, or a row without question or answer.
+        ValueError: an unknown split, a split without questions or without one of `kinds`, or a row
+            without question or answer.
 
     Example:
         >>> from steprl.envs.wiki_search import SAMPLE
@@ -60,7 +69,13 @@ def load_questions(path: str | Path, split: str = "all") -> tuple[Question, ...]
             found.append(question)
     if not found:
         raise ValueError(f"split: {path} has no question in {split!r}; try another, or 'all'")
-    return tuple(found)
+    there = {question.kind for question in found}
+    if missing := [kind for kind in kinds if kind not in there]:
+        raise ValueError(
+            f"kinds: {path} has no question of {missing[0]!r} in {split!r}; there are "
+            f"{', '.join(sorted(map(repr, there)))}"
+        )
+    return tuple(question for question in found if not kinds or question.kind in kinds)
 
 
 def _question(row: Row, number: int, place: str) -> Question:
