@@ -20,8 +20,8 @@ from steprl.train import Event, train
 from steprl.types import Params
 
 
-def arguments(question: str, config: str) -> argparse.Namespace:
-    """The command line of such a benchmark."""
+def arguments(question: str, config: str, *flags: str) -> argparse.Namespace:
+    """The command line of such a benchmark, with further `flags` that are on or off."""
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--config", default=config)
     parser.add_argument("--variant", default="", help="part of the name of the result file")
@@ -29,6 +29,8 @@ def arguments(question: str, config: str) -> argparse.Namespace:
         "--save", action="store_true", help="write benchmarks/results/*.json and .png"
     )
     parser.add_argument("--resume", nargs="?", const="auto")
+    for flag in flags:
+        parser.add_argument(flag, action="store_true")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_args()
 

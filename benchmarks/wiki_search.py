@@ -1,8 +1,9 @@
-"""How well does SmolLM2-135M search for answers: as it comes, after demonstrations, after StepPO?
+"""How well does SmolLM2-135M search for answers: as it comes, after demonstrations, after RL?
 
 python benchmarks/wiki_search.py --save              configs/wiki_search_smollm2.yaml, on a CPU
 python benchmarks/wiki_search.py --config configs/wiki_search_smollm2_gpu.yaml --variant gpu --save \\
     env.wiki_search.questions=hotpotqa.parquet env.wiki_search.passages=wiki_passages.parquet
+python benchmarks/wiki_search.py --config configs/appo_wiki_search.yaml --variant appo --save --trained-only
 
 Exact match and F1 of held-out questions with 95 % intervals, the share of tool calls that could be
 made, and the number of searches; and a transcript for the README.
@@ -32,26 +33,26 @@ MEASURES = {
     "valid_call_frac": "tool calls that could be made",
     "num_searches": "searches an episode",
 }
+METHODS = {"steppo": "StepPO", "branpo": "BranPO"}  # the others are written in capitals
 SHOWN = 24  # episodes that the transcript is chosen from
 
 
 def main() -> None:
     """Measures, trains, measures."""
-    options = arguments(__doc__, "configs/wiki_search_smollm2.yaml")
+    options = arguments(__doc__, "configs/wiki_search_smollm2.yaml", "--trained-only")
     config = load_config(options.config, options.overrides)
     before = Path(config.trainer.output_dir) / f"{config.trainer.experiment_name}-as-it-comes.json"
-    if not (options.resume and before.is_file()):
+    if not options.trained_only and not (options.resume and before.is_file()):
         session = setup(config)
         found = evaluate_all(session.player, initial_params(session), config)
         before.parent.mkdir(parents=True, exist_ok=True)
         before.write_text(json.dumps(found))
     done = trained(options)
     measured = [row for row in done.metrics if "eval/success_rate" in row]
-    stages = {
-        "as it comes": json.loads(before.read_text()),
-        "after the warm start": measured[0],
-        "after StepPO": measured[-1],
-    }
+    method = METHODS.get(config.algorithm.name, config.algorithm.name.upper())
+    stages = {"after the warm start": measured[0], f"after {method}": measured[-1]}
+    if not options.trained_only:
+        stages = {"as it comes": json.loads(before.read_text())} | stages
     rows = []
     for index, split in enumerate(done.session.player.splits[1:]):
         prefix = "eval/" if index == 0 else f"eval/{split}/"

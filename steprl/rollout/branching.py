@@ -234,7 +234,9 @@ def grow_by_score(
     attempt_N = np.asarray(task_N).reshape(tasks, n)[:, :initial]
     first: Rollouts = player.explore(params, key, attempt_N.ravel(), begin.ravel(), **how)
     batch = player.collate(first.trajectories)
-    ratio_NT = None if log_ratio is None or method == "arpo" else log_ratio(batch)
+    ratio_NT = None
+    if log_ratio is not None and method == "appo":
+        ratio_NT = log_ratio(batch if player.on_device else _shared(player, first, initial))
     chosen = jax.device_get(
         select_places(
             batch, jnp.asarray(worded_V), ratio_NT, gamma,
@@ -273,6 +275,14 @@ def grow_by_score(
         "branch/step_mean": float(np.mean([point.step for point in points] or [0])),
     }
     return Grown(groups, descents, n, usage, report | _tokens(first.usage, usage))
+
+
+def _shared(player: Player, first: Rollouts, initial: int) -> StepBatch:
+    """The rows of `collate`, with a tree: attempts at a task share at least the first observation."""
+    assert player.collate_groups is not None
+    one = first.trajectories
+    groups = [one[number : number + initial] for number in range(0, len(one), initial)]
+    return player.collate_groups(groups, initial)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "tasks", "budget", "settings"))

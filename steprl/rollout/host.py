@@ -29,7 +29,7 @@ from steprl.rollout.episode import (
     whole,
 )
 from steprl.rollout.rollouts import BranchPoint, Rollouts, Usage
-from steprl.rollout.slots import copy_rows, device_functions, read_chunks
+from steprl.rollout.slots import BLOCK, copy_rows, device_functions, read_chunks, read_new
 from steprl.rollout.workers import EnvWorkers, Fault
 from steprl.sampling import Generation
 from steprl.types import STOP_REASONS, Params, Policy, Trajectory
@@ -172,6 +172,7 @@ class _Run:
         self.source, self.kept = source, kept
         self.cache = self.device.init_cache(slots)
         self.hidden = self.device.hidden(self.params, slots)
+        self.block: Any = None  # a few rows, in which new contexts are read
         self.parking: Any = None  # rows of slots that were lent
         self.parked: dict[int, int] = {}  # job -> row of the parking
         self.job_of: list[int | None] = [None] * slots  # slot -> job
@@ -277,18 +278,18 @@ class _Run:
         task_B, sample_B, step_B, taken_B, next_B = np.zeros((5, rows), np.int32)
         active_B = np.zeros(rows, bool)
         chunks: list[tuple[int, ...] | None] = [None] * rows
+        contexts: list[tuple[int, ...] | None] = [None] * rows  # those that are read from the start
         starts = [0] * rows
         for slot in slots:
             job = self.job_of[slot]
             assert job is not None
             episode = self.episodes[job]
-            chunks[slot], starts[slot] = episode.ids[episode.start :], episode.start
+            starts[slot] = episode.start
+            (chunks if episode.start else contexts)[slot] = episode.ids[episode.start :]
             task_B[slot], sample_B[slot] = episode.task, episode.sample
             step_B[slot], taken_B[slot] = len(episode.steps), len(episode.begun.ids)
             next_B[slot], active_B[slot] = len(episode.ids), True
-        self.hidden, self.cache = read_chunks(
-            self.device, self.params, self.cache, self.hidden, chunks, starts
-        )
+        self._read(chunks, contexts, starts)
         temperature, top_k, top_p = self.how
         out = self.device.act(
             self.params, self.cache, self.hidden, next_B, self.key, task_B, sample_B, step_B,
@@ -298,10 +299,7 @@ class _Run:
         result = jax.device_get(out._replace(cache=None))
         decoded = int(result.mask_BA[slots].sum())
         self.usage = self.usage._replace(
-            prefilled=self.usage.prefilled + sum(len(chunk) for chunk in chunks if chunk),
-            decoded=self.usage.decoded + decoded,
-            reused=self.usage.reused + sum(starts),
-            turns=self.usage.turns + 1,
+            decoded=self.usage.decoded + decoded, turns=self.usage.turns + 1
         )
         self.patience = _PATIENCE * (time.perf_counter() - began)
         for slot in slots:
@@ -312,6 +310,28 @@ class _Run:
             text = self.player.context.decode(action.ids.tolist())
             self.workers.submit(job, "step", episode.state, text)
         self._hear(0.0)
+
+    def _read(
+        self,
+        chunks: Sequence[tuple[int, ...] | None],
+        contexts: Sequence[tuple[int, ...] | None],
+        starts: Sequence[int],
+    ) -> None:
+        """What goes on in a row is read there; of contexts that begin, each different one once."""
+        if any(contexts) and self.block is None:
+            self.block = self.device.init_cache(min(BLOCK, len(self.job_of)))
+        self.hidden, self.cache, self.block = read_new(
+            self.device, self.params, self.cache, self.hidden, contexts, self.block
+        )
+        self.hidden, self.cache = read_chunks(
+            self.device, self.params, self.cache, self.hidden, chunks, starts
+        )
+        begun = [ids for ids in contexts if ids]
+        read = sum(map(len, set(begun)))
+        self.usage = self.usage._replace(
+            prefilled=self.usage.prefilled + read + sum(len(chunk) for chunk in chunks if chunk),
+            reused=self.usage.reused + sum(map(len, begun)) - read + sum(starts),
+        )
 
     def _hear(self, wait: float | None) -> None:
         """Takes up what environments have answered."""

@@ -17,6 +17,7 @@ from steprl.types import Params, Policy
 
 WIDE, NARROW = 256, 32
 ONE = 1  # all that a branch reads before it acts; among `NARROW` tokens it costs several times that
+BLOCK = 4  # new contexts that are read at the same time
 
 
 class Device(NamedTuple):
@@ -129,6 +130,45 @@ def read_chunks(
     return hidden_BD, cache
 
 
+def read_new(
+    device: Device,
+    params: Params,
+    cache: Any,
+    hidden_BD: jax.Array,
+    contexts: Sequence[Sequence[int] | None],
+    block: Any,
+) -> tuple[jax.Array, Any, Any]:
+    """Reads contexts that begin in their row, each different one once, whatever number of rows has it.
+
+    They are read a few at a time in rows of their own and copied, so that attempts at one task pay for
+    one prompt, and the numbers are the same whoever else is read.
+
+    Args:
+        contexts: of each row, None for rows that take no part.
+        block: cache of the rows to read in; what it holds is overwritten.
+
+    Returns:
+        The hidden state of each context's last token, as before in rows without one; cache and block.
+    """
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, context in enumerate(contexts):
+        if context:
+            rows_of.setdefault(tuple(context), []).append(row)
+    different = list(rows_of)
+    size = jax.tree.leaves(block)[0].shape[0] if different else 1
+    for first in range(0, len(different), size):
+        part = different[first : first + size]
+        chunks = [*part, *[None] * (size - len(part))]
+        read_BD, block = read_chunks(
+            device, params, block, device.hidden(params, size), chunks, [0] * size
+        )
+        to = [row for context in part for row in rows_of[context]]
+        of = [number for number, context in enumerate(part) for _ in rows_of[context]]
+        cache = copy_rows(device, cache, block, to, of)
+        hidden_BD = copy_rows(device, hidden_BD, read_BD, to, of)
+    return hidden_BD, cache, block
+
+
 def copy_rows(
     device: Device, destination: Any, source: Any, to: Sequence[int], of: Sequence[int]
 ) -> Any:
@@ -139,6 +179,7 @@ def copy_rows(
     room = 1
     while room < len(to):
         room *= 4
+    room = max(min(room, rows), len(to))
     to_K = np.full(room, rows, np.int32)
     from_K = np.zeros(room, np.int32)
     to_K[: len(to)], from_K[: len(of)] = to, of

@@ -11,7 +11,7 @@ import pytest
 from steprl.models import DecoderConfig, make_policy, score
 from steprl.rollout import BranchPoint, HostPlayer, collate
 from steprl.rollout.contexts import chat_context
-from steprl.rollout.slots import NARROW, ONE, WIDE, device_functions, pieces
+from steprl.rollout.slots import BLOCK, NARROW, ONE, WIDE, device_functions, pieces
 from steprl.types import STOP_REASONS
 from tests.models.chat_models import CHATML, chat_tokenizer
 
@@ -70,7 +70,9 @@ def model():
 
 def player(form="extend", **settings):
     context = chat_context(TOKENIZER, "Be the.", rebuild=form == "rebuild")
-    return HostPlayer(model()[0], context, STEPS, RESPONSE, CONTEXT, **settings)
+    return HostPlayer(
+        model()[0], context, settings.pop("max_steps", STEPS), RESPONSE, CONTEXT, **settings
+    )
 
 
 def explore(form="extend", tasks=TASKS, samples=SAMPLES, faults=None, remember=True, **settings):
@@ -206,8 +208,11 @@ def test_prefilled_decoded_and_reused_tokens_add_up():
     usage, steps = found.usage, [s for t in found.trajectories for s in t.steps]
     assert usage.decoded == sum(len(s.action_ids) for s in steps)
     read = sum(len(s.observation_ids) for s in steps)
+    again = sum(  # the last two attempts begin with what others have read in the same turn
+        len(t.steps[0].observation_ids) for t in found.trajectories if t.sample == 1
+    )
     # The last token of an action is read with the observation that follows it.
-    assert usage.prefilled == read + sum(len(t.steps) - 1 for t in found.trajectories)
+    assert usage.prefilled == read - again + sum(len(t.steps) - 1 for t in found.trajectories)
     contexts = 0
     for trajectory in found.trajectories:
         length = 0
@@ -216,6 +221,20 @@ def test_prefilled_decoded_and_reused_tokens_add_up():
             contexts += length
             length += len(step.action_ids)
     assert usage.prefilled + usage.reused == contexts
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_attempts_at_a_task_read_their_first_observation_once_and_alike(form):
+    """The same bit for bit, whether the other slots have the same task or others of their own."""
+    count = 2 * BLOCK
+    alike = explore(form, [3] * count, range(count))[2]
+    mixed = explore(form, [*range(4, 4 + BLOCK), *[3] * BLOCK], range(count))[2]
+    for one, other in zip(alike.trajectories[BLOCK:], mixed.trajectories[BLOCK:], strict=True):
+        same(one, other)
+    (first,) = {tuple(one.steps[0].observation_ids) for one in alike.trajectories}
+    made = player(form, max_steps=1)
+    usage = made.explore(Diary(form), model()[1], KEY, [3] * count, range(count)).usage
+    assert (usage.prefilled, usage.reused) == (len(first), (count - 1) * len(first))
 
 
 def test_many_calls_share_a_few_programs():
