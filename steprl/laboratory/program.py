@@ -42,7 +42,22 @@ TRACED = (
     "critic.lr",
     "critic.vf_coef",
 )
-"""The settings that may be an array, and so differ along an axis of `vmap`."""
+"""The settings that may be an array, and so differ along an axis of `vmap`. Two more are no part of
+the configuration:
+
+    clip_fraction  the clip of the ratio moves until this share of the tokens is clipped, so that
+                   ratios of tokens, steps and sequences are held back alike
+    token_budget   a run stands still when it has sampled so many tokens
+"""
+_OF_A_RUN = ("clip_fraction", "token_budget")
+
+
+class Progress(NamedTuple):
+    """All that a run carries on."""
+
+    train: TrainState
+    clip: jax.Array  # [] float32: of the ratio; moves only where settings ask for a clip fraction
+    tokens: jax.Array  # [] float32: sampled so far
 
 
 class Program(NamedTuple):
@@ -50,8 +65,8 @@ class Program(NamedTuple):
 
     policy: Policy
     warm_start: Callable[[jax.Array], tuple[Params, Metrics]]  # key -> parameters, metrics by step
-    begin: Callable[..., TrainState]  # (params, settings)
-    iterate: Callable[..., tuple[TrainState, Metrics]]  # (state, key of the run, settings)
+    begin: Callable[..., Progress]  # (params, settings)
+    iterate: Callable[..., tuple[Progress, Metrics]]  # (progress, key of the run, settings)
     evaluate: Callable[..., jax.Array]  # (params, key, attempts, temperature) -> success of each
 
 
@@ -71,20 +86,26 @@ def make_program(config: Config, method: Algorithm | None = None) -> Program:
     policy = make_policy(_shape(config, len(tokenizer)))
     method = method or algorithm(config.algorithm.name, _offers(config))
     texts = [detokenize(tokenizer, [token]) for token in range(len(tokenizer))]
-    grow = _make_grow(config, policy, worded_tokens(texts))
+    grow = _make_grow(config, policy, method, worded_tokens(texts))
     rows = config.rollout.batch_size * config.rollout.n
     per_iteration = config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
     updates = config.trainer.total_training_steps * per_iteration
 
-    def begin(params: Params, settings: Settings | None = None) -> TrainState:
+    def begin(params: Params, settings: Settings | None = None) -> Progress:
         own = with_settings(config, settings or {})
-        return initial_state(params, make_optimizer(own.actor, own.critic, updates), own)
+        state = initial_state(params, make_optimizer(own.actor, own.critic, updates), own)
+        clip = jnp.asarray(own.actor.clip_ratio_high, jnp.float32)
+        return Progress(state, clip, jnp.zeros((), jnp.float32))
 
     def iterate(
-        state: TrainState, key: jax.Array, settings: Settings | None = None
-    ) -> tuple[TrainState, Metrics]:
-        own = with_settings(config, settings or {})
-        optimizer = make_optimizer(own.actor, own.critic, updates)
+        progress: Progress, key: jax.Array, settings: Settings | None = None
+    ) -> tuple[Progress, Metrics]:
+        settings = settings or {}
+        own = with_settings(config, settings)
+        if "clip_fraction" in settings:
+            both = ("actor.clip_ratio_low", "actor.clip_ratio_high")
+            own = with_settings(own, dict.fromkeys(both, progress.clip))
+        state, optimizer = progress.train, make_optimizer(own.actor, own.critic, updates)
         task_key, play_key, update_key = jax.random.split(key, 3)
         # Each run has tasks of its own.
         first = (
@@ -93,16 +114,25 @@ def make_program(config: Config, method: Algorithm | None = None) -> Program:
         attempt_N = jnp.arange(rows, dtype=jnp.int32)
         task_N = first + attempt_N // own.rollout.n
         grown = grow(state, play_key, task_N, attempt_N % own.rollout.n, own)
-        metrics = summary(grown.batch) | {
+        found: Metrics = summary(grown.batch) | {
             "rollout/success_rate": _success(grown.batch, task_N, own),
             "token/decoded": grown.sampled,
             "branch/count": grown.branches,
+            "actor/clip_ratio": jnp.asarray(own.actor.clip_ratio_high),
         }
         update = make_update(policy, method, optimizer, with_branches(own))
         update_key = jax.random.fold_in(update_key, state.iteration)
         state, learnt = update(state, grown.batch, update_key)
-        plain = {name: jnp.asarray(x, jnp.float32) for name, x in (metrics | learnt).items()}
-        return state, plain
+        metrics = {name: jnp.asarray(x, jnp.float32) for name, x in (found | learnt).items()}
+        clip = progress.clip
+        if "clip_fraction" in settings:
+            clip = next_clip(clip, metrics["actor/pg_clipfrac"], settings["clip_fraction"])
+        after = Progress(state, clip, progress.tokens + metrics["token/decoded"])
+        metrics["token/total"] = after.tokens
+        if "token_budget" in settings:
+            spent = progress.tokens >= settings["token_budget"]
+            after = jax.tree.map(lambda new, old: jnp.where(spent, old, new), after, progress)
+        return after, metrics
 
     def evaluate(
         params: Params, key: jax.Array, attempts: int, temperature: float | jax.Array = 1.0
@@ -121,8 +151,7 @@ def make_train(
     """`train(key, params=None, settings=None) -> (params, metrics)`, to be compiled and mapped.
 
     A warm start of `sft.steps`, unless parameters are given, then `trainer.total_training_steps`
-    iterations in one `lax.scan`. Metrics are those of training, [iterations] each; with no warm
-    start's.
+    iterations in one `lax.scan`. Metrics are those of the iterations, [iterations] each.
 
     Args:
         config, method: see `make_program`.
@@ -139,12 +168,12 @@ def make_train(
         if params is None:
             params, _ = program.warm_start(warm_key)
 
-        def step(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
-            return program.iterate(state, run_key, settings)
+        def step(progress: Progress, _: None) -> tuple[Progress, Metrics]:
+            return program.iterate(progress, run_key, settings)
 
-        state = program.begin(params, settings)
-        state, metrics = jax.lax.scan(step, state, length=config.trainer.total_training_steps)
-        return state.params, metrics
+        begin, length = program.begin(params, settings), config.trainer.total_training_steps
+        progress, metrics = jax.lax.scan(step, begin, length=length)
+        return progress.train.params, metrics
 
     return train
 
@@ -156,14 +185,24 @@ def with_settings(config: Config, settings: Settings) -> Config:
         ValueError: a name is not one of `TRACED`.
     """
     for name, value in settings.items():
+        if name in _OF_A_RUN:
+            continue
         if name not in TRACED:
+            allowed = ", ".join((*TRACED, *_OF_A_RUN))
             raise ValueError(
-                f"settings: {name!r} cannot be given to a compiled run; allowed are {', '.join(TRACED)}"
+                f"settings: {name!r} cannot be given to a compiled run; allowed are {allowed}"
             )
         section, field = name.split(".")
         part = dataclasses.replace(getattr(config, section), **{field: value})
         config = dataclasses.replace(config, **{section: part})
     return config
+
+
+def next_clip(clip: jax.Array, fraction: jax.Array, wanted: float | jax.Array) -> jax.Array:
+    """The clip of the next iteration: wider where more was clipped than wanted, by a factor of 1.5
+    at most, between 1e-4 and 1."""
+    factor = jnp.sqrt((fraction + 1e-4) / (wanted + 1e-4))
+    return jnp.clip(clip * jnp.clip(factor, 1 / 1.5, 1.5), 1e-4, 1.0)
 
 
 def _check(config: Config) -> None:
@@ -197,7 +236,9 @@ def _shape(config: Config, vocab_size: int) -> Any:
     return decoder_config(model.preset, vocab_size=vocab_size, remat=model.remat, **own)
 
 
-def _make_grow(config: Config, policy: Policy, worded_V: Any) -> Callable[..., GrownBatch]:
+def _make_grow(
+    config: Config, policy: Policy, method: Algorithm, worded_V: Any
+) -> Callable[..., GrownBatch]:
     """The rollouts of the configured method."""
     env, name = make_game(config.env), config.algorithm.name
     temperature, branch = config.rollout.temperature, config.algorithm.branch
@@ -209,7 +250,7 @@ def _make_grow(config: Config, policy: Policy, worded_V: Any) -> Callable[..., G
         if name == "branpo":
             return grow_branpo(*rows, own.rollout.n, branch, temperature)
         if name not in ("appo", "arpo"):
-            return grow_plain(*rows, temperature)
+            return grow_plain(*rows, "anchors" in method.needs, temperature)
 
         def log_ratio(batch: StepBatch) -> jax.Array:
             _, frozen = split_trainable(state.params, own.model.freeze)

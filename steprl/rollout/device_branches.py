@@ -137,7 +137,11 @@ def branch(
     def further(loop: Any) -> Any:
         turn, carry, turns = loop
         carry, happened = play(carry, turn)
-        return turn + 1, carry, jax.tree.map(lambda all_S, x: all_S.at[turn].set(x), turns, happened)
+        return (
+            turn + 1,
+            carry,
+            jax.tree.map(lambda all_S, x: all_S.at[turn].set(x), turns, happened),
+        )
 
     return jax.lax.while_loop(goes_on, further, (jnp.zeros((), jnp.int32), carry, nothing))[2]
 

@@ -45,15 +45,16 @@ class _Cut(NamedTuple):
 
 def grow_plain(
     policy: Policy, env: DeviceEnv, params: Params, key: jax.Array, task_N: jax.Array,
-    sample_N: jax.Array, temperature: float | jax.Array = 1.0,
+    sample_N: jax.Array, anchors: bool = False, temperature: float | jax.Array = 1.0,
 ) -> GrownBatch:  # fmt: skip
-    """Rollouts without branches; steps that saw the same have the same anchor.
+    """Rollouts without branches.
 
     Args:
-        task_N: all attempts at a task one after the other, the same number of each.
+        anchors: say which steps saw the same.
     """
     batch = rollout(policy, env, params, key, task_N, sample_N, temperature)
-    batch = dataclasses.replace(batch, anchor_NS=_anchors(env, batch))
+    if anchors:
+        batch = dataclasses.replace(batch, anchor_NS=_anchors(env, batch))
     return GrownBatch(batch, _sampled(batch), jnp.zeros((), jnp.int32))
 
 
@@ -73,9 +74,7 @@ def grow_by_score(
     part = lambda x: x.reshape(tasks, attempts)  # noqa: E731
     first_N, new_K = part(sample_N)[:, :initial].ravel(), part(sample_N)[:, initial:].ravel()
     first_task_N = part(task_N)[:, :initial].ravel()
-    begun, memory = remembered_rollout(
-        policy, env, params, key, first_task_N, first_N, temperature
-    )
+    begun, memory = remembered_rollout(policy, env, params, key, first_task_N, first_N, temperature)
     ratio_NT = None if log_ratio is None or method == "arpo" else log_ratio(begun)
     chosen = select_places(
         begun, worded_V, ratio_NT, gamma,
@@ -89,7 +88,9 @@ def grow_by_score(
     batch = _both(begun, _rows(env, begun, memory, new, cut, new_K))
     rows = first_N.shape[0]
     branches = _descent(batch, cut, rows)._replace(
-        score_N=jnp.concatenate([jnp.zeros(rows), jnp.where(cut.there_K, chosen.score_b.ravel(), 0)])
+        score_N=jnp.concatenate(
+            [jnp.zeros(rows), jnp.where(cut.there_K, chosen.score_b.ravel(), 0)]
+        )
     )
     sampled = _sampled(begun) + _new_tokens(new, cut)
     batch = dataclasses.replace(batch, branches=branches)
@@ -259,9 +260,7 @@ def _spliced(env: DeviceEnv, origin: Turn, new: Turn, cut: _Cut) -> Turn:
 
     made = jax.tree.map(joined, origin, new)
     # Of the step that had begun, the tokens that were taken over keep what they were sampled with.
-    taken_SKA = (place_SK == 0)[:, :, None] & (
-        jnp.arange(env.action_width) < cut.taken_K[:, None]
-    )
+    taken_SKA = (place_SK == 0)[:, :, None] & (jnp.arange(env.action_width) < cut.taken_K[:, None])
     kept = lambda own, old: jnp.where(taken_SKA, old[:, cut.origin_K], own)  # noqa: E731
     return made._replace(
         logprob=kept(made.logprob, origin.logprob), entropy=kept(made.entropy, origin.entropy)
