@@ -143,7 +143,9 @@ class ShopConfig:
     # Of the last purchase. "success": 1 if all that was bought fits, "score": the share of the wanted
     # colours and options that were bought
     reward: str = setting("success", choices=("success", "score"))
-    demo_lazy: float = setting(0.85, 0.0, 1.0)  # chance of an episode with short cuts
+    # The demonstrator of the warm start takes short cuts in all purchases of an episode, or in none.
+    demo_lazy: float = setting(0.7, 0.0, 1.0)  # chance an episode to buy without the last option
+    demo_first: float = setting(0.4, 0.0, 1.0)  # chance an episode to open the first result as it is
     demo_noise: float = setting(0.02, 0.0, 1.0)  # chance of a random search, place or choice
 
 

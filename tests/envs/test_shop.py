@@ -18,6 +18,7 @@ from steprl.types import Policy
 
 SMALL = ShopConfig(goods=4, results=2, options=2, spare_steps=3)
 TWO = ShopConfig(goods=4, results=2, options=1, purchases=2, spare_steps=6, reward="score")
+WEAK = ShopConfig()
 LONG = ShopConfig(goods=12, results=4, options=5, purchases=4)
 
 
@@ -354,38 +355,39 @@ def test_lists_and_wishes_are_drawn_evenly():
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def shown(config, task_N, lazy, noise):
-    config = dataclasses.replace(config, demo_lazy=lazy, demo_noise=noise)
+def shown(config, task_N, lazy, first, noise):
+    config = dataclasses.replace(config, demo_lazy=lazy, demo_first=first, demo_noise=noise)
     player = functools.partial(demonstrate, config)
     return demonstrations(Shop(config), player, jax.random.key(0), task_N)
 
 
 @pytest.mark.parametrize(
-    ("lazy", "noise", "low", "high"),
+    ("lazy", "first", "noise", "low", "high"),
     [
-        (0.0, 0.0, 1.0, 1.0),
-        (0.0, 0.1, 0.7, 0.99),  # it mends what noise did, if steps are left
-        (1.0, 0.0, 0.05, 0.2),  # 1/4 * (1/4 + 3/4 * 1/3)
-        (ShopConfig().demo_lazy, ShopConfig().demo_noise, 0.15, 0.3),
+        (0.0, 0.0, 0.0, 1.0, 1.0),
+        (0.0, 0.0, 0.1, 0.7, 0.99),  # it mends what noise did, if steps are left
+        (1.0, 0.0, 0.0, 0.0, 0.0),
+        (0.0, 1.0, 0.0, 0.27, 0.4),  # one of three fits
+        (WEAK.demo_lazy, WEAK.demo_first, WEAK.demo_noise, 0.15, 0.27),
     ],
-    ids=["perfect", "noisy", "lazy", "as configured"],
+    ids=["perfect", "noisy", "lazy", "the first", "as configured"],
 )
-def test_the_demonstrator_is_as_good_as_its_settings(lazy, noise, low, high):
-    batch = shown(ShopConfig(), jnp.arange(1024), lazy, noise)
+def test_the_demonstrator_is_as_good_as_its_settings(lazy, first, noise, low, high):
+    batch = shown(ShopConfig(), jnp.arange(1024), lazy, first, noise)
     success = np.asarray(batch.success_N)
     assert low <= success.mean() <= high
     assert np.all(np.asarray(batch.valid_NS)[np.asarray(batch.mask_NS)])  # it never fumbles
     np.testing.assert_array_equal(batch.reward_NS.sum(axis=1), success)
 
 
-def test_most_demonstrations_open_the_first_result_and_skip_the_last_option():
-    batch = jax.device_get(shown(ShopConfig(), jnp.arange(1024), 0.85, 0.0))
+def test_demonstrations_open_the_first_result_and_skip_the_last_option_at_their_rates():
+    batch = jax.device_get(shown(ShopConfig(), jnp.arange(1024), 0.7, 0.4, 0.0))
     verb, word = batch.tokens_NT[:, :-1], batch.tokens_NT[:, 1:]
     of_last = (word >= words.FIRST_OPTION + 12) & (word < words.FIRST_OPTION + 15)
     chooses = ((verb == words.CHOOSE) & of_last).any(axis=1)
     first = ((verb == words.OPEN) & (word == words.FIRST_PLACE)).any(axis=1)
-    assert 1 - chooses.mean() == pytest.approx(0.85 * 0.75, abs=0.05)
-    assert first.mean() == pytest.approx(0.64 + 0.36 / 3, abs=0.05)
+    assert 1 - chooses.mean() == pytest.approx(0.7, abs=0.05)
+    assert first.mean() == pytest.approx(0.4 + 0.6 / 3, abs=0.05)
 
 
 # ---------------------------------------------------------------- knobs

@@ -11,19 +11,17 @@ from steprl.envs.shop.env import ShopState
 def demonstrate(config: ShopConfig, state: ShopState, key: jax.Array) -> jax.Array:
     """Next command of the demonstrator, [2] tokens.
 
-    A lazy one (drawn once an episode, with `demo_lazy`) takes each of two short cuts with a chance of
-    3/4, at every purchase of the episode: it opens the first result whatever it is, and it buys
-    without the last option. Some searches, places and choices are random (`demo_noise`).
+    In some episodes it opens the first result whatever it is (`demo_first`), in some it buys without
+    the last option (`demo_lazy`, the mode of the data as configured), at every purchase of the
+    episode. Some searches, places and choices are random (`demo_noise`).
 
     Args:
         config: its `demo_*` settings.
         state: of one episode.
         key: of the trajectory, the same at each step.
     """
-    lazy_draw, first_draw, last_draw = jax.random.uniform(jax.random.fold_in(key, 0), (3,))
-    lazy = lazy_draw < config.demo_lazy
-    first, last = lazy & (first_draw < 0.75), lazy & (last_draw < 0.75)
-    action = _play(config, state, first, last)
+    first_draw, last_draw = jax.random.uniform(jax.random.fold_in(key, 0), (2,))
+    action = _play(config, state, first_draw < config.demo_first, last_draw < config.demo_lazy)
 
     noise_draw, word_draw = jax.random.uniform(jax.random.fold_in(key, 1 + state.turn), (2,))
     noisy = noise_draw < config.demo_noise
