@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from steprl.config import Config, ConfigError, load_config, save_config, settings
+from steprl.config import Config, ConfigError, environments, load_config, save_config
 from steprl.envs import adapters
 from steprl.envs.custom import load_environment
 
@@ -134,8 +134,8 @@ def test_a_function_of_any_options_is_given_these_only(here):
 
 
 def test_adapters_have_short_names_that_a_configuration_knows():
-    assert set(adapters.ADAPTERS) == set(settings.ADAPTERS)
-    assert not set(settings.ADAPTERS) & set(settings.ENVIRONMENTS)
+    assert set(adapters.ADAPTERS) == set(environments.ADAPTERS)
+    assert not set(environments.ADAPTERS) & set(environments.ENVIRONMENTS)
     for name, path in adapters.ADAPTERS.items():
         assert load_config(overrides=[f"env.name={name}", "env.options.a=1"]).env.name == name
         module, _, function = path.partition(":")
