@@ -135,7 +135,7 @@ class ErrandConfig:
 @dataclasses.dataclass(frozen=True)
 class ShopConfig:
     goods: int = setting(8, 4, 12)  # kinds of them: shirt, lamp, ...
-    results: int = setting(3, 2, 4)  # products that a search lists, one of which fits
+    results: int = setting(2, 2, 4)  # products that a search lists, one of which fits
     # The best play takes purchases * (options + 3) steps.
     options: int = setting(5, 0, 12)  # groups of options of each product: size, pattern, ...
     purchases: int = setting(1, 1, 4)  # products to buy, one after the other
@@ -145,7 +145,7 @@ class ShopConfig:
     reward: str = setting("success", choices=("success", "score"))
     # The demonstrator of the warm start takes short cuts in all purchases of an episode, or in none.
     demo_lazy: float = setting(0.7, 0.0, 1.0)  # chance an episode to buy without the last option
-    demo_first: float = setting(0.4, 0.0, 1.0)  # chance an episode to open the first result as it is
+    demo_first: float = setting(0.4, 0.0, 1.0)  # chance an episode to open the first result
     demo_noise: float = setting(0.02, 0.0, 1.0)  # chance of a random search, place or choice
 
 
