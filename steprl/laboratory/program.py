@@ -128,10 +128,10 @@ def make_program(config: Config, method: Algorithm | None = None) -> Program:
         if "clip_fraction" in settings:
             clip = next_clip(clip, metrics["actor/pg_clipfrac"], settings["clip_fraction"])
         after = Progress(state, clip, progress.tokens + metrics["token/decoded"])
-        metrics["token/total"] = after.tokens
         if "token_budget" in settings:
             spent = progress.tokens >= settings["token_budget"]
             after = jax.tree.map(lambda new, old: jnp.where(spent, old, new), after, progress)
+        metrics["token/total"] = after.tokens
         return after, metrics
 
     def evaluate(
