@@ -1,0 +1,155 @@
+"""Which credit is better? Every method from the same warm start, with seeds and intervals.
+
+    python benchmarks/algorithms.py --quick          # one cell, 4 seeds, against the committed table
+    python benchmarks/algorithms.py [--save]         # the table: 6 cells, 12 seeds; goes on if cut
+    python benchmarks/algorithms.py --full --save    # 8 cells, 36 seeds; for a GPU
+
+Games that live on the device (`errand`, `shop`, `multihop`) are played, learnt from and evaluated
+inside one compiled program, all seeds at once. What is kept equal: the warm-started model of a cell,
+the number of sampled tokens (branches counted), optimiser, batch and mini-batch, and the tuning: each
+method has the same grid of learning rates and clip fractions, on seeds that the table does not have.
+The clip of each method moves until the same share of its tokens is clipped, so that ratios of tokens,
+steps and sequences are held back alike. Finished runs are kept in --folder; --fresh begins anew.
+"""
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Small models compile in half the time and run as fast; one thread, as jobs run side by side.
+_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false"
+
+Job = tuple[str, ...]
+
+
+def main() -> None:
+    options = _arguments()
+    scale_name = "quick" if options.quick else "full" if options.full else "standard"
+    os.environ.setdefault("XLA_FLAGS", _FLAGS)
+    from laboratory import design, outcome
+
+    scale, folder = design.SCALES[scale_name], Path(options.folder)
+    if options.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    if not options.report:
+        _run_all(scale, folder, options)
+    minutes = outcome.add_minutes(folder, scale_name, (time.perf_counter() - begin) / 60)
+    methods = options.methods
+    found = outcome.read(scale, methods, folder)
+    rows = outcome.table(found)
+    outcome.show(found, quick=options.quick)
+    if options.save:
+        for path in outcome.save(found, rows, minutes, scale_name, folder):
+            print(f"written: {path}")
+
+
+def _run_all(scale: Any, folder: Path, options: argparse.Namespace) -> None:
+    from laboratory import design
+
+    cells: Sequence[str] = options.cells or scale.cells
+    needed = {*cells, design.TUNED_ON} if scale.tune else set(cells)
+    warm = [("warm", cell) for cell in design.CELLS if cell in needed]
+    tuning = [("tune", method) for method in options.methods] if scale.tune else []
+    firsts = range(0, scale.seeds, design.LANES)
+    size = min(scale.seeds, design.LANES)
+    runs = [
+        ("run", cell, method, str(first), str(size), "tuned" if scale.tune else "committed")
+        for cell in sorted(cells, key=_cost, reverse=True)
+        for method in options.methods
+        for first in firsts
+    ]
+    # Those of the cell that was tuned on come first: their programs are compiled already.
+    for stage in (warm, tuning, runs):
+        _in_parallel([job for job in stage if not _done(job, folder)], folder, options.workers)
+
+
+def _cost(cell: str) -> float:
+    from laboratory import design
+
+    one = design.CELLS[cell]
+    return one.horizon * (one.tokens + 2.0)
+
+
+def _file(job: Job, folder: Path) -> Path:
+    from laboratory import design
+
+    if job[0] == "warm":
+        return folder / job[1] / "warm.npz"
+    if job[0] == "tune":
+        return folder / design.TUNED_ON / f"{job[1]}.tuning.npz"
+    return folder / job[1] / f"{job[2]}.{job[3]}-{job[4]}.npz"
+
+
+def _done(job: Job, folder: Path) -> bool:
+    return _file(job, folder).exists()
+
+
+def _in_parallel(jobs: Sequence[Job], folder: Path, workers: int) -> None:
+    """Runs jobs in processes of their own and says how it goes."""
+    if not jobs:
+        return
+    begin = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting = {pool.submit(_work, job, str(folder)): job for job in jobs}
+        for number, future in enumerate(concurrent.futures.as_completed(waiting), 1):
+            seconds = future.result()
+            left = (time.perf_counter() - begin) / number * (len(jobs) - number) / 60
+            name = " ".join(waiting[future][:3])
+            print(
+                f"{number:3d}/{len(jobs)} {name:42s} {seconds:5.0f} s, about {left:.0f} min left "
+                "of this stage", flush=True,
+            )  # fmt: skip
+
+
+def _work(job: Job, folder: str) -> float:
+    """In a process of its own, which keeps what it has compiled for the next job."""
+    from laboratory import jobs, outcome
+
+    begin, place = time.perf_counter(), Path(folder)
+    if job[0] == "warm":
+        jobs.warm_start(job[1], place)
+    elif job[0] == "tune":
+        jobs.tune(job[1], place)
+    else:
+        _, cell, method, first, seeds, settings = job
+        chosen = jobs.best(method, place) if settings == "tuned" else outcome.committed(method)
+        jobs.run(cell, method, int(first), int(seeds), chosen, place)
+    return time.perf_counter() - begin
+
+
+def _arguments() -> argparse.Namespace:
+    from laboratory import design
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--quick", action="store_true", help="one cell, 4 seeds, 10 minutes")
+    how.add_argument("--full", action="store_true", help="all cells, 36 seeds, for a GPU")
+    parser.add_argument(
+        "--methods", nargs="+", default=list(design.METHODS), choices=list(design.METHODS)
+    )
+    parser.add_argument(
+        "--cells", nargs="+", choices=list(design.CELLS), help="in place of the scale's"
+    )
+    parser.add_argument("--workers", type=int, default=_cores(), help="processes, a job each")
+    parser.add_argument("--folder", default="runs/algorithms", help="where runs are kept")
+    parser.add_argument("--fresh", action="store_true", help="throw away the runs that are kept")
+    parser.add_argument("--report", action="store_true", help="run nothing, report what is there")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/algorithms.*")
+    return parser.parse_args()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    main()

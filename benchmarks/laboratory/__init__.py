@@ -1,0 +1,1 @@
+"""The parts of `algorithms.py`: what is compared, one run of it, and what came out."""

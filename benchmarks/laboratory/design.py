@@ -1,0 +1,128 @@
+"""What is compared: methods, cells, budgets, and what is tuned."""
+
+from typing import Any, NamedTuple
+
+from steprl.algorithms import ALGORITHMS, Algorithm, step_credit, token_credit
+from steprl.config import Config, load_config
+
+STEPS = "step-mean-token-mean"
+
+
+class Method(NamedTuple):
+    """A method of the table: whose rollouts it gets, and which credit and ratio."""
+
+    name: str  # of `algorithm.name`
+    algorithm: Algorithm
+
+
+METHODS: dict[str, Method] = {
+    name: Method(name, ALGORITHMS[name])
+    for name in (
+        "steppo", "ppo", "grpo", "rloo", "reinforce_pp", "gspo", "gigpo", "branpo", "appo", "arpo"
+    )
+}  # fmt: skip
+# One thing changed at a time: credit of steps or tokens, ratio of steps or tokens.
+METHODS |= {
+    "step_credit_token_ratio": Method(
+        "steppo", Algorithm(step_credit, "token", STEPS, ("critic",))
+    ),
+    "token_credit_step_ratio": Method("ppo", Algorithm(token_credit, "step", STEPS, ("critic",))),
+}
+ABLATION = ("steppo", "step_credit_token_ratio", "token_credit_step_ratio", "ppo")
+
+
+class Cell(NamedTuple):
+    """A game in one size; `horizon` and `tokens` are those of an optimal play."""
+
+    title: str
+    horizon: int
+    tokens: int  # of an action
+    overrides: tuple[str, ...]
+    warm_steps: int
+
+
+def _errand(title: str, horizon: int, tokens: int, steps: int, *more: str) -> Cell:
+    long = [] if horizon > 4 else ["env.errand.hidden=false", "env.errand.transform=false"]
+    many = [] if horizon < 16 else [f"env.errand.errands={horizon // 8}"]
+    thought = [f"env.game.thought_tokens={tokens - 2}"] if tokens > 2 else []
+    return Cell(title, horizon, tokens, ("env.name=errand", *long, *many, *thought, *more), steps)
+
+
+CELLS: dict[str, Cell] = {
+    "errand-4": _errand("errand, 4 steps", 4, 2, 500),
+    "errand-8": _errand("errand, 8 steps", 8, 2, 1000),
+    "errand-16": _errand("errand, 16 steps", 16, 2, 1500),
+    "errand-32": _errand("errand, 32 steps", 32, 2, 2500),
+    "errand-8-long": _errand("errand, 8 steps of 8 tokens", 8, 8, 1000),
+    "errand-8-longer": _errand("errand, 8 steps of 32 tokens", 8, 32, 1000),
+    "shop-8": Cell("shop, 8 steps", 8, 2, ("env.name=shop",), 1000),
+    "multihop-7": Cell(
+        "multihop, 3 to 7 steps", 7, 4, ("env.name=multihop", "env.multihop.max_hops=6"), 600
+    ),
+}
+TUNED_ON = "errand-8"
+STANDARD = ("errand-4", "errand-8", "errand-16", "errand-8-long", "shop-8", "multihop-7")
+BY_HORIZON = ("errand-4", "errand-8", "errand-16", "errand-32")
+BY_TOKENS = ("errand-8", "errand-8-long", "errand-8-longer")
+
+# An iteration of a method without branches samples about as many tokens as this many times its
+# episodes, if all go on to the limit.
+ITERATIONS = 40
+CHUNK = 10  # iterations of one call
+HELDOUT = 512  # episodes of the last evaluation of each run
+
+# The tuning of every method: 6 pairs of learning rate and clip fraction, 2 seeds each, which no run of
+# the table has.
+GRID = tuple((lr, clip) for lr in (1e-3, 2e-3, 4e-3) for clip in (0.02, 0.1))
+TUNING_SEEDS, SEEDS = 2, 12
+LANES = 12  # runs of one program: so many seeds, or all of the tuning
+
+
+class Scale(NamedTuple):
+    """How much is run."""
+
+    cells: tuple[str, ...]
+    seeds: int
+    tune: bool  # else the settings are those of the committed result
+
+
+SCALES = {
+    "quick": Scale((TUNED_ON,), 4, False),
+    "standard": Scale(STANDARD, SEEDS, True),
+    "full": Scale(tuple(CELLS), 36, True),
+}
+
+
+def config_of(cell: str, method: str) -> Config:
+    """The configuration of a run; learning rate and clip are given to the program."""
+    return load_config(
+        overrides=[
+            *CELLS[cell].overrides,
+            f"algorithm.name={METHODS[method].name}",
+            "algorithm.gamma=1.0",
+            "algorithm.lam=0.95",
+            "model.preset=tiny", "model.d_model=32", "model.d_ff=96", "model.num_heads=2",
+            "model.num_kv_heads=2", "model.head_dim=16", "model.value_head=shared",
+            f"sft.steps={CELLS[cell].warm_steps}", "sft.batch_size=64", "sft.lr=2e-3",
+            "rollout.batch_size=8", "rollout.n=8",
+            "actor.ppo_epochs=2", "actor.ppo_mini_batch_size=32", "actor.lr_schedule=constant",
+            f"trainer.total_training_steps={ITERATIONS}",
+        ]
+    )  # fmt: skip
+
+
+def token_budget(cell: str) -> int:
+    """Tokens that every run of a cell samples: those of branches count like others."""
+    config, one = config_of(cell, "ppo"), CELLS[cell]
+    episodes = ITERATIONS * config.rollout.batch_size * config.rollout.n
+    return int(0.9 * episodes * (one.horizon + 2) * one.tokens)
+
+
+def settings_of(lr: Any, clip_fraction: Any, cell: str) -> dict[str, Any]:
+    """What differs between runs of one program; the critic learns as fast as the policy."""
+    return {
+        "actor.lr": lr,
+        "critic.lr": lr,
+        "clip_fraction": clip_fraction,
+        "token_budget": float(token_budget(cell)),
+    }
