@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from steprl.algorithms import Algorithm, algorithm
 from steprl.config import Config
-from steprl.envs.games import GAMES, make_game, player_of, vocabulary_of
+from steprl.envs.games import GAMES, Game, make_game, player_of, vocabulary_of
+from steprl.laboratory.checks import check_game, check_policy
 from steprl.models import decoder_config, make_policy
 from steprl.models.scoring import score
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
@@ -70,23 +71,36 @@ class Program(NamedTuple):
     evaluate: Callable[..., jax.Array]  # (params, key, attempts, temperature) -> success of each
 
 
-def make_program(config: Config, method: Algorithm | None = None) -> Program:
-    """The parts of a run of `config`, whose environment is one of `GAMES`.
+def make_program(
+    config: Config,
+    method: Algorithm | None = None,
+    game: Game | None = None,
+    policy: Policy | None = None,
+) -> Program:
+    """The parts of a run of `config`, whose environment is one of `GAMES`, or one's own.
 
     Args:
         config: sizes and the names of things are fixed; numbers of `TRACED` may be given anew with
             each call. `trainer.seed`, files, checkpoints and the mesh play no part.
         method: in place of the one that `algorithm.name` names, whose rollouts it still gets.
+        game: in place of the one that `env.name` names; its settings are None. `env.game` holds.
+        policy: in place of a decoder of the shape of `model`. `model.freeze` and `logprob_chunk` hold.
 
     Raises:
-        ValueError: the environment is not on the device, or settings do not fit each other.
+        ValueError: the environment is not on the device, settings do not fit each other, or a game
+            or policy of one's own breaks its contract; says where.
     """
-    _check(config)
-    tokenizer = phrase_tokenizer(vocabulary_of(config.env))
-    policy = make_policy(_shape(config, len(tokenizer)))
-    method = method or algorithm(config.algorithm.name, _offers(config))
+    _check(config, game is not None)
+    phrases = vocabulary_of(config.env, game)
+    tokenizer = phrase_tokenizer(phrases)
+    if game is not None:
+        check_game(make_game(config.env, row=game), phrases)
+    if policy is not None:
+        check_policy(policy, len(tokenizer))
+    policy = policy or make_policy(_shape(config, len(tokenizer)))
+    method = method or algorithm(config.algorithm.name, _offers(config, policy))
     texts = [detokenize(tokenizer, [token]) for token in range(len(tokenizer))]
-    grow = _make_grow(config, policy, method, worded_tokens(texts))
+    grow = _make_grow(config, policy, method, worded_tokens(texts), game)
     rows = config.rollout.batch_size * config.rollout.n
     per_iteration = config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
     updates = config.trainer.total_training_steps * per_iteration
@@ -138,15 +152,18 @@ def make_program(config: Config, method: Algorithm | None = None) -> Program:
         params: Params, key: jax.Array, attempts: int, temperature: float | jax.Array = 1.0
     ) -> jax.Array:
         task_N = jnp.arange(attempts, dtype=jnp.int32)
-        env = make_game(config.env, heldout=True)
+        env = make_game(config.env, heldout=True, row=game)
         batch = rollout(policy, env, params, key, task_N, jnp.zeros_like(task_N), temperature)
         return batch.success_N
 
-    return Program(policy, _make_warm_start(config, policy), begin, iterate, evaluate)
+    return Program(policy, _make_warm_start(config, policy, game), begin, iterate, evaluate)
 
 
 def make_train(
-    config: Config, method: Algorithm | None = None
+    config: Config,
+    method: Algorithm | None = None,
+    game: Game | None = None,
+    policy: Policy | None = None,
 ) -> Callable[..., tuple[Params, Metrics]]:
     """`train(key, params=None, settings=None) -> (params, metrics)`, to be compiled and mapped.
 
@@ -154,12 +171,12 @@ def make_train(
     iterations in one `lax.scan`. Metrics are those of the iterations, [iterations] each.
 
     Args:
-        config, method: see `make_program`.
+        config, method, game, policy: see `make_program`.
 
     Raises:
         ValueError: as `make_program`; or a name in `settings` is not one of `TRACED`.
     """
-    program = make_program(config, method)
+    program = make_program(config, method, game, policy)
 
     def train(
         key: jax.Array, params: Params | None = None, settings: Settings | None = None
@@ -205,8 +222,8 @@ def next_clip(clip: jax.Array, fraction: jax.Array, wanted: float | jax.Array) -
     return jnp.clip(clip * jnp.clip(factor, 1 / 1.5, 1.5), 1e-4, 1.0)
 
 
-def _check(config: Config) -> None:
-    if config.env.name not in GAMES:
+def _check(config: Config, own_game: bool) -> None:
+    if config.env.name not in GAMES and not own_game:
         raise ValueError(
             f"env.name={config.env.name} runs on the host; inside one program there are {', '.join(GAMES)}"
         )
@@ -224,8 +241,8 @@ def _check(config: Config) -> None:
         )
 
 
-def _offers(config: Config) -> tuple[str, ...]:
-    critic = config.model.value_head != "none"
+def _offers(config: Config, policy: Policy) -> tuple[str, ...]:
+    critic = policy.value is not None
     return ("anchors", *["critic"] * critic, *["group"] * (config.rollout.n > 1))
 
 
@@ -237,10 +254,10 @@ def _shape(config: Config, vocab_size: int) -> Any:
 
 
 def _make_grow(
-    config: Config, policy: Policy, method: Algorithm, worded_V: Any
+    config: Config, policy: Policy, method: Algorithm, worded_V: Any, game: Game | None
 ) -> Callable[..., GrownBatch]:
     """The rollouts of the configured method."""
-    env, name = make_game(config.env), config.algorithm.name
+    env, name = make_game(config.env, row=game), config.algorithm.name
     temperature, branch = config.rollout.temperature, config.algorithm.branch
 
     def grow(
@@ -276,11 +293,13 @@ def _success(batch: StepBatch, task_N: jax.Array, config: Config) -> jax.Array:
 
 
 def _make_warm_start(
-    config: Config, policy: Policy
+    config: Config, policy: Policy, game: Game | None
 ) -> Callable[[jax.Array], tuple[Params, Metrics]]:
+    if not config.sft.steps:
+        return lambda key: (policy.init(jax.random.split(key)[0]), {})
     optimizer = make_sft_optimizer(config.sft)
     update = make_sft_update(policy, optimizer, config.model.logprob_chunk, config.model.freeze)
-    env, play = make_game(config.env, shown=True), player_of(config.env)
+    env, play = make_game(config.env, shown=True, row=game), player_of(config.env, row=game)
     size = config.sft.batch_size
 
     def warm_start(key: jax.Array) -> tuple[Params, Metrics]:
