@@ -6,7 +6,7 @@ the rows is another: all originals first, then a place for each branch that coul
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -220,6 +220,11 @@ def _cut_at(
     return _Cut(origin_K, step_K.astype(jnp.int32), taken_K.astype(jnp.int32), there_K)
 
 
+def _taken(env: DeviceEnv, cut: _Cut) -> jax.Array:
+    """[K, A] bool: the tokens of the first action that are taken over."""
+    return jnp.arange(env.action_width)[None] < cut.taken_K[:, None]
+
+
 def _play(
     policy: Policy, env: DeviceEnv, params: Params, key: jax.Array, memory: DeviceMemory,
     batch: StepBatch, cut: _Cut, sample_K: jax.Array, temperature: float | jax.Array,
@@ -229,12 +234,12 @@ def _play(
     tokens_KT = batch.tokens_NT[cut.origin_K]
     # The last token before the first that is sampled, wherever in the row it stands.
     end_K = env.prompt_width + step_K * block + cut.taken_K
-    index_T = jnp.arange(tokens_KT.shape[1])
-    before_KT = (index_T < end_K[:, None]) & (batch.segment_ids_NT[cut.origin_K] > 0)
-    last_K = jnp.max(jnp.where(before_KT, index_T, 0), axis=1)
+    index_1T = jnp.arange(tokens_KT.shape[1])[None]
+    before_KT = (index_1T < end_K[:, None]) & (batch.segment_ids_NT[cut.origin_K] > 0)
+    last_K = jnp.max(jnp.where(before_KT, index_1T, 0), axis=1)
     pick = lambda x_KT: jnp.take_along_axis(x_KT, last_K[:, None], axis=1)[:, 0]  # noqa: E731
     own_KA = memory.turns.action[step_K, cut.origin_K]
-    begun_KA = jnp.where(jnp.arange(env.action_width) < cut.taken_K[:, None], own_KA, 0)
+    begun_KA = jnp.where(_taken(env, cut), own_KA, 0)
     begin = Starts(
         cut.there_K, cut.origin_K, step_K, batch.task_N[cut.origin_K], sample_K, pick(tokens_KT),
         pick(batch.positions_NT[cut.origin_K]), begun_KA, cut.taken_K,
@@ -248,7 +253,7 @@ def _play(
 def _spliced(env: DeviceEnv, origin: Turn, new: Turn, cut: _Cut) -> Turn:
     """[S, K, ...] the steps before each cut as they were, then the new ones."""
     step_S = jnp.arange(env.max_steps, dtype=jnp.int32)
-    place_SK = step_S[:, None] - cut.step_K
+    place_SK = step_S[:, None] - cut.step_K[None]
 
     def joined(old: jax.Array, own: jax.Array) -> jax.Array:
         ones = [1] * (old.ndim - 2)
@@ -260,7 +265,7 @@ def _spliced(env: DeviceEnv, origin: Turn, new: Turn, cut: _Cut) -> Turn:
 
     made = jax.tree.map(joined, origin, new)
     # Of the step that had begun, the tokens that were taken over keep what they were sampled with.
-    taken_SKA = (place_SK == 0)[:, :, None] & (jnp.arange(env.action_width) < cut.taken_K[:, None])
+    taken_SKA = (place_SK == 0)[:, :, None] & _taken(env, cut)[None]
     kept = lambda own, old: jnp.where(taken_SKA, old[:, cut.origin_K], own)  # noqa: E731
     return made._replace(
         logprob=kept(made.logprob, origin.logprob), entropy=kept(made.entropy, origin.entropy)
@@ -282,11 +287,11 @@ def _both(one: StepBatch, other: StepBatch) -> StepBatch:
 def _descent(batch: StepBatch, cut: _Cut, rows: int) -> Branches:
     """Of originals and then branches; the last shared token is the last one sampled before the cut."""
     ids_KT = batch.step_ids_NT[rows:]
-    index_T = jnp.arange(ids_KT.shape[1])
+    index_1T = jnp.arange(ids_KT.shape[1])[None]
     of_step_KT = ids_KT == cut.step_K[:, None]
     begun_KT = of_step_KT & (jnp.cumsum(of_step_KT, axis=1) <= cut.taken_K[:, None])
     shared_KT = ((ids_KT >= 0) & (ids_KT < cut.step_K[:, None])) | begun_KT
-    token_K = jnp.max(jnp.where(shared_KT, index_T, -1), axis=1)
+    token_K = jnp.max(jnp.where(shared_KT, index_1T, -1), axis=1)
     own_N = jnp.arange(rows, dtype=jnp.int32)
     place_K = rows + jnp.arange(ids_KT.shape[0], dtype=jnp.int32)
     zero_N = jnp.zeros(rows, jnp.int32)
