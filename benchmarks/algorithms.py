@@ -57,25 +57,17 @@ def _run_all(scale: Any, folder: Path, options: argparse.Namespace) -> None:
     cells: Sequence[str] = options.cells or scale.cells
     needed = {*cells, design.TUNED_ON} if scale.tune else set(cells)
     warm = [("warm", cell) for cell in design.CELLS if cell in needed]
-    tuning = [("tune", method) for method in options.methods] if scale.tune else []
     firsts = range(0, scale.seeds, design.LANES)
     size = min(scale.seeds, design.LANES)
+    tuning = [("tune", method) for method in options.methods] if scale.tune else []
     runs = [
         ("run", cell, method, str(first), str(size), "tuned" if scale.tune else "committed")
-        for cell in sorted(cells, key=_cost, reverse=True)
+        for cell in cells
         for method in options.methods
         for first in firsts
     ]
-    # Those of the cell that was tuned on come first: their programs are compiled already.
     for stage in (warm, tuning, runs):
         _in_parallel([job for job in stage if not _done(job, folder)], folder, options.workers)
-
-
-def _cost(cell: str) -> float:
-    from laboratory import design
-
-    one = design.CELLS[cell]
-    return one.horizon * (one.tokens + 2.0)
 
 
 def _file(job: Job, folder: Path) -> Path:
@@ -112,13 +104,16 @@ def _in_parallel(jobs: Sequence[Job], folder: Path, workers: int) -> None:
 
 def _work(job: Job, folder: str) -> float:
     """In a process of its own, which keeps what it has compiled for the next job."""
-    from laboratory import jobs, outcome
+    from laboratory import design, jobs, outcome
 
     begin, place = time.perf_counter(), Path(folder)
     if job[0] == "warm":
         jobs.warm_start(job[1], place)
     elif job[0] == "tune":
         jobs.tune(job[1], place)
+        # The program is compiled now, and the first seeds of this cell are nearly free.
+        if not _done(("run", design.TUNED_ON, job[1], "0", str(design.LANES)), place):
+            jobs.run(design.TUNED_ON, job[1], 0, design.LANES, jobs.best(job[1], place), place)
     else:
         _, cell, method, first, seeds, settings = job
         chosen = jobs.best(method, place) if settings == "tuned" else outcome.committed(method)

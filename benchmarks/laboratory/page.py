@@ -1,0 +1,108 @@
+"""The comparison of methods on the pages of the project, from its result file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+NAMES = {
+    "steppo": "StepPO",
+    "step_credit_token_ratio": "step credit, token ratio",
+    "token_credit_step_ratio": "token credit, step ratio",
+    "ppo": "PPO",
+    "grpo": "GRPO",
+    "rloo": "RLOO",
+    "reinforce_pp": "REINFORCE++",
+    "gspo": "GSPO",
+    "gigpo": "GiGPO",
+    "branpo": "BranPO",
+    "appo": "APPO",
+    "arpo": "ARPO",
+}
+
+
+def in_short(results: Path) -> str:
+    """The main page: the picture, and all cells together."""
+    record = _read(results)
+    if record is None:
+        return ""
+    rows = {row["name"]: row for row in record["rows"]}
+    methods = sorted(
+        (m for m in NAMES if f"all cells: {m}: area" in rows),
+        key=lambda m: -rows[f"all cells: {m}: area"]["value"],
+    )
+    lines = [
+        "| method | area under the learning curve | success at the end | StepPO is better |",
+        "|---|---|---|---|",
+    ]
+    for method in methods:
+        area, end = (_text(rows[f"all cells: {method}: {name}"]) for name in ("area", "end"))
+        better = rows.get(f"P(steppo > {method}), area")
+        lines.append(f"| {NAMES[method]} | {area} | {end} | {_text(better) if better else ''} |")
+    cells = ", ".join(cell["title"] for cell in record["cells"].values())
+    return (
+        "![Methods with their intervals](benchmarks/results/algorithms-intervals.png)\n\n"
+        + "\n".join(lines)
+        + f"\n\nInterquartile means over {record['seeds']} seeds in each of {len(record['cells'])} games "
+        f"({cells}) with 95 % stratified bootstrap intervals; the last column is the probability that a "
+        "run of StepPO has the larger area. Same warm start, same number of sampled tokens, same tuning. "
+        f"{record['minutes']:.0f} minutes on {record['hardware']}: "
+        "[benchmarks/README.md](benchmarks/README.md#which-credit-is-better)."
+    )
+
+
+def in_full(results: Path) -> str:
+    """The page of the benchmarks: every cell, the halves of StepPO, settings."""
+    record = _read(results)
+    if record is None:
+        return ""
+    rows = {row["name"]: row for row in record["rows"]}
+    cells = record["cells"]
+    head = "| area under the curve | " + " | ".join(c["title"] for c in cells.values()) + " |"
+    lines = [head, "|---" * (len(cells) + 1) + "|"]
+    lines.append(
+        "| before (sampled) | " + " | ".join(f"{record['warm_start'][c]:.3f}" for c in cells) + " |"
+    )
+    for method, name in NAMES.items():
+        found = [rows.get(f"{cell}: {method}: area") for cell in cells]
+        if any(found):
+            lines.append(
+                f"| {name} | " + " | ".join(_text(row) if row else "" for row in found) + " |"
+            )
+    effects = [
+        "| what it adds to the area | " + " | ".join(c["title"] for c in cells.values()) + " |",
+        "|---" * (len(cells) + 1) + "|",
+    ]
+    for effect in ("credit", "ratio"):
+        found = [rows.get(f"{cell}: effect of {effect}: area") for cell in cells]
+        effects.append(
+            f"| {effect} of steps, not tokens | "
+            + " | ".join(_signed(row) if row else "" for row in found)
+            + " |"
+        )
+    chosen = "; ".join(
+        f"{NAMES[m]} {lr:g}, {100 * clip:g} %" for m, (lr, clip) in record["settings"].items()
+    )
+    return "\n\n".join(
+        (
+            "\n".join(lines),
+            "\n".join(effects),
+            f"Learning rate and share of clipped tokens that the tuning chose: {chosen}. "
+            "All runs, by seed, are in [results/algorithms.json](results/algorithms.json).",
+            "![Learning curves](results/algorithms-curves.png)",
+            "![Share of runs above each success](results/algorithms-profiles.png)",
+            "![Effects by horizon and by length of an action](results/algorithms-effects.png)",
+        )
+    )
+
+
+def _read(results: Path) -> dict[str, Any] | None:
+    path = results / "algorithms.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _text(row: dict[str, Any]) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(row["value"], *row["spread"])
+
+
+def _signed(row: dict[str, Any]) -> str:
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(row["value"], *row["spread"])
