@@ -75,17 +75,18 @@ def grow_by_score(
     first_N, new_K = part(sample_N)[:, :initial].ravel(), part(sample_N)[:, initial:].ravel()
     first_task_N = part(task_N)[:, :initial].ravel()
     begun, memory = remembered_rollout(policy, env, params, key, first_task_N, first_N, temperature)
-    ratio_NT = None if log_ratio is None or method == "arpo" else log_ratio(begun)
+    told = _packed(begun)
+    ratio_NT = None if log_ratio is None or method == "arpo" else log_ratio(told)
     chosen = select_places(
-        begun, worded_V, ratio_NT, gamma,
+        told, worded_V, ratio_NT, gamma,
         method=method, tasks=tasks, budget=attempts - initial, settings=settings,
     )  # fmt: skip
     row_K, token_K = chosen.row_b.ravel(), chosen.token_b.ravel()
     task = jnp.repeat(jnp.arange(tasks, dtype=jnp.int32), attempts - initial)
     origin_K = task * initial + jnp.maximum(row_K, 0)
-    cut = _cut_at(env, begun, origin_K, jnp.maximum(token_K, 0), row_K >= 0, method == "appo")
+    cut = _cut_at(told, origin_K, jnp.maximum(token_K, 0), row_K >= 0, method == "appo")
     new = _play(policy, env, params, key, memory, begun, cut, new_K, temperature)
-    batch = _both(begun, _rows(env, begun, memory, new, cut, new_K))
+    batch = _packed(_both(begun, _rows(env, begun, memory, new, cut, new_K)))
     rows = first_N.shape[0]
     branches = _descent(batch, cut, rows)._replace(
         score_N=jnp.concatenate(
@@ -205,19 +206,28 @@ def _difficulty(
 # --- Where a branch begins ------------------------------------------------------------------------
 
 
+def _packed(batch: StepBatch) -> StepBatch:
+    """The batch without holes in its rows: APPO discounts by the distance of tokens in a row."""
+    order_NT = jnp.argsort(batch.segment_ids_NT == 0, axis=1, stable=True)
+    names = ("tokens", "positions", "segment_ids", "step_ids", "logprob", "entropy")
+    rows = {f"{name}_NT": getattr(batch, f"{name}_NT") for name in names}
+    packed = {name: jnp.take_along_axis(x, order_NT, axis=1) for name, x in rows.items()}
+    return dataclasses.replace(batch, **packed)
+
+
 def _cut_at(
-    env: DeviceEnv, batch: StepBatch, origin_K: jax.Array, token_K: jax.Array, there_K: jax.Array,
-    after: bool,
-) -> _Cut:  # fmt: skip
+    batch: StepBatch, origin_K: jax.Array, token_K: jax.Array, there_K: jax.Array, after: bool
+) -> _Cut:
     """Cuts at places of rows; `after` keeps the token that stands there."""
-    block = env.action_width + env.observation_width
-    step_K, place_K = jnp.divmod(jnp.maximum(token_K - env.prompt_width, 0), block)
     ids_KT = batch.step_ids_NT[origin_K]
-    size_K = jnp.sum(ids_KT == step_K[:, None], axis=1)
-    taken_K = jnp.minimum(place_K, env.action_width - 1) + after
-    whole_K = taken_K >= size_K
+    step_K = jnp.take_along_axis(ids_KT, token_K[:, None], axis=1)[:, 0]
+    own_KT = ids_KT == step_K[:, None]
+    before_KT = own_KT & (jnp.arange(ids_KT.shape[1])[None] < token_K[:, None])
+    taken_K = jnp.sum(before_KT, axis=1) + after
+    whole_K = taken_K >= jnp.sum(own_KT, axis=1)
     step_K, taken_K = jnp.where(whole_K, step_K + 1, step_K), jnp.where(whole_K, 0, taken_K)
-    return _Cut(origin_K, step_K.astype(jnp.int32), taken_K.astype(jnp.int32), there_K)
+    none = lambda x_K: jnp.where(there_K, x_K, 0).astype(jnp.int32)  # noqa: E731
+    return _Cut(origin_K, none(step_K), none(taken_K), there_K)
 
 
 def _taken(env: DeviceEnv, cut: _Cut) -> jax.Array:
@@ -317,7 +327,7 @@ def _new_tokens(new: Turn, cut: _Cut) -> jax.Array:
 
 
 def _anchors(env: DeviceEnv, batch: StepBatch) -> jax.Array:
-    """[N, S] int32: the first step of the batch that has the same task and saw the same tokens.
+    """[N, S] int32: the same number for steps of one task that saw the same tokens; -1 for none.
 
     What a step sees is the prompt, or what the action before was answered.
     """
