@@ -55,10 +55,19 @@ def _with_interval(row: dict) -> str:
 
 def search(results: Path) -> str:
     """What the search agent reached, and an episode of it."""
+    parts = [_searched(results, name) for name in ("wiki_search", "wiki_search-gpu")]
+    parts = [part for part in parts if part]
+    if (path := results / "parity.json").exists():
+        parts.append(_parity(json.loads(path.read_text())["rows"]))
+    if (path := results / "generate.json").exists():
+        parts.append(_generation(json.loads(path.read_text())))
+    return "\n\n".join(parts)
+
+
+def _searched(results: Path, name: str) -> str:
+    """A table of one run, a column a stage, and an episode of it; nothing where there is no file."""
     parts = []
-    for name in ("wiki_search", "wiki_search-gpu"):
-        if not (results / f"{name}.json").exists():
-            continue
+    if (results / f"{name}.json").exists():
         record = json.loads((results / f"{name}.json").read_text())
         cells: dict[tuple[str, str], dict[str, str]] = {}
         for row in record["rows"]:
@@ -83,10 +92,6 @@ def search(results: Path) -> str:
         )
         if (episode := results / f"{name}.txt").exists():
             parts.append("```text\n" + episode.read_text().rstrip() + "\n```")
-    if (path := results / "parity.json").exists():
-        parts.append(_parity(json.loads(path.read_text())["rows"]))
-    if (path := results / "generate.json").exists():
-        parts.append(_generation(json.loads(path.read_text())))
     return "\n\n".join(parts)
 
 
@@ -296,6 +301,11 @@ def in_short(results: Path) -> str:
         parts.append(
             "\n".join(lines) + "\n\nOne seed, one setting for all, same warm start.\n\n"
             "![Learning curves of the methods that branch](benchmarks/results/methods-branching.png)"
+        )
+    if found := _searched(results, "wiki_search-appo"):
+        parts.append(
+            "`configs/appo_wiki_search.yaml`, APPO on comparisons of HotpotQA:\n\n" + found + "\n\n"
+            "![Learning curves of APPO on HotpotQA](benchmarks/results/wiki_search-appo.png)"
         )
     if (path := results / "audit.json").exists():
         parts.append(_audit(json.loads(path.read_text())))

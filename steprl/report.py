@@ -52,6 +52,8 @@ _SUCCESS = (
     ("rollout/success_rate", "training rollouts", ":", 1.4),
 )
 _PANELS = (
+    ("env/f1", "F1 of training rollouts"),
+    ("eval/f1", "F1, evaluation, sampled"),
     ("actor/pg_loss", "policy loss"),
     ("actor/pg_clipfrac", "clip fraction"),
     ("actor/ppo_kl", "KL to the rollout policy"),

@@ -81,7 +81,8 @@ def text_player(
     """
     length, response = rollout.context_length, rollout.response_length
     lengths = sorted({length // 4, length // 2, 3 * length // 4, length})
-    widths = [length // 2, length, 2 * length, 4 * length]  # few, as each is a program of its own
+    # Few, as each is a program of its own.
+    widths = [length // 2, length, 3 * length // 2, 2 * length, 4 * length]
     host = HostPlayer(
         policy, context, max_steps, response, length, rollout.slots,
         workers if rollout.env_workers is None else rollout.env_workers,
