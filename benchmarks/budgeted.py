@@ -1,0 +1,108 @@
+"""Training until a number of tokens is sampled; the loop of the comparisons on the host.
+
+What branches sample counts like all else. Held-out tasks are played in between, at equal shares of
+the budget, and those tokens do not count.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from steprl.algorithms import algorithm
+from steprl.evaluation import evaluate
+from steprl.experience import make_gather
+from steprl.laboratory import next_clip, with_settings
+from steprl.optimizer import make_optimizer
+from steprl.rollout import attempts
+from steprl.session import Session
+from steprl.types import Params
+from steprl.update import initial_state, make_update, with_branches
+
+_BOTH = ("actor.clip_ratio_low", "actor.clip_ratio_high")
+_APART = 1_000_000  # tasks between the first ones of two seeds
+
+
+def learn(
+    session: Session,
+    params: Params,
+    seed: int,
+    budget: int,
+    points: int,
+    clip_fraction: float,
+    watch: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Trains from given parameters on tasks of the seed's own.
+
+    Args:
+        session: its method and settings; the learning rate has to be constant, as nobody knows how
+            many iterations there will be.
+        params: to begin with.
+        budget: tokens to sample. The last iteration is played to its end.
+        points: evaluations, the last one behind the last update.
+        clip_fraction: the clip of the ratio moves until this share of the tokens is clipped.
+        watch: is told how it goes.
+
+    Returns:
+        tokens and success of the evaluations, the first one not among them; and of each iteration
+        the tokens, tokens clipped, seconds of play and update.
+    """
+    config = session.config
+    optimizer = make_optimizer(config.actor, config.critic, 1)
+    method = algorithm(config.algorithm.name)
+
+    def update(state: Any, batch: Any, key: jax.Array, clip: jax.Array) -> Any:
+        own = with_branches(with_settings(config, dict.fromkeys(_BOTH, clip)))
+        return make_update(session.policy, method, optimizer, own, session.mesh)(state, batch, key)
+
+    compiled, gather = jax.jit(update, donate_argnums=0), make_gather(session)
+    state = initial_state(jax.tree.map(jnp.copy, params), optimizer, config)
+    clip = jnp.asarray(config.actor.clip_ratio_high, jnp.float32)
+    play_key, update_key = jax.random.split(jax.random.key(seed))
+    rollout = config.rollout
+    found: dict[str, list[float]] = {name: [] for name in ("tokens", "success")}
+    of_each: dict[str, list[float]] = {
+        name: [] for name in ("tokens", "clipped", "gen_seconds", "update_seconds")
+    }
+    total, iteration = 0.0, 0
+    while total < budget:
+        begin = time.perf_counter()
+        first = seed * _APART + iteration * rollout.batch_size
+        experience = gather(state, play_key, *attempts(first, rollout.batch_size, rollout.n))
+        middle = time.perf_counter()
+        key = jax.random.fold_in(update_key, iteration)
+        state, learnt = compiled(state, experience.batch, key, clip)
+        learnt = jax.device_get(learnt)
+        if learnt["train/nonfinite"]:
+            raise FloatingPointError(
+                f"{config.algorithm.name}, seed {seed}, iteration {iteration + 1}: loss or gradient "
+                "is not finite; try a smaller actor.lr"
+            )
+        clip = next_clip(clip, learnt["actor/pg_clipfrac"], clip_fraction)
+        end = time.perf_counter()
+        total, iteration = total + experience.report["token/decoded"], iteration + 1
+        of_each["tokens"].append(total)
+        of_each["clipped"].append(float(learnt["actor/pg_clipfrac"]))
+        of_each["gen_seconds"].append(middle - begin)
+        of_each["update_seconds"].append(end - middle)
+        if total >= budget * (len(found["tokens"]) + 1) / points:
+            success = heldout(session, state.params)
+            found["tokens"].append(total)
+            found["success"].append(success)
+            watch(
+                f"{config.algorithm.name}, seed {seed}: {total:.0f} tokens, success {success:.3f}"
+            )
+    return found | {"iterations": of_each}
+
+
+def heldout(session: Session, params: Params) -> float:
+    """Success at temperature 1 on the tasks of `eval.num_tasks` in rooms that training has not."""
+    config = session.config
+    rows = config.rollout.batch_size * config.rollout.n
+    settings = dataclasses.replace(config.eval, n=1)
+    split = session.player.splits[-1]
+    found = evaluate(session.player, params, settings, split, rows, settings.temperature)
+    return found["success_rate"]

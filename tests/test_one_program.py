@@ -1,0 +1,106 @@
+"""The benchmark of one program: all contenders play the same, and its numbers say what they claim."""
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def script(name):
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.insert(0, str(BENCHMARKS))  # as running the script does
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def one_program():
+    return script("one_program")
+
+
+@pytest.fixture(scope="module")
+def loops(one_program):
+    return one_program.loops
+
+
+@pytest.fixture(scope="module")
+def tiny(one_program):
+    """Two tasks, two attempts, a model of one layer."""
+    config = one_program.design.config_of("errand-4", one_program.METHOD)
+    rollout = dataclasses.replace(config.rollout, batch_size=2, n=2)
+    actor = dataclasses.replace(config.actor, ppo_epochs=1, ppo_mini_batch_size=4)
+    model = dataclasses.replace(config.model, num_layers=1)
+    mesh = dataclasses.replace(config.mesh, data=1)
+    trainer = dataclasses.replace(config.trainer, total_training_steps=1)
+    return dataclasses.replace(
+        config, rollout=rollout, actor=actor, model=model, mesh=mesh, trainer=trainer
+    )
+
+
+def spent(one_program, wall, processor, steps, environment=0.0):
+    return [one_program.Spent(*x) for x in zip(wall, processor, steps, environment, strict=True)]
+
+
+def test_ratios_are_of_neighbours_and_a_goal_can_be_missed(one_program):
+    ways = ["one program", "text environment"]
+    ours = spent(one_program, [1.0, 2.0, 1.0], [1.0, 1.0, 1.0], [100, 100, 100], [0.0] * 3)
+    for times, met in ((20, True), (5, False)):
+        theirs = [times * x for x in (1.0, 2.0, 1.0)]  # the second round was slow for both
+        other = spent(one_program, theirs, [3.0] * 3, [100] * 3, [x / 2 for x in theirs])
+        rows = one_program.rate_rows("c", dict(zip(ways, (ours, other), strict=True)), ways)
+        by_name = {row["name"]: row for row in rows}
+        row = by_name["c: one program over text environment, wall"]
+        assert row["value"] == pytest.approx(times) == pytest.approx(row["spread"][0])
+        assert row["met"] is met and row["goal"] == "at least 10"
+        assert by_name["c: one program over text environment, processor"]["value"] == 3.0
+        less = by_name["c: one program over text environment, wall, less the environment"]
+        assert less["value"] == pytest.approx(times / 2)
+        assert by_name["c: one program"]["value"] == 100.0
+
+
+def test_a_loop_of_other_sizes_is_compared_by_the_step(one_program):
+    ways = ["one program", "two programs"]
+    ours = spent(one_program, [1.0], [1.0], [100], [0.0])
+    other = spent(one_program, [1.0], [1.0], [50], [0.0])
+    rows = one_program.rate_rows("c", dict(zip(ways, (ours, other), strict=True)), ways)
+    assert rows[2]["value"] == pytest.approx(2.0)
+
+
+def test_turns_driven_from_the_host_are_those_of_one_program(loops, tiny):
+    from steprl.envs.games import make_game, vocabulary_of
+    from steprl.laboratory import make_program
+    from steprl.models.tokenizer import phrase_tokenizer
+    from steprl.rollout import rollout
+
+    env, policy = make_game(tiny.env), make_program(tiny).policy
+    assert policy.init and len(phrase_tokenizer(vocabulary_of(tiny.env))) == env.vocab_size
+    params = jax.jit(policy.init)(jax.random.key(0))
+    task_N, sample_N, key = np.array([3, 3, 8]), np.array([0, 1, 0]), jax.random.key(1)
+    state = type("State", (), {"params": params})
+    driven = loops.played_by_turns(policy, env)(state, key, task_N, sample_N)
+    whole = jax.jit(lambda p: rollout(policy, env, p, key, task_N, sample_N))(params)
+    assert loops.same_attempts(whole, driven) == 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, driven)
+    tokens_NT = np.array(driven.tokens_NT)
+    place = np.argwhere(np.asarray(driven.step_ids_NT) >= 0)[0]
+    tokens_NT[tuple(place)] += 1
+    assert loops.same_attempts(whole, dataclasses.replace(driven, tokens_NT=tokens_NT)) == 2
+
+
+@pytest.mark.slow
+def test_everyone_plays_the_same_and_every_row_is_there(one_program):
+    size = one_program.Size(("errand-4",), iterations=2, rounds=1, seeds=2, warm_steps=20)
+    rows = one_program.measured(size)
+    assert all(row["met"] for row in rows if row["goal"] and "over" not in row["name"])
+    assert all(np.isfinite(row["value"]) for row in rows)
+    names = [row["name"] for row in rows]
+    assert len(set(names)) == len(names)
+    assert sum("2 seeds at once over 1 seed" in name for name in names) == 2
