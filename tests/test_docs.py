@@ -86,3 +86,21 @@ def test_the_example_of_the_page_on_branching_runs():
     first, *others = scope["branches"].trajectories
     assert len(others) == 4 and first.parent == (3, 1)
     assert all([s.action for s in one.steps] == [s.action for s in first.steps] for one in others)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_laboratory_trains_seeds_side_by_side(monkeypatch):
+    page = (ROOT / "docs" / "laboratory.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    small = {
+        "steps=30": 'steps=2", "sft.steps=2", "sft.batch_size=8", "rollout.n=2',
+        "mini_batch_size=32": "mini_batch_size=8",
+        ", 10)": ", 2)",
+    }
+    for long, short in small.items():
+        assert code.count(long) == 1
+        code = code.replace(long, short)
+    monkeypatch.chdir(ROOT)
+    scope: dict = {}
+    exec(compile(code, "laboratory.md", "exec"), scope)
+    assert scope["metrics"]["rollout/success_rate"].shape == (2, 2)
