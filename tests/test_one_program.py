@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -87,12 +88,30 @@ def test_turns_driven_from_the_host_are_those_of_one_program(loops, tiny):
     state = type("State", (), {"params": params})
     driven = loops.played_by_turns(policy, env)(state, key, task_N, sample_N)
     whole = jax.jit(lambda p: rollout(policy, env, p, key, task_N, sample_N))(params)
-    assert loops.same_attempts(whole, driven) == 3
+    assert loops.parted_attempts(whole, driven, dropped=1) == 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, driven)
-    tokens_NT = np.array(driven.tokens_NT)
-    place = np.argwhere(np.asarray(driven.step_ids_NT) >= 0)[0]
-    tokens_NT[tuple(place)] += 1
-    assert loops.same_attempts(whole, dataclasses.replace(driven, tokens_NT=tokens_NT)) == 2
+
+
+def with_actions(*rows):
+    """A batch of actions of two tokens each."""
+    tokens_NT = np.array(rows)
+    step_ids_NT = np.tile(np.arange(tokens_NT.shape[1]) // 2, (len(rows), 1))
+    return types.SimpleNamespace(tokens_NT=tokens_NT, step_ids_NT=step_ids_NT)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "parted"),
+    [
+        ([5, 6, 7, 8], [5, 6, 7, 8], 0),
+        ([5, 6, 7, 8], [5, 6, 7, 9], 1),
+        ([1, 6, 7, 8], [1, 6, 7, 9], 0),  # the first action is read otherwise
+        ([5, 1, 7, 8], [5, 1, 7, 9], 1),  # it is as good without its end
+    ],
+)
+def test_attempts_part_where_a_token_differs(loops, first, second, parted):
+    same = [2, 2, 2, 2]
+    found = loops.parted_attempts(with_actions(same, first), with_actions(same, second), dropped=1)
+    assert found == parted
 
 
 @pytest.mark.slow

@@ -199,11 +199,31 @@ def played_by_turns(policy: Policy, env: Any) -> Play:
     return play
 
 
-def same_attempts(first: StepBatch, second: StepBatch) -> int:
-    """Rows whose sampled tokens are the same, whatever the layout."""
-    return sum(np.array_equal(a, b) for a, b in zip(_sampled(first), _sampled(second), strict=True))
+def parted_attempts(first: StepBatch, second: StepBatch, dropped: int) -> int:
+    """Rows whose sampled tokens differ, whatever the layout.
+
+    Args:
+        dropped: a token that is lost on its way through text. What follows it in an action is then
+            read as another action, so rows of `first` where something does may differ.
+    """
+    return sum(
+        not np.array_equal(a.tokens, b.tokens) and not _followed(a, dropped)
+        for a, b in zip(_sampled(first), _sampled(second), strict=True)
+    )
 
 
-def _sampled(batch: StepBatch) -> list[np.ndarray]:
+class _Sampled(NamedTuple):
+    tokens: np.ndarray
+    step_ids: np.ndarray
+
+
+def _sampled(batch: StepBatch) -> list[_Sampled]:
     tokens_NT, ids_NT = np.asarray(batch.tokens_NT), np.asarray(batch.step_ids_NT)
-    return [tokens[ids >= 0] for tokens, ids in zip(tokens_NT, ids_NT, strict=True)]
+    return [
+        _Sampled(tokens[ids >= 0], ids[ids >= 0])
+        for tokens, ids in zip(tokens_NT, ids_NT, strict=True)
+    ]
+
+
+def _followed(row: _Sampled, token: int) -> bool:
+    return bool(np.any((row.tokens[:-1] == token) & (np.diff(row.step_ids) == 0)))
