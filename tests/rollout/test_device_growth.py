@@ -1,0 +1,313 @@
+"""Rollouts grown inside one program: row for row those that the host grows."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steprl.algorithms import ALGORITHMS
+from steprl.config import AlgorithmConfig, BranchConfig, MeshConfig
+from steprl.envs.games import make_game
+from steprl.models.tokenizer import detokenize
+from steprl.ops import worded_tokens
+from steprl.rollout import attempts, with_anchors
+from steprl.rollout.branching import grow_branpo as grow_branpo_on_host
+from steprl.rollout.branching import grow_by_score as grow_by_score_on_host
+from steprl.rollout.branching import grown_batch
+from steprl.rollout.device_growth import grow_branpo, grow_by_score, grow_plain
+from steprl.rollout.player import make_player, phrases_of
+from steprl.sharding import make_mesh
+from steprl.types import Policy
+from tests.rollout.markov import decoder, markov_policy
+from tests.small import small_config
+
+SEEDS = range(6)
+GAMMA = 0.9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """What is compared here is the same at every level of optimisation, and compiles in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+class World(NamedTuple):
+    """A game and who plays it."""
+
+    name: str
+    policy: Policy
+    n: int
+    tasks: int
+    branch: BranchConfig
+    game: tuple[str, ...] = ()
+
+
+CACHED = World("with a cache", markov_policy(4, inner=decoder()), 4, 2, BranchConfig())
+WIDE = World(
+    "five branches of one", markov_policy(4), 6, 3, BranchConfig(initial=1, refill="none"),
+    ("env.multihop.search_failure=0.3",),
+)  # fmt: skip
+
+
+class Grower(NamedTuple):
+    """One world, grown on the host and inside a program; each is compiled once."""
+
+    host: object  # seed -> (Grown, its batch)
+    device: object  # seed -> GrownBatch
+    one: object  # key -> GrownBatch, not compiled
+    order: object  # Grown -> the row of the program's batch that each trajectory should be
+
+
+def some_ratio(batch):
+    """As if the policy had changed: a number of each token by what and where it is."""
+    changed = 0.1 * jnp.sin(1.7 * batch.tokens_NT + batch.positions_NT)
+    return jnp.where(batch.step_ids_NT >= 0, changed, 0.0).astype(jnp.float32)
+
+
+@functools.cache
+def setting(world: World):
+    """The configuration, and the player on the host, of one device."""
+    config = small_config(
+        "env.multihop.num_entities=4", "env.multihop.max_hops=3", *world.game,
+        f"actor.ppo_mini_batch_size={world.n}", f"rollout.n={world.n}",
+        f"rollout.batch_size={world.tasks}",
+    )  # fmt: skip
+    mesh, tokenizer = make_mesh(MeshConfig(), jax.devices()[:1]), phrases_of(config)
+    player = make_player(config, world.policy, mesh, tokenizer)
+    return make_game(config.env), player, mesh, world.policy.init(jax.random.key(0))
+
+
+@functools.cache
+def grower(world: World, method: str, told: bool) -> Grower:
+    env, player, mesh, params = setting(world)
+    texts = [detokenize(player.tokenizer, [token]) for token in range(env.vocab_size)]
+    worded = worded_tokens(texts)
+    task_N, sample_N = (x.astype(np.int32) for x in attempts(3, world.tasks, world.n))
+    ratio = some_ratio if told else None
+    scored = (method, worded, GAMMA, ratio)
+
+    def one(key):
+        rows = (world.policy, env, params, key, jnp.asarray(task_N), jnp.asarray(sample_N), world.n)
+        if method == "branpo":
+            return grow_branpo(*rows, world.branch)
+        return grow_by_score(*rows, world.branch, method, jnp.asarray(worded), GAMMA, ratio)
+
+    def host(seed):
+        rows = (player, params, jax.random.key(seed), task_N, sample_N, world.branch)
+        grown = (
+            grow_branpo_on_host(*rows)
+            if method == "branpo"
+            else grow_by_score_on_host(*rows, *scored)
+        )
+        return grown, jax.device_get(grown_batch(player, grown, mesh))
+
+    def order(grown):
+        if method == "branpo":
+            return [
+                row + place * world.n * world.tasks
+                for row, group in enumerate(grown.groups)
+                for place in range(len(group))
+            ]
+        first = world.branch.initial or world.n // 2
+        further = world.n - first
+        return [
+            task * first + place if place < first
+            else world.tasks * first + task * further + place - first
+            for task, group in enumerate(grown.groups)
+            for place in range(len(group))
+        ]  # fmt: skip
+
+    compiled = jax.jit(one)
+    return Grower(
+        functools.cache(host),
+        functools.cache(lambda seed: jax.device_get(compiled(jax.random.key(seed)))),
+        one,
+        order,
+    )
+
+
+every_case = pytest.mark.parametrize(
+    "world, method, told",
+    [
+        pytest.param(world, method, told, id=f"{method}{', told' * told}, {world.name}")
+        for world, method, told in [
+            (CACHED, "branpo", False), (WIDE, "branpo", False),
+            (CACHED, "appo", True), (WIDE, "appo", False), (WIDE, "arpo", False),
+        ]
+    ],
+)  # fmt: skip
+
+
+def both(world, method, told, seed):
+    """Batches of the host and of the program, and for each row of the first its row of the second."""
+    grow = grower(world, method, told)
+    grown, batch = grow.host(seed)
+    there = np.flatnonzero(np.asarray(batch.mask_NS).any(axis=1))
+    order = grow.order(grown)
+    assert len(there) == len(order)
+    return grown, batch, grow.device(seed), list(zip(there.tolist(), order, strict=True))
+
+
+def tokens_of(batch, row, x_NT):
+    """What belongs to the real tokens of a row, without holes."""
+    return x_NT[row][batch.segment_ids_NT[row] > 0]
+
+
+@every_case
+def test_trajectories_are_those_of_the_host(world, method, told):
+    for seed in SEEDS:
+        _, host, device, pairs = both(world, method, told, seed)
+        batch = device.batch
+        for row, own in pairs:
+            for name in ("tokens_NT", "step_ids_NT", "positions_NT"):
+                np.testing.assert_array_equal(
+                    tokens_of(batch, own, getattr(batch, name)),
+                    tokens_of(host, row, getattr(host, name)),
+                    err_msg=f"{name}, seed {seed}, row {row}",
+                )
+            for name in ("logprob_NT", "entropy_NT"):
+                np.testing.assert_allclose(
+                    tokens_of(batch, own, getattr(batch, name)),
+                    tokens_of(host, row, getattr(host, name)),
+                    atol=1e-5,
+                )
+            for name in ("reward_NS", "mask_NS", "terminated_NS", "truncated_NS", "valid_NS",
+                         "stop_NS", "success_N", "task_N"):  # fmt: skip
+                np.testing.assert_array_equal(
+                    getattr(batch, name)[own], getattr(host, name)[row], err_msg=name
+                )
+        others = np.setdiff1d(np.arange(len(batch.task_N)), [own for _, own in pairs])
+        assert not batch.mask_NS[others].any()  # a place for a branch that was not needed
+        assert not batch.segment_ids_NT[others, batch.segment_ids_NT.shape[1] // 2 :].any()
+        assert (batch.step_ids_NT[others] == -1).all() and not batch.reward_NS[others].any()
+
+
+@every_case
+def test_who_descends_from_whom_is_as_on_the_host(world, method, told):
+    for seed in SEEDS:
+        _, host, device, pairs = both(world, method, told, seed)
+        place = dict(pairs)
+        for row, own in pairs:
+            theirs, ours = (jax.tree.map(lambda x, r=r: x[r], b.branches)
+                            for b, r in ((host, row), (device.batch, own)))  # fmt: skip
+            assert ours.origin_N == place[int(theirs.origin_N)]
+            assert (ours.step_N, ours.preference_N) == (theirs.step_N, theirs.preference_N)
+            np.testing.assert_allclose(ours.score_N, theirs.score_N, atol=1e-4)
+            # Tokens stand at other places: the last shared one is the same of those sampled.
+            shared = [np.sum(b.step_ids_NT[r, : x.token_N + 1] >= 0)
+                      for b, r, x in ((host, row, theirs), (device.batch, own, ours))]  # fmt: skip
+            assert shared[0] == shared[1]
+
+
+@every_case
+def test_what_is_sampled_and_thrown_away_is_counted(world, method, told):
+    for seed in SEEDS:
+        grown, _, device, _ = both(world, method, told, seed)
+        assert int(device.sampled) == grown.usage.decoded
+        assert int(device.branches) == grown.report["branch/count"]
+
+
+@every_case
+def test_credit_is_the_same_row_for_row(world, method, told):
+    """Places that are no branch change nothing."""
+    config = AlgorithmConfig(name=method, gamma=GAMMA)
+    credit = jax.jit(functools.partial(ALGORITHMS[method].credit, config=config))
+    learnt = 0
+    for seed in SEEDS:
+        _, host, device, pairs = both(world, method, told, seed)
+        theirs, ours = (
+            np.asarray(credit(b, jnp.zeros(b.tokens_NT.shape)).advantage_NT)
+            for b in (host, device.batch)
+        )
+        assert not ours[device.batch.step_ids_NT < 0].any()
+        learnt += bool(ours.any())
+        for row, own in pairs:
+            np.testing.assert_allclose(
+                tokens_of(device.batch, own, ours), tokens_of(host, row, theirs), atol=1e-5
+            )
+    assert learnt
+
+
+def test_the_cases_hold_what_can_happen():
+    """What the tests above are worth."""
+    preferences, splits, played, kept, lengths = set(), set(), [], [], set()
+    for world in (CACHED, WIDE):
+        for seed in SEEDS:
+            grown, batch, *_ = both(world, "branpo", False, seed)
+            played.append(grown.report["branch/count"])
+            kept.append(grown.report["branch/kept"])
+            for group, descents in zip(grown.groups, grown.descents, strict=True):
+                lengths.add(len(group[0].steps))
+                for one in descents[1:]:
+                    preferences.add(one.preference)
+                    splits.add(len(group[0].steps) - one.step)
+    assert preferences == {-1, 1} and splits >= {1, 2, 3} and len(lengths) > 3
+    assert any(k < p for k, p in zip(kept, played, strict=True)) and max(kept) >= 3
+    inside = behind = places = 0
+    for seed in SEEDS:
+        for descents in grower(CACHED, "appo", True).host(seed)[0].descents:
+            inside += sum(one.token > 0 for one in descents)
+            behind += sum(one.token == 0 and one.step > 0 for one in descents)
+        grown = grower(WIDE, "arpo", False).host(seed)[0]
+        places += sum(len(group) < WIDE.n for group in grown.groups)
+    assert inside and behind and places
+
+
+@pytest.mark.parametrize("method", ["branpo", "appo", "arpo"])
+def test_keys_may_be_one_more_axis(method):
+    """Lanes that have finished wait for the others and stay as they are."""
+    grow = grower(WIDE, method, False)
+    keys = jax.vmap(jax.random.key)(jnp.arange(len(SEEDS)))
+    together = jax.device_get(jax.jit(jax.vmap(grow.one))(keys))
+    for seed in SEEDS:
+        alone = grow.device(seed)
+        lane = jax.tree.map(lambda x, seed=seed: x[seed], together)
+        for a, b in zip(jax.tree.leaves(lane), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+# Steps that saw the same
+
+
+def blind_policy(words):
+    """All tokens are as likely, whatever was read."""
+    return Policy(
+        init=lambda key: {},
+        apply=lambda params, tokens, *_: (jnp.zeros((*tokens.shape, 1)), _[2]),
+        unembed=lambda params, hidden: jnp.zeros((*hidden.shape[:-1], words)),
+        value=None,
+        init_cache=lambda batch, length: jnp.zeros((batch, length)),
+    )
+
+
+@pytest.mark.parametrize("name", ["multihop", "errand", "shop"])
+def test_anchors_part_the_steps_as_on_the_host(name):
+    config = small_config(f"env.name={name}", "env.multihop.num_entities=4",
+                          "env.multihop.search_failure=0.3", "env.multihop.spare_steps=4")  # fmt: skip
+    env = make_game(config.env)
+    policy = markov_policy(4) if name == "multihop" else blind_policy(env.vocab_size)
+    task_N, sample_N = (x.astype(np.int32) for x in attempts(0, 4, 6))
+    grow = jax.jit(functools.partial(grow_plain, policy, env, {}, anchors=True))
+    credit = jax.jit(functools.partial(ALGORITHMS["gigpo"].credit, config=AlgorithmConfig()))
+    repeated, learnt = 0, False
+    for seed in SEEDS:
+        grown = jax.device_get(grow(jax.random.key(seed), task_N, sample_N))
+        anchored = with_anchors(grown.batch, None)
+        own_NS, host_NS = grown.batch.anchor_NS, np.asarray(anchored.anchor_NS)
+        there = grown.batch.mask_NS
+        assert (own_NS[~there] == -1).all() and (host_NS[~there] == -1).all()
+        assert own_NS[there].min() >= 0 and own_NS.max() < own_NS.size
+        pairs = set(zip(own_NS[there].tolist(), host_NS[there].tolist(), strict=True))
+        assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+        repeated += there.sum() - len(pairs)
+        assert grown.sampled == (grown.batch.step_ids_NT >= 0).sum() and grown.branches == 0
+        value = jnp.zeros(grown.batch.tokens_NT.shape)
+        ours, theirs = (credit(batch, value).advantage_NT for batch in (grown.batch, anchored))
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+        learnt |= bool(np.asarray(ours).any())
+    assert repeated > 0 and learnt == (name == "multihop")  # the blind are never rewarded
