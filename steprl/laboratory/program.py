@@ -25,6 +25,7 @@ from steprl.models.tokenizer import detokenize, phrase_tokenizer
 from steprl.ops import worded_tokens
 from steprl.optimizer import combine, make_optimizer, make_sft_optimizer, split_trainable
 from steprl.rollout import demonstrations, rollout, summary
+from steprl.rollout.branching import begin_anew
 from steprl.rollout.device_growth import GrownBatch, grow_branpo, grow_by_score, grow_plain
 from steprl.sft import make_sft_update
 from steprl.types import Params, Policy, StepBatch
@@ -287,8 +288,8 @@ def _success(batch: StepBatch, task_N: jax.Array, config: Config) -> jax.Array:
     """Share of solved among the attempts that began anew; they are the first rows."""
     rows = task_N.shape[0]
     if config.algorithm.name in ("appo", "arpo"):
-        n, initial = config.rollout.n, config.algorithm.branch.initial
-        rows = rows // n * ((n + 1) // 2 if initial is None else initial)
+        n = config.rollout.n
+        rows = rows // n * begin_anew(config.algorithm.branch, n)
     return jnp.mean(batch.success_N[:rows].astype(jnp.float32))
 
 

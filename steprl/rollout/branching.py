@@ -224,12 +224,7 @@ def grow_by_score(
     assert player.explore is not None and player.branch is not None and player.collate is not None
     tasks = len(np.unique(task_N))
     n = len(task_N) // tasks
-    initial = (n + 1) // 2 if settings.initial is None else settings.initial
-    if not 0 < initial < n:
-        raise ValueError(
-            f"algorithm.branch.initial={initial}: of rollout.n={n} attempts, at least one begins anew "
-            "and at least one is a branch"
-        )
+    initial = begin_anew(settings, n)
     begin = np.asarray(sample_N).reshape(tasks, n)[:, :initial]
     attempt_N = np.asarray(task_N).reshape(tasks, n)[:, :initial]
     first: Rollouts = player.explore(params, key, attempt_N.ravel(), begin.ravel(), **how)
@@ -275,6 +270,21 @@ def grow_by_score(
         "branch/step_mean": float(np.mean([point.step for point in points] or [0])),
     }
     return Grown(groups, descents, n, usage, report | _tokens(first.usage, usage))
+
+
+def begin_anew(settings: BranchConfig, n: int) -> int:
+    """How many of the n attempts at a task are no branch.
+
+    Raises:
+        ValueError: `settings.initial` leaves no attempt for branches.
+    """
+    initial = (n + 1) // 2 if settings.initial is None else settings.initial
+    if not 0 < initial < n:
+        raise ValueError(
+            f"algorithm.branch.initial={initial}: of rollout.n={n} attempts, at least one begins anew "
+            "and at least one is a branch"
+        )
+    return initial
 
 
 def _shared(player: Player, first: Rollouts, initial: int) -> StepBatch:

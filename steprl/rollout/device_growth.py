@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from steprl.config import BranchConfig
 from steprl.ops import branch_attempts, contrast
-from steprl.rollout.branching import CALL, select_places
+from steprl.rollout.branching import CALL, begin_anew, select_places
 from steprl.rollout.device import (
     DeviceEnv,
     DeviceMemory,
@@ -68,9 +68,12 @@ def grow_by_score(
 
     Args:
         attempts: at each task, one after the other in task_N and sample_N.
+
+    Raises:
+        ValueError: `settings.initial` leaves no attempt for branches.
     """
     tasks = task_N.shape[0] // attempts
-    initial = (attempts + 1) // 2 if settings.initial is None else settings.initial
+    initial = begin_anew(settings, attempts)
     part = lambda x: x.reshape(tasks, attempts)  # noqa: E731
     first_N, new_K = part(sample_N)[:, :initial].ravel(), part(sample_N)[:, initial:].ravel()
     first_task_N = part(task_N)[:, :initial].ravel()
