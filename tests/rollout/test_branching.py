@@ -255,6 +255,16 @@ def test_appo_prefers_tokens_after_which_the_policy_has_changed():
     assert told != plain and all(point.step <= 2 for point in told)
 
 
+def test_what_has_changed_is_computed_once_for_what_attempts_at_a_task_share():
+    seen = []
+    script = by_score("appo", log_ratio=lambda batch: seen.append(batch) or 0 * batch.entropy_NT)[0]
+    (batch,) = seen
+    apart = script.player().collate(script.originals)
+    assert batch.tree.tokens_MGU.shape[0] == 3 and apart.tree is None
+    for name in ("tokens_NT", "step_ids_NT", "logprob_NT", "task_N"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(apart, name))
+
+
 def test_arpo_branches_where_a_tool_has_just_answered():
     script, _, _, _ = by_score("arpo")
     assert all(point.step > 0 and point.token == 0 for point in script.asked)
