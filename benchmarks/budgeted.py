@@ -19,8 +19,9 @@ from steprl.laboratory import next_clip, with_settings
 from steprl.optimizer import make_optimizer
 from steprl.rollout import attempts
 from steprl.session import Session
+from steprl.sharding import state_shardings
 from steprl.types import Params
-from steprl.update import initial_state, make_update, with_branches
+from steprl.update import TrainState, initial_state, make_update, with_branches
 
 _BOTH = ("actor.clip_ratio_low", "actor.clip_ratio_high")
 _APART = 1_000_000  # tasks between the first ones of two seeds
@@ -48,7 +49,7 @@ def learn(
 
     Returns:
         tokens and success of the evaluations, the first one not among them; and of each iteration
-        the tokens, tokens clipped, seconds of play and update.
+        the tokens so far, the share that was clipped, and seconds of play and update and of processor.
     """
     config = session.config
     optimizer = make_optimizer(config.actor, config.critic, 1)
@@ -58,18 +59,25 @@ def learn(
         own = with_branches(with_settings(config, dict.fromkeys(_BOTH, clip)))
         return make_update(session.policy, method, optimizer, own, session.mesh)(state, batch, key)
 
-    compiled, gather = jax.jit(update, donate_argnums=0), make_gather(session)
-    state = initial_state(jax.tree.map(jnp.copy, params), optimizer, config)
+    def fresh(params: Params) -> TrainState:
+        return initial_state(jax.tree.map(jnp.copy, params), optimizer, config)
+
+    # What comes out lies where it lay, so that the second call is not another program.
+    shardings = state_shardings(jax.eval_shape(fresh, params), session.mesh)
+    state = jax.jit(fresh, out_shardings=shardings)(params)
+    compiled = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    gather = make_gather(session)
     clip = jnp.asarray(config.actor.clip_ratio_high, jnp.float32)
     play_key, update_key = jax.random.split(jax.random.key(seed))
     rollout = config.rollout
     found: dict[str, list[float]] = {name: [] for name in ("tokens", "success")}
     of_each: dict[str, list[float]] = {
-        name: [] for name in ("tokens", "clipped", "gen_seconds", "update_seconds")
+        name: []
+        for name in ("tokens", "clipped", "gen_seconds", "update_seconds", "processor_seconds")
     }
     total, iteration = 0.0, 0
     while total < budget:
-        begin = time.perf_counter()
+        begin, processor = time.perf_counter(), time.process_time()
         first = seed * _APART + iteration * rollout.batch_size
         experience = gather(state, play_key, *attempts(first, rollout.batch_size, rollout.n))
         middle = time.perf_counter()
@@ -88,6 +96,7 @@ def learn(
         of_each["clipped"].append(float(learnt["actor/pg_clipfrac"]))
         of_each["gen_seconds"].append(middle - begin)
         of_each["update_seconds"].append(end - middle)
+        of_each["processor_seconds"].append(time.process_time() - processor)
         if total >= budget * (len(found["tokens"]) + 1) / points:
             success = heldout(session, state.params)
             found["tokens"].append(total)

@@ -46,7 +46,7 @@ class Size(NamedTuple):
 
     cells: tuple[str, ...] = ("errand-8", "multihop-7")
     iterations: int = 10  # of a call
-    rounds: int = 7
+    rounds: int = 5
     seeds: int = 8
     warm_steps: int | None = None  # None as of the cell
 

@@ -24,8 +24,9 @@ from steprl.rollout.contexts import plain_context
 from steprl.rollout.device import answer, batch_of_turns, next_chunk
 from steprl.sampling import generate, trajectory_key
 from steprl.session import Session
+from steprl.sharding import state_shardings
 from steprl.types import Params, Policy, StepBatch
-from steprl.update import initial_state, make_update
+from steprl.update import TrainState, initial_state, make_update
 
 Run = Callable[[jax.Array, Params], "Ran"]
 Play = Callable[..., StepBatch]  # (state, key, task_N, sample_N)
@@ -112,8 +113,18 @@ def _driven(session: Session, play: Play, env: _Timed | None = None) -> Run:
     per_iteration = actor.ppo_epochs * (rollout.batch_size * rollout.n // actor.ppo_mini_batch_size)
     optimizer = make_optimizer(actor, config.critic, total * per_iteration)
     method = algorithm(config.algorithm.name)
+
+    def fresh(params: Params) -> TrainState:
+        return initial_state(jax.tree.map(jnp.copy, params), optimizer, config)
+
+    # What comes out lies where it lay, so that the second call is not another program.
+    shapes = jax.eval_shape(fresh, jax.eval_shape(session.policy.init, jax.random.key(0)))
+    shardings = state_shardings(shapes, session.mesh)
+    begin = jax.jit(fresh, out_shardings=shardings)
     update = jax.jit(
-        make_update(session.policy, method, optimizer, config, session.mesh), donate_argnums=0
+        make_update(session.policy, method, optimizer, config, session.mesh),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
     )
     summarise = jax.jit(summary)
 
@@ -121,7 +132,7 @@ def _driven(session: Session, play: Play, env: _Timed | None = None) -> Run:
         # The draws of `steprl.laboratory`.
         task_key, play_key, update_key = jax.random.split(jax.random.split(key)[1], 3)
         first = int(jax.random.randint(task_key, (), 0, 2**30))
-        state = initial_state(jax.tree.map(jnp.copy, params), optimizer, config)
+        state = begin(params)
         before = env.seconds if env else 0.0
         steps, success, batch_of_first = 0.0, [], None
         for iteration in range(total):
