@@ -19,7 +19,6 @@ import jax
 
 from steprl.algorithms import algorithm
 from steprl.checkpoint import Checkpointer, latest_step, restore
-from steprl.config import Config
 from steprl.evaluation import evaluate_all
 from steprl.experience import make_gather
 from steprl.metrics import CompilationCounter, MetricWriter, truncate_after

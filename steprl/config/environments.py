@@ -68,6 +68,8 @@ class WikiSearchConfig:
     eval_questions: dict[str, str] = dataclasses.field(default_factory=dict)
     # Of the questions, to train and to evaluate on, such as [comparison] of HotpotQA; none = all.
     kinds: list[str] = dataclasses.field(default_factory=list)
+    # Only questions that have one of these answers, such as ["yes", "no"]; none = all.
+    answers: list[str] = dataclasses.field(default_factory=list)
     cache: str | None = None  # folder of indices; None = ~/.cache/steprl/wiki_search
     max_steps: int = setting(5, 1, 50)
     max_calls: int = setting(4, 1, 16)  # searches in one step

@@ -226,8 +226,8 @@ def _wiki_search_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: A
             f"rollout.response_length={config.rollout.response_length}; wiki_search needs some 256"
         )
     options: dict[str, Any] = dict(
-        kinds=settings.kinds, cache=settings.cache, max_steps=settings.max_steps,
-        max_calls=settings.max_calls,
+        kinds=settings.kinds, answers=settings.answers, cache=settings.cache,
+        max_steps=settings.max_steps, max_calls=settings.max_calls,
         hits=settings.hits, first_search=settings.first_search, recent_issues=settings.recent_issues,
         passage_length=settings.passage_length, context=settings.context, reward=settings.reward,
         prompt_length=room, measure=lambda text: len(tokenizer.encode(text)),

@@ -262,6 +262,20 @@ def test_questions_of_some_kinds(tmp_path):
         load_questions(file, "train", ["bridge", "bridges"])
 
 
+def test_questions_with_some_answers(tmp_path):
+    answers = ["Yes", ["no", "not at all"], "Paris", "yes."]
+    rows = [
+        {"id": i, "question": f"Q{i}", "answer": answer, "split": "train", "type": "comparison"}
+        for i, answer in enumerate(answers)
+    ]
+    file = write_jsonl(tmp_path / "q.jsonl", rows)
+    for wanted, found in (([], "0123"), (["yes", "no"], "013"), (["not at all"], "1")):
+        asked = load_questions(file, "train", ["comparison"], wanted)
+        assert "".join(q.identity for q in asked) == found
+    with pytest.raises(ValueError, match="answers: no question of .* in 'train' .* 'perhaps'"):
+        load_questions(file, "train", answers=["perhaps"])
+
+
 def test_splits_by_checksum_part_the_questions_whatever_else_is_there(tmp_path):
     rows = [{"id": n, "question": f"Question {n}?", "answer": "a"} for n in range(1000)]
     file = write_jsonl(tmp_path / "q.jsonl", rows)

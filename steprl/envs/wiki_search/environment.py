@@ -288,6 +288,7 @@ def wiki_search(
     split: str = "train",
     cache: str | Path | None = None,
     kinds: Sequence[str] = (),
+    answers: Sequence[str] = (),
     **settings: Any,
 ) -> WikiSearch:
     """The environment of a file of questions and a file or folder of passages.
@@ -299,11 +300,12 @@ def wiki_search(
         split: "train", "valid", "test" or "all".
         cache: where indices are kept, default `~/.cache/steprl/wiki_search`.
         kinds: of the questions that are asked, such as `["comparison"]`; none means all.
+        answers: that these may have, such as `["yes", "no"]`; none means any.
         **settings: of `WikiSearch`.
 
     Raises:
-        ValueError: an unknown split or kind, a row that holds no question or passage, a setting out of
-            range; questions without passages, or the other way round.
+        ValueError: an unknown split, kind or answer, a row that holds no question or passage, a setting
+            out of range; questions without passages, or the other way round.
         FileNotFoundError: a path does not exist.
         ImportError: `pip install 'steprl[search]'` is missing.
     """
@@ -311,5 +313,5 @@ def wiki_search(
         raise ValueError("questions and passages belong together: give both paths, or neither")
     if questions is None or passages is None:
         questions, passages = SAMPLE / "questions.jsonl", SAMPLE / "passages.jsonl"
-    asked = load_questions(questions, split, kinds)
+    asked = load_questions(questions, split, kinds, answers)
     return WikiSearch(asked, open_index(passages, cache), **settings)

@@ -33,7 +33,7 @@ class Question:
 
 
 def load_questions(
-    path: str | Path, split: str = "all", kinds: Sequence[str] = ()
+    path: str | Path, split: str = "all", kinds: Sequence[str] = (), answers: Sequence[str] = ()
 ) -> tuple[Question, ...]:
     """The questions of one split, in the order of the file or folder.
 
@@ -41,6 +41,7 @@ def load_questions(
         path: of the file or folder.
         split: "train", "valid", "test" or "all".
         kinds: of the questions that are wanted, such as `["comparison"]`; none means all.
+        answers: that a wanted question may have, such as `["yes", "no"]`; none means any.
 
     Fields: `question`; `answer`, `answers` or `golden_answers` (a string or a list); `answer_aliases`;
     `id` or `_id`; `type`; `level`; supporting passages as HotpotQA and MuSiQue name them. Rows that say
@@ -50,8 +51,8 @@ def load_questions(
     question decides: 80 % train, 10 % valid, 10 % test, whatever else is in the file.
 
     Raises:
-        ValueError: an unknown split, a split without questions or without one of `kinds`, or a row
-            without question or answer.
+        ValueError: an unknown split, a split without questions or without one of `kinds` or `answers`,
+            or a row without question or answer.
 
     Example:
         >>> from steprl.envs.wiki_search import SAMPLE
@@ -75,7 +76,17 @@ def load_questions(
             f"kinds: {path} has no question of {missing[0]!r} in {split!r}; there are "
             f"{', '.join(sorted(map(repr, there)))}"
         )
-    return tuple(question for question in found if not kinds or question.kind in kinds)
+    kept = [question for question in found if not kinds or question.kind in kinds]
+    if answers:
+        wanted = {normalise_answer(text) for text in answers}
+        right = lambda question: wanted & {normalise_answer(text) for text in question.answers}  # noqa: E731
+        kept = [question for question in kept if right(question)]
+        if not kept:
+            raise ValueError(
+                f"answers: no question of {path} in {split!r} is answered by one of "
+                f"{', '.join(map(repr, answers))}"
+            )
+    return tuple(kept)
 
 
 def _question(row: Row, number: int, place: str) -> Question:
