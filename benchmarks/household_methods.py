@@ -45,18 +45,16 @@ class Size(NamedTuple):
         "sft.steps=1000",
         "actor.lr=5e-4",
         "actor.lr_schedule=constant",
-        "mesh.data=1",
     )
 
 
 QUICK = Size(
-    methods=("steppo", "branpo"), seeds=2, budget=100, points=2,
+    methods=("steppo", "branpo"), seeds=2, budget=200, points=2,
     settings=(
         "model.value_head=shared", "model.preset=tiny", "model.num_layers=1", "sft.steps=2",
-        "sft.batch_size=2", "sft.warmup_steps=1", "env.household.max_steps=3",
-        "rollout.batch_size=2", "rollout.n=2", "rollout.response_length=6",
-        "actor.ppo_mini_batch_size=4", "actor.lr_schedule=constant", "eval.num_tasks=4",
-        "mesh.data=1",
+        "sft.batch_size=8", "sft.warmup_steps=1", "env.household.max_steps=3",
+        "rollout.batch_size=2", "rollout.n=4", "rollout.response_length=6",
+        "actor.ppo_mini_batch_size=8", "actor.lr_schedule=constant", "eval.num_tasks=8",
     ),
 )  # fmt: skip
 

@@ -75,7 +75,6 @@ def of_cell(cell: str, size: Size) -> list[dict[str, Any]]:
         config,
         sft=dataclasses.replace(config.sft, steps=warm_steps),
         trainer=dataclasses.replace(config.trainer, total_training_steps=size.iterations),
-        mesh=dataclasses.replace(config.mesh, data=1),
     )
     session = setup(config)
     key, params = jax.random.key(0), warm_start(config)

@@ -94,7 +94,7 @@ def test_settings_are_the_same_but_for_the_method(methods, name, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_ends_when_its_tokens_are_spent(methods, size, tmp_path):
-    size = size._replace(seeds=1)
+    size = size._replace(seeds=1, budget=200)
     methods.run_all(size, [], tmp_path, workers=1)
     runs = methods.read(size, tmp_path)
     for method in size.methods:

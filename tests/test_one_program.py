@@ -39,11 +39,8 @@ def tiny(one_program):
     rollout = dataclasses.replace(config.rollout, batch_size=2, n=2)
     actor = dataclasses.replace(config.actor, ppo_epochs=1, ppo_mini_batch_size=4)
     model = dataclasses.replace(config.model, num_layers=1)
-    mesh = dataclasses.replace(config.mesh, data=1)
     trainer = dataclasses.replace(config.trainer, total_training_steps=1)
-    return dataclasses.replace(
-        config, rollout=rollout, actor=actor, model=model, mesh=mesh, trainer=trainer
-    )
+    return dataclasses.replace(config, rollout=rollout, actor=actor, model=model, trainer=trainer)
 
 
 def spent(one_program, wall, processor, steps, environment=0.0):
