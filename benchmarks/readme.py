@@ -304,7 +304,8 @@ def in_short(results: Path) -> str:
         )
     if found := _searched(results, "wiki_search-appo"):
         parts.append(
-            "`configs/appo_wiki_search.yaml`, APPO on comparisons of HotpotQA:\n\n" + found + "\n\n"
+            "`configs/appo_wiki_search.yaml`, APPO on comparisons of HotpotQA whose answer is yes or no:"
+            "\n\n" + found + "\n\n"
             "![Learning curves of APPO on HotpotQA](benchmarks/results/wiki_search-appo.png)"
         )
     if (path := results / "audit.json").exists():

@@ -212,10 +212,16 @@ def _difficulty(
 def _packed(batch: StepBatch) -> StepBatch:
     """The batch without holes in its rows: APPO discounts by the distance of tokens in a row."""
     order_NT = jnp.argsort(batch.segment_ids_NT == 0, axis=1, stable=True)
-    names = ("tokens", "positions", "segment_ids", "step_ids", "logprob", "entropy")
-    rows = {f"{name}_NT": getattr(batch, f"{name}_NT") for name in names}
-    packed = {name: jnp.take_along_axis(x, order_NT, axis=1) for name, x in rows.items()}
-    return dataclasses.replace(batch, **packed)
+    pack = lambda x_NT: jnp.take_along_axis(x_NT, order_NT, axis=1)  # noqa: E731
+    return dataclasses.replace(
+        batch,
+        tokens_NT=pack(batch.tokens_NT),
+        positions_NT=pack(batch.positions_NT),
+        segment_ids_NT=pack(batch.segment_ids_NT),
+        step_ids_NT=pack(batch.step_ids_NT),
+        logprob_NT=pack(batch.logprob_NT),
+        entropy_NT=pack(batch.entropy_NT),
+    )
 
 
 def _cut_at(
