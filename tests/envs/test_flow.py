@@ -439,7 +439,10 @@ def test_a_flow_is_played_and_its_notes_are_in_the_record_of_the_step():
     says = jnp.where(jnp.isin(jnp.arange(len(tokenizer)), jnp.array([3, 4])), 0.0, -1e9)
     policy = Policy(
         init=lambda key: {},
-        apply=lambda params, tokens, *_, cache=None: (jnp.zeros((*tokens.shape, 1)), cache),
+        apply=lambda params, tokens, positions, segments, cache=None: (
+            jnp.zeros((*tokens.shape, 1)),
+            cache,
+        ),
         unembed=lambda params, hidden: hidden + says[(None,) * (hidden.ndim - 1)],
         value=None,
         init_cache=lambda batch, length: jnp.zeros((batch, length)),
