@@ -4,6 +4,7 @@ The settings must stand before jax is imported, so they are made here, at import
 environment, where subprocesses and the workers of pytest-xdist inherit them.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -18,7 +19,10 @@ CACHE = Path(__file__).resolve().parent.parent / ".cache"
 DEVICES = 8
 _DEVICE_FLAG = f"--xla_force_host_platform_device_count={DEVICES}"
 _TEST_ONLY = ("JAX_NUMPY_RANK_PROMOTION", "XLA_FLAGS")
-_original = {name: os.environ.get(name) for name in _TEST_ONLY}
+# Kept in the environment, as a worker of pytest-xdist begins with what its parent has set.
+_BEFORE = "STEPRL_TESTS_BEFORE"
+os.environ.setdefault(_BEFORE, json.dumps({name: os.environ.get(name) for name in _TEST_ONLY}))
+_original = json.loads(os.environ[_BEFORE])
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICE_FLAG}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the accelerator of a machine is for benchmarks
@@ -49,6 +53,7 @@ def devices() -> list:
 def plain_env() -> dict[str, str]:
     """The environment for a subprocess that stands for a user: one device, usual shape rules."""
     env = dict(os.environ)
+    env.pop(_BEFORE)
     for name, value in _original.items():
         if value is None:
             env.pop(name, None)

@@ -42,6 +42,11 @@ def test_it_runs_from_any_folder(path, tmp_path, plain_env):
     assert done.returncode == 0, done.stderr
 
 
+def test_it_runs_in_the_environment_of_a_user(plain_env):
+    assert not {"JAX_NUMPY_RANK_PROMOTION", "STEPRL_TESTS_BEFORE"} & set(plain_env)
+    assert "device_count" not in plain_env.get("XLA_FLAGS", "")
+
+
 def test_a_cell_that_fails_is_noticed(tmp_path, plain_env):
     cells = [
         {"cell_type": "markdown", "source": ["no code"]},
