@@ -44,8 +44,9 @@ class Cell(NamedTuple):
 def _errand(title: str, horizon: int, tokens: int, steps: int, *more: str) -> Cell:
     long = [] if horizon > 4 else ["env.errand.hidden=false", "env.errand.transform=false"]
     many = [] if horizon < 16 else [f"env.errand.errands={horizon // 8}"]
-    # The longer the chain, the better it must be shown for anything to be left of it.
-    many += [] if horizon < 16 else ["env.errand.demo_lazy=0.5", "env.errand.demo_forget=0.1"]
+    # The longer the episode, the better it must be shown for anything to be left of it.
+    hard = horizon > 8 or tokens > 2
+    many += ["env.errand.demo_lazy=0.5", "env.errand.demo_forget=0.1"] if hard else []
     thought = [f"env.game.thought_tokens={tokens - 2}"] if tokens > 2 else []
     return Cell(title, horizon, tokens, ("env.name=errand", *long, *many, *thought, *more), steps)
 
@@ -55,13 +56,16 @@ CELLS: dict[str, Cell] = {
     "errand-8": _errand("errand, 8 steps", 8, 2, 1000),
     "errand-16": _errand("errand, 16 steps", 16, 2, 2000),
     "errand-32": _errand("errand, 32 steps", 32, 2, 2500),
-    "errand-8-long": _errand("errand, 8 steps of 8 tokens", 8, 8, 1000),
-    "errand-8-longer": _errand("errand, 8 steps of 32 tokens", 8, 32, 1000),
-    "shop-8": Cell("shop, 8 steps", 8, 2, ("env.name=shop",), 1000),
-    "multihop-7": Cell(
-        "multihop, 3 to 7 steps", 7, 4, ("env.name=multihop", "env.multihop.max_hops=6"), 600
+    "errand-8-long": _errand("errand, 8 steps of 8 tokens", 8, 8, 3000),
+    "errand-8-longer": _errand("errand, 8 steps of 32 tokens", 8, 32, 3000),
+    "shop-8": Cell(
+        "shop, 8 steps", 8, 2,
+        ("env.name=shop", "env.shop.demo_lazy=0.4", "env.shop.demo_first=0.2"), 2000,
     ),
-}
+    "multihop-7": Cell(
+        "multihop, 3 to 7 steps", 7, 4, ("env.name=multihop", "env.multihop.max_hops=6"), 1500
+    ),
+}  # fmt: skip
 TUNED_ON = "errand-8"
 STANDARD = ("errand-8", "errand-16", "errand-8-long", "errand-4", "multihop-7", "shop-8")
 BY_HORIZON = ("errand-4", "errand-8", "errand-16", "errand-32")
