@@ -41,19 +41,18 @@ class Cell(NamedTuple):
     warm_steps: int
 
 
-def _errand(title: str, horizon: int, tokens: int, steps: int, *more: str) -> Cell:
+def _errand(title: str, horizon: int, tokens: int, steps: int) -> Cell:
     long = [] if horizon > 4 else ["env.errand.hidden=false", "env.errand.transform=false"]
     many = [] if horizon < 16 else [f"env.errand.errands={horizon // 8}"]
-    # The longer the episode, the better it must be shown for anything to be left of it.
-    hard = horizon > 8 or tokens > 2
-    many += ["env.errand.demo_lazy=0.5", "env.errand.demo_forget=0.1"] if hard else []
+    # Shown so well that something is left of the longest episodes as well.
+    shown = ["env.errand.demo_lazy=0.5", "env.errand.demo_forget=0.1"]
     thought = [f"env.game.thought_tokens={tokens - 2}"] if tokens > 2 else []
-    return Cell(title, horizon, tokens, ("env.name=errand", *long, *many, *thought, *more), steps)
+    return Cell(title, horizon, tokens, ("env.name=errand", *long, *many, *shown, *thought), steps)
 
 
 CELLS: dict[str, Cell] = {
-    "errand-4": _errand("errand, 4 steps", 4, 2, 500),
-    "errand-8": _errand("errand, 8 steps", 8, 2, 1000),
+    "errand-4": _errand("errand, 4 steps", 4, 2, 800),
+    "errand-8": _errand("errand, 8 steps", 8, 2, 1500),
     "errand-16": _errand("errand, 16 steps", 16, 2, 2000),
     "errand-32": _errand("errand, 32 steps", 32, 2, 2500),
     "errand-8-long": _errand("errand, 8 steps of 8 tokens", 8, 8, 3000),
