@@ -44,22 +44,20 @@ class Cell(NamedTuple):
 def _errand(title: str, horizon: int, tokens: int, steps: int) -> Cell:
     long = [] if horizon > 4 else ["env.errand.hidden=false", "env.errand.transform=false"]
     many = [] if horizon < 16 else [f"env.errand.errands={horizon // 8}"]
-    # Shown so well that something is left of the longest episodes as well.
-    shown = ["env.errand.demo_lazy=0.5", "env.errand.demo_forget=0.1"]
     thought = [f"env.game.thought_tokens={tokens - 2}"] if tokens > 2 else []
-    return Cell(title, horizon, tokens, ("env.name=errand", *long, *many, *shown, *thought), steps)
+    return Cell(title, horizon, tokens, ("env.name=errand", *long, *many, *thought), steps)
 
 
 CELLS: dict[str, Cell] = {
-    "errand-4": _errand("errand, 4 steps", 4, 2, 800),
-    "errand-8": _errand("errand, 8 steps", 8, 2, 1500),
-    "errand-16": _errand("errand, 16 steps", 16, 2, 2000),
-    "errand-32": _errand("errand, 32 steps", 32, 2, 2500),
+    "errand-4": _errand("errand, 4 steps", 4, 2, 500),
+    "errand-8": _errand("errand, 8 steps", 8, 2, 1000),
+    "errand-16": _errand("errand, 16 steps", 16, 2, 2500),
+    "errand-32": _errand("errand, 32 steps", 32, 2, 4000),
     "errand-8-long": _errand("errand, 8 steps of 8 tokens", 8, 8, 3000),
     "errand-8-longer": _errand("errand, 8 steps of 32 tokens", 8, 32, 3000),
     "shop-8": Cell(
         "shop, 8 steps", 8, 2,
-        ("env.name=shop", "env.shop.demo_lazy=0.4", "env.shop.demo_first=0.2"), 2000,
+        ("env.name=shop", "env.shop.demo_lazy=0.5", "env.shop.demo_first=0.3"), 1500,
     ),
     "multihop-7": Cell(
         "multihop, 3 to 7 steps", 7, 4, ("env.name=multihop", "env.multihop.max_hops=6"), 1500
