@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from laboratory import page
+
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- {}: made by benchmarks/readme.py -->", "<!-- end of {} -->"
 RUNS = (
@@ -347,8 +349,14 @@ PAGES = {
         ("results", table),
         ("methods", methods),
         ("branches", in_short),
+        ("laboratory", page.in_short),
     ),
-    "benchmarks/README.md": (("branches", branches),),
+    "benchmarks/README.md": (
+        ("branches", branches),
+        ("algorithms", page.in_full),
+        ("household", page.household),
+        ("one program", page.one_program),
+    ),
 }
 
 

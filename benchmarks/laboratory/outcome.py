@@ -60,9 +60,9 @@ def _runs(cell: str, parts: Sequence[Mapping[str, np.ndarray]]) -> Runs:
     xs, ys = [], []
     for part in parts:
         for x, y in zip(*jobs.curves(part), strict=True):
-            xs.append(x / 1e6)
+            xs.append(x)
             ys.append(y)
-    area = np.array([area_under_curve(x, y, budget / 1e6) for x, y in zip(xs, ys, strict=True)])
+    area = np.array([area_under_curve(x, y, budget) for x, y in zip(xs, ys, strict=True)])
     join = lambda name: np.concatenate([np.ravel(part[name]) for part in parts])  # noqa: E731
     half = parts[0]["clip_ratio"].shape[1] // 2
     return Runs(
@@ -259,7 +259,7 @@ def _pictures(found: Found, stem: Path) -> list[Path]:
     made = [
         plot_curves(
             {titles[c]: {m: r.curves for m, r in runs.items()} for c, runs in found.items()},
-            named("curves"), "Success while learning", x_label="tokens sampled, million",
+            named("curves"), "Success while learning", x_label="tokens sampled",
         )
     ]  # fmt: skip
     if cells:

@@ -1,4 +1,4 @@
-"""The comparison of methods on the pages of the project, from its result file."""
+"""The results of the laboratory on the pages of the project, from their result files."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ NAMES = {
 
 def in_short(results: Path) -> str:
     """The main page: the picture, and all cells together."""
-    record = _read(results)
+    record = _read(results, "algorithms")
     if record is None:
         return ""
     rows = {row["name"]: row for row in record["rows"]}
@@ -52,7 +52,7 @@ def in_short(results: Path) -> str:
 
 def in_full(results: Path) -> str:
     """The page of the benchmarks: every cell, the halves of StepPO, settings."""
-    record = _read(results)
+    record = _read(results, "algorithms")
     if record is None:
         return ""
     rows = {row["name"]: row for row in record["rows"]}
@@ -95,8 +95,78 @@ def in_full(results: Path) -> str:
     )
 
 
-def _read(results: Path) -> dict[str, Any] | None:
-    path = results / "algorithms.json"
+def one_program(results: Path) -> str:
+    """Agent steps a second of the four ways to drive one training, and what seeds cost."""
+    record = _read(results, "one_program")
+    if record is None:
+        return ""
+    rows = {row["name"]: row for row in record["rows"]}
+    ways = ("one program", "two programs", "a call a turn", "text environment")
+    cells = list(dict.fromkeys(name.split(":")[0] for name in rows))
+    lines = [
+        "| one training, driven by | " + " | ".join(f"{cell}: steps/s" for cell in cells)
+        + " | " + " | ".join(f"{cell}: one program is faster, by processor time" for cell in cells)
+        + " |",
+        "|---" * (2 * len(cells) + 1) + "|",
+    ]  # fmt: skip
+    for way in ways:
+        rates = [f"{rows[f'{cell}: {way}']['value']:.0f}" for cell in cells]
+        gains = [
+            " x, ".join(
+                f"{rows[name]['value']:.1f}"
+                for kind in ("wall", "processor")
+                if (name := f"{cell}: one program over {way}, {kind}") in rows
+            )
+            for cell in cells
+        ]
+        gains = [gain and f"{gain} x" for gain in gains]
+        lines.append("| " + " | ".join((way, *rates, *gains)) + " |")
+    seeds = "; ".join(
+        "{}: {:.1f} x by the clock, {:.1f} x in processor time".format(
+            cell,
+            *(rows[f"{cell}: 8 seeds at once over 1 seed, {x}"]["value"] for x in ("wall", "processor")),
+        )
+        for cell in cells
+    )  # fmt: skip
+    return (
+        "\n".join(lines)
+        + f"\n\nMedians of rounds in turn on {record['hardware']}, {record['minutes']:.0f} minutes; the "
+        "attempts of the first iteration are the same, token by token, in all four. 8 seeds side by side "
+        f"cost, over one seed: {seeds}. All numbers: [results/one_program.json](results/one_program.json)."
+    )
+
+
+def household(results: Path) -> str:
+    """The same question one size up, on the host."""
+    record = _read(results, "household-methods")
+    if record is None:
+        return ""
+    rows = {row["name"]: row for row in record["rows"]}
+    lines = [
+        "| method | success at the end | area under the curve | tokens sampled | iterations |",
+        "|---|---|---|---|---|",
+    ]
+    for method, name in NAMES.items():
+        if f"{method}: success at the end" not in rows:
+            continue
+        end, area = (
+            _text(rows[f"{method}: {x}"]) for x in ("success at the end", "area under the curve")
+        )
+        tokens, count = (rows[f"{method}: {x}"]["value"] for x in ("tokens sampled", "iterations"))
+        lines.append(f"| {name} | {end} | {area} | {tokens:.0f} k | {count:.0f} |")
+    before = rows["success of the warm start"]["value"]
+    return (
+        "\n".join(lines)
+        + f"\n\n`household` in small generated rooms, success in rooms that training has not, {before:.3f} "
+        f"before RL; interquartile means over {record['seeds']} seeds, whose 95 % intervals are too "
+        f"narrow for so few. {record['minutes']:.0f} minutes on {record['hardware']}: "
+        "[results/household-methods.json](results/household-methods.json).\n\n"
+        "![Learning curves on household](results/household-methods.png)"
+    )
+
+
+def _read(results: Path, name: str) -> dict[str, Any] | None:
+    path = results / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
