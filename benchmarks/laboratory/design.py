@@ -13,6 +13,9 @@ class Method(NamedTuple):
 
     name: str  # of `algorithm.name`
     algorithm: Algorithm
+    step_lambda: bool = (
+        False  # GAE over tokens decays over an action as GAE over steps does over one
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -27,7 +30,9 @@ METHODS |= {
         "steppo", Algorithm(step_credit, "token", STEPS, ("critic",))
     ),
     "token_credit_step_ratio": Method("ppo", Algorithm(token_credit, "step", STEPS, ("critic",))),
+    "ppo_step_lambda": Method("ppo", ALGORITHMS["ppo"], step_lambda=True),
 }
+LAMBDA = 0.95
 ABLATION = ("steppo", "step_credit_token_ratio", "token_credit_step_ratio", "ppo")
 
 
@@ -98,12 +103,13 @@ SCALES = {
 
 def config_of(cell: str, method: str) -> Config:
     """The configuration of a run; learning rate and clip are given to the program."""
+    lam = LAMBDA ** (1 / CELLS[cell].tokens) if METHODS[method].step_lambda else LAMBDA
     return load_config(
         overrides=[
             *CELLS[cell].overrides,
             f"algorithm.name={METHODS[method].name}",
             "algorithm.gamma=1.0",
-            "algorithm.lam=0.95",
+            f"algorithm.lam={lam}",
             "model.preset=tiny", "model.d_model=32", "model.d_ff=96", "model.num_heads=2",
             "model.num_kv_heads=2", "model.head_dim=16", "model.value_head=shared",
             f"sft.steps={CELLS[cell].warm_steps}", "sft.batch_size=64", "sft.lr=2e-3",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from laboratory import design, jobs
+from laboratory.page import NAMES
 from steprl.laboratory import (
     Interval,
     area_under_curve,
@@ -252,20 +253,28 @@ def _rounded(x: np.ndarray) -> list[float]:
     return [round(float(one), 4) for one in x]
 
 
+# Methods of no library, by the credit that they give.
+_FAMILIES = {
+    NAMES["step_credit_token_ratio"]: "step credit",
+    NAMES["token_credit_step_ratio"]: "token credit",
+    NAMES["ppo_step_lambda"]: "token credit",
+}
+
+
 def _pictures(found: Found, stem: Path) -> list[Path]:
     named = lambda name: stem.with_name(f"{stem.name}-{name}.png")  # noqa: E731
     cells, methods = _complete(found)
     titles = {cell: design.CELLS[cell].title for cell in found}
     made = [
         plot_curves(
-            {titles[c]: {m: r.curves for m, r in runs.items()} for c, runs in found.items()},
-            named("curves"), "Success while learning", x_label="tokens sampled",
+            {titles[c]: {NAMES[m]: r.curves for m, r in runs.items()} for c, runs in found.items()},
+            named("curves"), "Success while learning", x_label="tokens sampled", families=_FAMILIES,
         )
     ]  # fmt: skip
     if cells:
         names = {"end": "success at the end", "area": "area under the curve"}
         table = {
-            method: {names[name]: interval for name, interval in columns.items()}
+            NAMES[method]: {names[name]: interval for name, interval in columns.items()}
             for method, columns in overall(found).items()
         }
         seeds = len(next(iter(found[cells[0]].values())).end)
@@ -273,11 +282,18 @@ def _pictures(found: Found, stem: Path) -> list[Path]:
             plot_intervals(
                 table, named("intervals"),
                 f"Methods of credit, {len(cells)} games x {seeds} seeds, 95 % intervals",
+                families=_FAMILIES,
             )
         )  # fmt: skip
         levels = np.linspace(0, 1, 51)
-        profiles = {m: performance_profile(scores(found, m, cells, "end"), levels) for m in methods}
-        made.append(plot_profiles(profiles, named("profiles"), "Success at the end of all runs"))
+        profiles = {
+            NAMES[m]: performance_profile(scores(found, m, cells, "end"), levels) for m in methods
+        }
+        made.append(
+            plot_profiles(
+                profiles, named("profiles"), "Success at the end of all runs", families=_FAMILIES
+            )
+        )
     panels = {}
     for panel, order, size in (
         ("by steps of an episode", design.BY_HORIZON, lambda cell: cell.horizon),

@@ -9,6 +9,7 @@ NAMES = {
     "step_credit_token_ratio": "step credit, token ratio",
     "token_credit_step_ratio": "token credit, step ratio",
     "ppo": "PPO",
+    "ppo_step_lambda": "PPO, λ a step",
     "grpo": "GRPO",
     "rloo": "RLOO",
     "reinforce_pp": "REINFORCE++",
