@@ -42,6 +42,8 @@ def in_short(results: Path) -> str:
     cells = ", ".join(cell["title"] for cell in record["cells"].values())
     return (
         "![Methods with their intervals](benchmarks/results/algorithms-intervals.png)\n\n"
+        + _effects(record)
+        + "\n\n"
         + "\n".join(lines)
         + f"\n\nInterquartile means over {record['seeds']} seeds in each of {len(record['cells'])} games "
         f"({cells}) with 95 % stratified bootstrap intervals; the last column is the probability that a "
@@ -69,24 +71,13 @@ def in_full(results: Path) -> str:
             lines.append(
                 f"| {name} | " + " | ".join(_text(row) if row else "" for row in found) + " |"
             )
-    effects = [
-        "| what it adds to the area | " + " | ".join(c["title"] for c in cells.values()) + " |",
-        "|---" * (len(cells) + 1) + "|",
-    ]
-    for effect in ("credit", "ratio"):
-        found = [rows.get(f"{cell}: effect of {effect}: area") for cell in cells]
-        effects.append(
-            f"| {effect} of steps, not tokens | "
-            + " | ".join(_signed(row) if row else "" for row in found)
-            + " |"
-        )
     chosen = "; ".join(
         f"{NAMES[m]} {lr:g}, {100 * clip:g} %" for m, (lr, clip) in record["settings"].items()
     )
     return "\n\n".join(
         (
             "\n".join(lines),
-            "\n".join(effects),
+            _effects(record),
             f"Learning rate and share of clipped tokens that the tuning chose: {chosen}. "
             "All runs, by seed, are in [results/algorithms.json](results/algorithms.json).",
             "![Learning curves](results/algorithms-curves.png)",
@@ -94,6 +85,20 @@ def in_full(results: Path) -> str:
             "![Effects by horizon and by length of an action](results/algorithms-effects.png)",
         )
     )
+
+
+def _effects(record: dict[str, Any]) -> str:
+    """What credit and ratio of steps add, a column a cell."""
+    rows, cells = {row["name"]: row for row in record["rows"]}, record["cells"]
+    lines = [
+        "| what it adds to the area | " + " | ".join(c["title"] for c in cells.values()) + " |",
+        "|---" * (len(cells) + 1) + "|",
+    ]
+    for effect in ("credit", "ratio"):
+        found = [rows.get(f"{cell}: effect of {effect}: area") for cell in cells]
+        shown = " | ".join(_signed(row) if row else "" for row in found)
+        lines.append(f"| {effect} of steps, not tokens | {shown} |")
+    return "\n".join(lines)
 
 
 def one_program(results: Path) -> str:
