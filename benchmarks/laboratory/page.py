@@ -111,7 +111,7 @@ def one_program(results: Path) -> str:
     cells = list(dict.fromkeys(name.split(":")[0] for name in rows))
     lines = [
         "| one training, driven by | " + " | ".join(f"{cell}: steps/s" for cell in cells)
-        + " | " + " | ".join(f"{cell}: one program is faster, by the clock, in processor time" for cell in cells)
+        + " | " + " | ".join(f"{cell}: gain of one program, clock and processor" for cell in cells)
         + " |",
         "|---" * (2 * len(cells) + 1) + "|",
     ]  # fmt: skip
