@@ -176,7 +176,7 @@ def show(found: Found, quick: bool = False) -> None:
         ):
             own = _iqm(runs.area[:, None])
             cells = [
-                method, _text(_iqm(runs.end[:, None])), _text(own), f"{runs.clipped:.3f}",
+                NAMES[method], _text(_iqm(runs.end[:, None])), _text(own), f"{runs.clipped:.3f}",
                 f"{runs.clip:.3f}",
             ]  # fmt: skip
             row = kept.get(f"{cell}: {method}: area")
