@@ -37,13 +37,13 @@ class Size(NamedTuple):
 
     methods: tuple[str, ...] = METHODS
     seeds: int = 3
-    budget: int = 150_000  # tokens of a run
-    points: int = 4  # evaluations of a run, the one of the warm start apart
+    budget: int = 90_000  # tokens of a run
+    points: int = 3  # evaluations of a run, the one of the warm start apart
     clip_fraction: float = 0.02
     settings: tuple[str, ...] = (
         "model.value_head=shared",
         "sft.steps=1000",
-        "actor.lr=5e-4",
+        "actor.lr=1.5e-4",
         "actor.lr_schedule=constant",
     )
 
