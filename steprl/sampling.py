@@ -143,13 +143,14 @@ def _draw(
         kept_V = _kept_logits(logits_V, temperature, top_k, top_p)
         weight_V = jnp.exp(kept_V)
         # In two strides, a block and then its token: no running sum of the whole vocabulary.
-        blocks = jnp.pad(weight_V, (0, -len(weight_V) % _BLOCK)).reshape(-1, _BLOCK)
+        size = min(_BLOCK, len(weight_V))
+        blocks = jnp.pad(weight_V, (0, -len(weight_V) % size)).reshape(-1, size)
         mass = jnp.sum(blocks, axis=1)
         total = jnp.sum(mass)
         target = jax.random.uniform(key) * total
         block, before = _first_above(mass, target)
         place, _ = _first_above(blocks[block], target - before)
-        token = (block * _BLOCK + place).astype(jnp.int32)
+        token = (block * size + place).astype(jnp.int32)
         mean = jnp.sum(jnp.where(weight_V > 0, weight_V * kept_V, 0.0)) / total
         support_W = pack_support(kept_V > -jnp.inf) if truncated else None
         return token, kept_V[token] - jnp.log(total), jnp.log(total) - mean, support_W
@@ -172,8 +173,9 @@ def _first_above(mass: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Arr
     below its own total; then the place is the heaviest.
     """
     running = jnp.cumsum(mass)
-    above = (running > target) & (mass > 0)
-    place = jnp.where(jnp.any(above), jnp.argmax(above), jnp.argmax(mass))
+    above, places = (running > target) & (mass > 0), jnp.arange(len(mass), dtype=jnp.int32)
+    first = jnp.min(jnp.where(above, places, len(mass)))
+    place = jnp.where(first < len(mass), first, _first_maximum(mass))
     return place, running[place] - mass[place]
 
 

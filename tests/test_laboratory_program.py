@@ -168,7 +168,8 @@ def test_the_share_that_is_clipped_settles_at_what_is_wanted(lanes):
         assert abs(found[-20:].mean() - wanted) < max(0.4 * wanted, 0.02), found
     narrow, wide = metrics["actor/clip_ratio"][1, -20:], metrics["actor/clip_ratio"][0, -20:]
     assert narrow.mean() < wide.mean()
-    assert (metrics["actor/clip_ratio"][:, 0] == np.float32(0.2)).all()  # as configured at first
+    going = settings["token_budget"] > 0
+    assert (metrics["actor/clip_ratio"][going, 0] == np.float32(0.2)).all()  # as configured at first
 
 
 def test_a_budget_of_tokens_stops_a_run_and_no_other(lanes):
@@ -182,6 +183,9 @@ def test_a_budget_of_tokens_stops_a_run_and_no_other(lanes):
         last = 0 if budget <= 0 else int(np.argmax(free >= budget)) + 1
         assert (total[number, :last] == free[:last]).all()
         assert (total[number, last:] == (free[last - 1] if last else 0)).all()
+        assert (decoded[number, last:] == 0).all()
+        for name in set(metrics) - {"token/total", "token/decoded"}:
+            assert np.isnan(metrics[name][number, last:]).all(), name  # nothing was measured
     assert int(np.argmax(free >= settings["token_budget"][4])) == 5
     assert max(jax.tree.leaves(moved(lane(params, 3), key))) < 1e-6  # of rounding
     assert np.abs(params["decoder"]["table"][1] - params["decoder"]["table"][2]).max() > 0

@@ -1,6 +1,9 @@
 """What is compared: methods, cells, budgets, and what is tuned."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from steprl.algorithms import ALGORITHMS, Algorithm, step_credit, token_credit
 from steprl.config import Config, load_config
@@ -127,11 +130,11 @@ def token_budget(cell: str) -> int:
     return int(0.9 * episodes * (one.horizon + 2) * one.tokens)
 
 
-def settings_of(lr: Any, clip_fraction: Any, cell: str) -> dict[str, Any]:
+def settings_of(lr: jax.Array, clip_fraction: jax.Array, cell: str) -> dict[str, jax.Array]:
     """What differs between runs of one program; the critic learns as fast as the policy."""
     return {
         "actor.lr": lr,
         "critic.lr": lr,
         "clip_fraction": clip_fraction,
-        "token_budget": float(token_budget(cell)),
+        "token_budget": jnp.full_like(lr, token_budget(cell)),
     }

@@ -3,6 +3,7 @@
 import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,17 @@ def curves(found: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Of each run: tokens sampled before each iteration, and the success in it; the last point is
     the held-out success at the end."""
     xs, ys = [], []
-    for tokens, success, end in zip(
-        found["tokens"], found["success"], found["heldout"], strict=True
+    for tokens, success, end, going in zip(
+        found["tokens"], found["success"], found["heldout"], live(found), strict=True
     ):
-        live = np.flatnonzero(np.diff(tokens, prepend=0.0) > 0)
-        x = np.concatenate([[0.0], tokens[live]])
-        xs.append(x)
-        ys.append(np.concatenate([success[live], [end]]))
+        xs.append(np.concatenate([[0.0], tokens[going]]))
+        ys.append(np.concatenate([success[going], [end]]))
     return xs, ys
+
+
+def live(found: Any) -> np.ndarray:
+    """[runs, iterations] the run had tokens left."""
+    return np.diff(found["tokens"], prepend=0.0, axis=1) > 0
 
 
 def _runs(
@@ -92,7 +96,7 @@ def _runs(
     params = warm_start(cell, folder)
     begin, advance = _compiled(cell, method)
     asked = design.settings_of(jnp.asarray(lr, jnp.float32), jnp.asarray(clip, jnp.float32), cell)
-    budget = asked["token_budget"]
+    budget = design.token_budget(cell)
     start = time.perf_counter()
     progress = begin(params, asked)
     parts: list[dict[str, np.ndarray]] = []
@@ -131,9 +135,18 @@ def _compiled(cell: str, method: str) -> Any:
 
         return jax.lax.scan(step, progress, length=design.CHUNK)
 
-    axes = {"actor.lr": 0, "critic.lr": 0, "clip_fraction": 0, "token_budget": None}
+    axes = {"actor.lr": 0, "critic.lr": 0, "clip_fraction": 0, "token_budget": 0}
     begin = jax.jit(jax.vmap(program.begin, in_axes=(None, axes)))
-    return begin, jax.jit(jax.vmap(advance, in_axes=(0, 0, axes)), donate_argnums=0)
+
+    each = _mapped(lambda one: advance(*one))
+    return begin, jax.jit(lambda *all_runs: each(all_runs), donate_argnums=0)
+
+
+def _mapped(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Over runs: one after the other on a CPU, so that what each works on stays in its cache."""
+    if jax.default_backend() == "cpu":
+        return functools.partial(jax.lax.map, function)
+    return jax.vmap(function)
 
 
 @functools.lru_cache(maxsize=2)
@@ -141,7 +154,7 @@ def _evaluate(cell: str) -> Any:
     """Success of each held-out episode of each run."""
     program = _program(cell, "ppo")
     key = jax.random.key(PANEL_KEY)
-    return jax.jit(jax.vmap(lambda params: program.evaluate(params, key, design.HELDOUT)))
+    return jax.jit(_mapped(lambda params: program.evaluate(params, key, design.HELDOUT)))
 
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:

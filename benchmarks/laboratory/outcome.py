@@ -64,11 +64,17 @@ def _runs(cell: str, parts: Sequence[Mapping[str, np.ndarray]]) -> Runs:
             xs.append(x)
             ys.append(y)
     area = np.array([area_under_curve(x, y, budget) for x, y in zip(xs, ys, strict=True)])
-    join = lambda name: np.concatenate([np.ravel(part[name]) for part in parts])  # noqa: E731
-    half = parts[0]["clip_ratio"].shape[1] // 2
+    # Nothing was measured while a run stood still.
+    join = lambda name: np.concatenate(  # noqa: E731
+        [part[name][jobs.live(part)] for part in parts]
+    )
+    first = parts[0]
+    late = jobs.live(first) & (
+        2 * np.cumsum(jobs.live(first), axis=1) > jobs.live(first).sum(1, keepdims=True)
+    )
     return Runs(
         np.concatenate([part["heldout"] for part in parts]), area, (xs, ys),
-        float(join("clip_fraction").mean()), float(parts[0]["clip_ratio"][:, half:].mean()),
+        float(join("clip_fraction").mean()), float(first["clip_ratio"][late].mean()),
         int(join("nonfinite").sum()),
     )  # fmt: skip
 

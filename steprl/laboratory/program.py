@@ -2,6 +2,7 @@
 
     train = make_train(config)
     params, metrics = jax.jit(jax.vmap(train))(jax.random.split(key, 10))        # ten seeds
+    params, metrics = jax.jit(lambda keys: jax.lax.map(train, keys))(keys)       # on a CPU faster
     params, metrics = jax.jit(jax.vmap(train, (None, None, 0)))(key, None, {"actor.lr": rates})
 
 Everything is a pure function of a key, so seeds, and settings that are numbers, are one more axis.
@@ -49,7 +50,8 @@ the configuration:
 
     clip_fraction  the clip of the ratio moves until this share of the tokens is clipped, so that
                    ratios of tokens, steps and sequences are held back alike
-    token_budget   a run stands still when it has sampled so many tokens
+    token_budget   a run stands still when it has sampled so many tokens: from then on its metrics are
+                   NaN, but for `token/decoded`, 0, and `token/total`
 """
 _OF_A_RUN = ("clip_fraction", "token_budget")
 
@@ -116,6 +118,21 @@ def make_program(
         progress: Progress, key: jax.Array, settings: Settings | None = None
     ) -> tuple[Progress, Metrics]:
         settings = settings or {}
+        budget = settings.get("token_budget", jnp.inf)
+        go_on = lambda progress: play_and_learn(progress, key, settings)  # noqa: E731
+        _, found = jax.eval_shape(go_on, progress)
+
+        def stand_still(progress: Progress) -> tuple[Progress, Metrics]:
+            nothing = {name: jnp.full(x.shape, jnp.nan, x.dtype) for name, x in found.items()}
+            known = {"token/decoded": jnp.zeros(()), "token/total": progress.tokens}
+            return progress, nothing | known
+
+        # One run after another, this costs nothing; side by side, all go on until the last stands.
+        return jax.lax.cond(progress.tokens >= budget, stand_still, go_on, progress)
+
+    def play_and_learn(
+        progress: Progress, key: jax.Array, settings: Settings
+    ) -> tuple[Progress, Metrics]:
         own = with_settings(config, settings)
         if "clip_fraction" in settings:
             both = ("actor.clip_ratio_low", "actor.clip_ratio_high")
@@ -142,12 +159,8 @@ def make_program(
         clip = progress.clip
         if "clip_fraction" in settings:
             clip = next_clip(clip, metrics["actor/pg_clipfrac"], settings["clip_fraction"])
-        after = Progress(state, clip, progress.tokens + metrics["token/decoded"])
-        if "token_budget" in settings:
-            spent = progress.tokens >= settings["token_budget"]
-            after = jax.tree.map(lambda new, old: jnp.where(spent, old, new), after, progress)
-        metrics["token/total"] = after.tokens
-        return after, metrics
+        metrics["token/total"] = progress.tokens + metrics["token/decoded"]
+        return Progress(state, clip, metrics["token/total"]), metrics
 
     def evaluate(
         params: Params, key: jax.Array, attempts: int, temperature: float | jax.Array = 1.0

@@ -7,13 +7,14 @@ The KV cache needs no lengths and no pointers: **slot s of a row holds the token
 padding token has segment 0 and is written nowhere; a query at position p sees slots 0..p.
 """
 
-import math
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from steprl.models.attention import attend, attend_to_cache, write_cache
 from steprl.models.presets import DecoderConfig, Llama3Scaling
 from steprl.models.tree_attention import TreeReads, attend_tree, first_tokens, related, tree_reads
 
@@ -43,68 +44,33 @@ def rotary_frequencies(half: int, theta: float, scaling: Llama3Scaling | None) -
     return (1 - kept) * frequency / factor + kept * frequency
 
 
-def rotary(
-    x_BTHK: jax.Array,
-    positions_BT: jax.Array,
-    theta: float,
-    scaling: Llama3Scaling | None = None,
-) -> jax.Array:
-    """Turns each pair (i, i + K/2) by position * theta^(-2i/K) (RoFormer, arXiv 2104.09864)."""
-    frequency = rotary_frequencies(x_BTHK.shape[-1] // 2, theta, scaling)
+class Turns(NamedTuple):
+    """Cosine and sine of the angle by which each pair of each token turns, [B, T, 1, K/2] float32."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rotary_turns(
+    positions_BT: jax.Array, size: int, theta: float, scaling: Llama3Scaling | None = None
+) -> Turns:
+    """Pair i turns by position * theta^(-2i/K) (RoFormer, arXiv 2104.09864); the same in all layers."""
+    frequency = rotary_frequencies(size // 2, theta, scaling)
     angle = (positions_BT.astype(jnp.float32)[:, :, None] * frequency[None, None, :])[:, :, None, :]
+    of_angle = lambda x: Turns(jnp.cos(x), jnp.sin(x))  # noqa: E731
+    if angle.size <= 1 << 12:
+        return of_angle(angle)
+    # What a loop makes is kept; else XLA for CPUs computes it again wherever it is read, for each head.
+    by_row = functools.partial(jax.lax.map, of_angle)
+    return jax.lax.platform_dependent(angle, cpu=by_row, default=of_angle)
+
+
+def rotate(x_BTHK: jax.Array, turns: Turns) -> jax.Array:
+    """Turns each pair (i, i + K/2) of each head."""
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = turns
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTHK.dtype)
-
-
-def write_cache(cache_BKSh: jax.Array, new_BTKh: jax.Array, slots_BT: jax.Array) -> jax.Array:
-    """Puts token t of row b into slot slots[b, t]; a slot out of range is dropped."""
-    rows_B1 = jnp.arange(cache_BKSh.shape[0])[:, None]
-    new_BTKh = new_BTKh.astype(cache_BKSh.dtype)
-    return cache_BKSh.at[rows_B1, :, slots_BT].set(new_BTKh, mode="drop")
-
-
-def attend_to_cache(
-    q_BTHh: jax.Array, k_BKSh: jax.Array, v_BKSh: jax.Array, mask_BTS: jax.Array
-) -> jax.Array:
-    """Attention with float32 softmax, H/K queries a key; nothing of the cache is moved.
-
-    On a CPU a fourth of the time of `jax.nn.dot_product_attention`, which transposes its keys.
-    """
-    batch, length, heads, size = q_BTHh.shape
-    q_BTKGh = q_BTHh.reshape(batch, length, k_BKSh.shape[1], -1, size)
-    score_BKGTS = jnp.einsum(
-        "btkgh,bksh->bkgts", q_BTKGh, k_BKSh, preferred_element_type=jnp.float32
-    ) / math.sqrt(size)
-    score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS, -jnp.inf)
-    weight_BKGTS = jax.nn.softmax(score_BKGTS).astype(v_BKSh.dtype)
-    out_BTKGh = jnp.einsum("bkgts,bksh->btkgh", weight_BKGTS, v_BKSh)
-    return out_BTKGh.reshape(batch, length, heads, size)
-
-
-def attend(
-    q_BTHk: jax.Array, k_BSKk: jax.Array, v_BSKk: jax.Array, mask_BTS: jax.Array, block: int
-) -> jax.Array:
-    """Attention with float32 softmax; without a cache, block by block of queries.
-
-    Tokens stand in a row in causal order, so a block of queries needs the keys up to its own end
-    only. The backward pass computes a block again: memory is that of one block, and on a CPU the
-    scores stay in its cache (half the time at 512 tokens).
-    """
-
-    def part(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
-
-    length, keys = q_BTHk.shape[1], k_BSKk.shape[1]
-    if block == 0 or length != keys or length <= block:
-        return part(q_BTHk, k_BSKk, v_BSKk, mask_BTS)
-    parts = []
-    for begin in range(0, length, block):
-        end = min(begin + block, length)
-        queries, mask = q_BTHk[:, begin:end], mask_BTS[:, begin:end, :end]
-        parts.append(jax.checkpoint(part)(queries, k_BSKk[:, :end], v_BSKk[:, :end], mask))
-    return jnp.concatenate(parts, axis=1)
 
 
 @jax.custom_vjp
@@ -162,7 +128,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        positions_BT: jax.Array,
+        turns: Turns,
         mask_BTS: jax.Array | TreeReads,
         layer_cache: tuple[jax.Array, jax.Array] | None,
         slots_BT: jax.Array | None,
@@ -174,8 +140,7 @@ class Attention(nnx.Module):
         v = self.value(x_BTD).reshape(batch, length, config.num_kv_heads, config.head_dim)
         if config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
-        q = rotary(q, positions_BT, config.rope_theta, config.rope_scaling)
-        k = rotary(k, positions_BT, config.rope_theta, config.rope_scaling)
+        q, k = rotate(q, turns), rotate(k, turns)
         if isinstance(mask_BTS, TreeReads):
             first = mask_BTS.first_BTS.shape[1]
             arrays = q[:, :first], k[:, :first], v[:, :first], mask_BTS.first_BTS
@@ -223,9 +188,9 @@ class Block(nnx.Module):
         self.mlp_norm = _norm(config, config.d_model, rngs)
         self.mlp = SwiGLU(config, rngs)
 
-    def __call__(self, x_BTD, positions_BT, mask_BTS, layer_cache, slots_BT):  # type: ignore[no-untyped-def]
+    def __call__(self, x_BTD, turns, mask_BTS, layer_cache, slots_BT):  # type: ignore[no-untyped-def]
         attended, layer_cache = self.attention(
-            self.attention_norm(x_BTD), positions_BT, mask_BTS, layer_cache, slots_BT
+            self.attention_norm(x_BTD), turns, mask_BTS, layer_cache, slots_BT
         )
         x_BTD = x_BTD + attended
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), layer_cache
@@ -266,6 +231,8 @@ class Decoder(nnx.Module):
         # Whatever id stands at a padding place, even one out of range, must not matter.
         x_BTD = self.embedding(jnp.where(real_BT, tokens_BT, 0))
         positions_BT = jnp.where(real_BT, positions_BT, 0)
+        config = self.config
+        turns = rotary_turns(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
         if cache is None:
             slots_BT = None
             mask_BTS = self._mask(positions_BT, segment_ids_BT, segment_ends_BT, longest)
@@ -277,7 +244,7 @@ class Decoder(nnx.Module):
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else (cache.keys[index], cache.values[index])
             run = jax.checkpoint(block) if self.config.remat and cache is None else block
-            x_BTD, layer_cache = run(x_BTD, positions_BT, mask_BTS, layer_cache, slots_BT)
+            x_BTD, layer_cache = run(x_BTD, turns, mask_BTS, layer_cache, slots_BT)
             if layer_cache is not None:
                 keys.append(layer_cache[0])
                 values.append(layer_cache[1])

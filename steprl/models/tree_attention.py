@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from steprl.models.attention import attend_plainly
+
 
 class TreeReads(NamedTuple):
     """What each block of queries reads: the path above it, then the block itself (S = P + Q).
@@ -84,7 +86,7 @@ def attend_tree(
         q, own_k, own_v = own
         k = jnp.concatenate([take(k, above_BP), own_k], axis=1)
         v = jnp.concatenate([take(v, above_BP), own_v], axis=1)
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+        return attend_plainly(q, k, v, mask)
 
     own = tuple(_in_blocks(x[:, first:], block) for x in (q_BTHk, k_BTKk, v_BTKk))
     by_block = jax.tree.map(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steprl.models import DecoderConfig, decoder_config, make_policy
-from steprl.models.decoder import attend
+from steprl.models.attention import attend
 
 CONFIG = DecoderConfig(
     vocab_size=31, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=24

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from steprl.models import DecoderConfig, make_policy
-from steprl.models.decoder import attend
+from steprl.models.attention import attend
 from steprl.models.tree_attention import attend_tree, related, tree_reads
 
 LENGTH, HEADS, KEY_HEADS, SIZE = 37, 4, 2, 6
@@ -103,7 +103,8 @@ def test_the_decoder_reads_a_tree_in_blocks_as_at_once(trees, remat):
 
         found.append(gradient(policy.init(jax.random.key(1))))
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        # Of sums of a hundred.
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=5e-5)
 
 
 def test_no_array_of_the_row_by_the_row_is_made():
