@@ -2,6 +2,7 @@
 
     python benchmarks/algorithms.py --quick          # one cell, 4 seeds, against the committed table
     python benchmarks/algorithms.py [--save]         # the table: 6 cells, 12 seeds; goes on if cut
+    python benchmarks/algorithms.py --effects --save # adds the longest cells, for StepPO and its halves
     python benchmarks/algorithms.py --full --save    # 8 cells, 36 seeds; for a GPU
 
 Games that live on the device (`errand`, `shop`, `multihop`) are played, learnt from and evaluated
@@ -30,7 +31,7 @@ Job = tuple[str, ...]
 
 def main() -> None:
     options = _arguments()
-    scale_name = "quick" if options.quick else "full" if options.full else "standard"
+    scale_name = next((x for x in ("quick", "effects", "full") if getattr(options, x)), "standard")
     os.environ.setdefault("XLA_FLAGS", _FLAGS)
     from laboratory import design, outcome
 
@@ -40,18 +41,16 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     if not options.report:
-        _run_all(scale, folder, options)
-    minutes = outcome.add_minutes(folder, scale_name, (time.perf_counter() - begin) / 60)
-    methods = options.methods
-    found = outcome.read(scale, methods, folder)
-    rows = outcome.table(found)
+        _run_all(scale, options.methods or scale.methods, folder, options)
+    outcome.add_minutes(folder, scale_name, (time.perf_counter() - begin) / 60)
+    found = outcome.read(scale, options.methods or list(design.METHODS), folder)
     outcome.show(found, quick=options.quick)
     if options.save:
-        for path in outcome.save(found, rows, minutes, scale_name, folder):
+        for path in outcome.save(found, outcome.table(found), scale_name, folder):
             print(f"written: {path}")
 
 
-def _run_all(scale: Any, folder: Path, options: argparse.Namespace) -> None:
+def _run_all(scale: Any, methods: Sequence[str], folder: Path, options: argparse.Namespace) -> None:
     from laboratory import design
 
     cells: Sequence[str] = options.cells or scale.cells
@@ -59,11 +58,11 @@ def _run_all(scale: Any, folder: Path, options: argparse.Namespace) -> None:
     warm = [("warm", cell) for cell in design.CELLS if cell in needed]
     firsts = range(0, scale.seeds, design.LANES)
     size = min(scale.seeds, design.LANES)
-    tuning = [("tune", method) for method in options.methods] if scale.tune else []
+    tuning = [("tune", method) for method in methods] if scale.tune else []
     runs = [
         ("run", cell, method, str(first), str(size), "tuned" if scale.tune else "committed")
         for cell in cells
-        for method in options.methods
+        for method in methods
         for first in firsts
     ]
     for stage in (warm, tuning, runs):
@@ -127,13 +126,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="one cell, 4 seeds, 10 minutes")
+    how.add_argument("--effects", action="store_true", help="the longest cells, after the table")
     how.add_argument("--full", action="store_true", help="all cells, 36 seeds, for a GPU")
-    parser.add_argument(
-        "--methods", nargs="+", default=list(design.METHODS), choices=list(design.METHODS)
-    )
-    parser.add_argument(
-        "--cells", nargs="+", choices=list(design.CELLS), help="in place of the scale's"
-    )
+    for name, names in (("--methods", design.METHODS), ("--cells", design.CELLS)):
+        parser.add_argument(name, nargs="+", choices=list(names), help="in place of the scale's")
     parser.add_argument("--workers", type=int, default=_cores(), help="processes, a job each")
     parser.add_argument("--folder", default="runs/algorithms", help="where runs are kept")
     parser.add_argument("--fresh", action="store_true", help="throw away the runs that are kept")

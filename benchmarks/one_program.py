@@ -11,13 +11,14 @@ The same model, method, game, tasks and draws, 8 tasks x 8 attempts an iteration
                       `steprl train` does with an environment of others, here one that takes no time
                       of its own but for the compiled rules and the tokenizer
 
-Then 8 seeds side by side in one program (`vmap`), against one seed, and against one after the other.
+Then 8 seeds in one program, side by side (`vmap`) and one after another (`lax.map`), against one seed.
 
-All programs are warm, what compiling cost is shown apart, and all contenders take turns: ratios are
-medians over rounds, of neighbours in time. Beside them the ratios of processor time, which other
-work on the machine disturbs less. Before anything is timed, the attempts of the first iteration are
-compared token by token. (Text drops an `<end>` inside an action, where the game reads nonsense; such
-attempts may part.)
+Each program computes in one thread: a model as small as these gains nothing from a second, and a core
+is free for a second run (XLA_FLAGS in the environment come first). All programs are warm, what compiling
+cost is shown apart, and all contenders take turns: ratios are medians over rounds, of neighbours in time.
+Beside them the ratios of processor time, which other work on the machine disturbs less. Before anything
+is timed, the attempts of the first iteration are compared token by token. (Text drops an `<end>` inside an
+action, where the game reads nonsense; such attempts may part.)
 """
 
 import argparse
@@ -39,6 +40,7 @@ from steprl.laboratory import make_program, make_train
 from steprl.session import setup
 
 METHOD = "steppo"
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 
 
 class Size(NamedTuple):
@@ -85,19 +87,20 @@ def of_cell(cell: str, size: Size) -> list[dict[str, Any]]:
         "a call a turn": loops.call_a_turn(session),
         "text environment": loops.text_environment(session),
     }
-    several = jax.jit(jax.vmap(make_train(config), in_axes=(0, None)))
+    train = make_train(config)
+    side_by_side = jax.jit(jax.vmap(train, in_axes=(0, None)))
+    in_turn = jax.jit(lambda keys, params: jax.lax.map(lambda one: train(one, params), keys))
 
-    def at_once(_: jax.Array, params: Any) -> loops.Ran:
-        _, metrics = jax.device_get(several(keys, params))
-        steps = float(metrics["step/count"].sum())
-        return loops.Ran(steps, metrics["rollout/success_rate"][:, 0].tolist())
+    def seeds_by(several: Any) -> loops.Run:
+        def run(_: jax.Array, params: Any) -> loops.Ran:
+            _, metrics = jax.device_get(several(keys, params))
+            first = metrics["rollout/success_rate"][:, 0].tolist()
+            return loops.Ran(float(metrics["step/count"].sum()), first)
 
-    def in_turn(_: jax.Array, params: Any) -> loops.Ran:
-        ran = [ways["one program"](one, params) for one in keys]
-        return loops.Ran(sum(one.steps for one in ran), [one.success[0] for one in ran])
+        return run
 
-    together, apart = f"{size.seeds} seeds at once", f"{size.seeds} seeds in turn"
-    contenders = ways | {together: at_once, apart: in_turn}
+    together, apart = f"{size.seeds} seeds side by side", f"{size.seeds} seeds one after another"
+    contenders = ways | {together: seeds_by(side_by_side), apart: seeds_by(in_turn)}
     first, firsts = {}, {}
     for name, run in contenders.items():
         firsts[name], first[name] = timed(run, key, params)
@@ -109,8 +112,8 @@ def of_cell(cell: str, size: Size) -> list[dict[str, Any]]:
             spent[name].append(timed(run, key, params)[0])
         print(f"{cell}: round {number + 1} of {size.rounds}", file=sys.stderr, flush=True)
     rows += rate_rows(cell, spent, list(ways))
-    rows += seed_rows(cell, spent, together, apart, size.seeds)
-    for name in (*ways, together):
+    rows += seed_rows(cell, spent, together, apart)
+    for name in contenders:
         extra = firsts[name].wall - statistics.median(one.wall for one in spent[name])
         label = f"{cell}: {name}, first call beyond a warm one"
         rows.append(record.row(label, extra, "s"))
@@ -143,7 +146,7 @@ def same_rows(
         rows.append(row | {"goal": "0", "met": parted == 0})
     gap = abs(first["one program"].success[0] - first["two programs"].success[0])
     several = np.abs(np.subtract(first[together].success, first[apart].success)).max()
-    for name, value in (("one program against two", gap), (f"{together} against in turn", several)):
+    for name, value in (("one program against two", gap), (f"{together} against {apart}", several)):
         row = record.row(f"{cell}: success of the first iteration, {name}", float(value), "apart")
         rows.append(row | {"goal": "0", "met": bool(value < 1e-6)})
     return rows
@@ -177,17 +180,17 @@ def rate_rows(cell: str, spent: Mapping[str, list[Spent]], ways: list[str]) -> l
 
 
 def seed_rows(
-    cell: str, spent: Mapping[str, list[Spent]], together: str, apart: str, seeds: int
+    cell: str, spent: Mapping[str, list[Spent]], together: str, apart: str
 ) -> list[dict[str, Any]]:
     """What several seeds cost."""
     rows = []
     for kind, cost in (("wall", lambda x: x.wall), ("processor", lambda x: x.processor)):
-        for name, over in ((together, "one program"), (apart, together)):
-            label = "1 seed" if over == "one program" else over
-            ratios = in_turn_ratio(spent[name], spent[over], cost)
-            rows.append(summary_row(f"{cell}: {name} over {label}, {kind}", ratios, "x"))
-    rates = [one.steps / one.wall for one in spent[together]]
-    rows.append(summary_row(f"{cell}: {seeds} seeds in one program", rates, "agent steps/s"))
+        for name in (together, apart):
+            ratios = in_turn_ratio(spent[name], spent["one program"], cost)
+            rows.append(summary_row(f"{cell}: {name} over 1 seed, {kind}", ratios, "x"))
+    for name in (together, apart):
+        rates = [one.steps / one.wall for one in spent[name]]
+        rows.append(summary_row(f"{cell}: {name}", rates, "agent steps/s"))
     return rows
 
 
@@ -213,6 +216,7 @@ def main() -> int:
         "--save", action="store_true", help="write benchmarks/results/one_program.json"
     )
     options = parser.parse_args()
+    os.environ.setdefault("XLA_FLAGS", ONE_THREAD)
     size = QUICK if options.quick else Size()
     size = size._replace(rounds=options.rounds or size.rounds)
     load, start = os.getloadavg()[0], time.perf_counter()

@@ -169,7 +169,9 @@ def test_the_share_that_is_clipped_settles_at_what_is_wanted(lanes):
     narrow, wide = metrics["actor/clip_ratio"][1, -20:], metrics["actor/clip_ratio"][0, -20:]
     assert narrow.mean() < wide.mean()
     going = settings["token_budget"] > 0
-    assert (metrics["actor/clip_ratio"][going, 0] == np.float32(0.2)).all()  # as configured at first
+    assert (
+        metrics["actor/clip_ratio"][going, 0] == np.float32(0.2)
+    ).all()  # as configured at first
 
 
 def test_a_budget_of_tokens_stops_a_run_and_no_other(lanes):

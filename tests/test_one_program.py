@@ -119,4 +119,5 @@ def test_everyone_plays_the_same_and_every_row_is_there(one_program):
     assert all(np.isfinite(row["value"]) for row in rows)
     names = [row["name"] for row in rows]
     assert len(set(names)) == len(names)
-    assert sum("2 seeds at once over 1 seed" in name for name in names) == 2
+    for how in ("side by side", "one after another"):
+        assert sum(f"2 seeds {how} over 1 seed" in name for name in names) == 2

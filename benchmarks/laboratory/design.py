@@ -95,11 +95,13 @@ class Scale(NamedTuple):
     cells: tuple[str, ...]
     seeds: int
     tune: bool  # else the settings are those of the committed result
+    methods: tuple[str, ...] = tuple(METHODS)
 
 
 SCALES = {
     "quick": Scale((TUNED_ON,), 4, False),
     "standard": Scale(STANDARD, SEEDS, True),
+    "effects": Scale(("errand-32", "errand-8-longer"), SEEDS, True, (*ABLATION, "ppo_step_lambda")),
     "full": Scale(tuple(CELLS), 36, True),
 }
 

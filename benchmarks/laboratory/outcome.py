@@ -217,26 +217,43 @@ def _committed() -> dict[str, Any]:
     return found
 
 
-def add_minutes(folder: Path, scale: str, minutes: float) -> float:
-    """Minutes of all tries of a scale, this one included."""
+def add_minutes(folder: Path, scale: str, minutes: float) -> None:
+    """To those of earlier tries of a scale."""
     path = folder / f"minutes-{scale}.json"
-    total = minutes + (json.loads(path.read_text()) if path.exists() else 0.0)
-    path.write_text(json.dumps(total))
-    return total
+    path.write_text(json.dumps(minutes + _minutes(folder, scale)))
 
 
-def save(
-    found: Found, rows: Sequence[Mapping[str, Any]], minutes: float, scale: str, folder: Path
-) -> list[Path]:
-    """The result file and its pictures."""
-    variant = "" if scale == "standard" else scale
+def _minutes(folder: Path, scale: str) -> float:
+    path = folder / f"minutes-{scale}.json"
+    return float(json.loads(path.read_text())) if path.exists() else 0.0
+
+
+def save(found: Found, rows: Sequence[Mapping[str, Any]], scale: str, folder: Path) -> list[Path]:
+    """The result file and its pictures; the longest cells are added to those of the table.
+
+    Raises:
+        ValueError: of the standard table something is missing, which would be lost by it.
+    """
+    table = "standard" if scale == "effects" else scale
+    missing = [
+        f"{cell} {method}"
+        for cell in design.SCALES[table].cells
+        for method in design.METHODS
+        if method not in found.get(cell, {})
+    ]
+    if table == "standard" and missing:
+        raise ValueError(
+            f"--save: {folder} has no {', '.join(missing[:3])} ({len(missing)} missing); run without "
+            "--cells, --methods and --effects first"
+        )
     methods = [m for m in design.METHODS if any(m in of_cell for of_cell in found.values())]
     path = record.save(
-        "algorithms", rows, minutes, variant,
-        seeds=design.SCALES[scale].seeds,
+        "algorithms", rows, _minutes(folder, table), "" if table == "standard" else table,
+        minutes_of_effects=round(_minutes(folder, "effects"), 2),
+        seeds=design.SCALES[table].seeds,
         tuning_seeds=design.TUNING_SEEDS,
         grid=[list(pair) for pair in design.GRID],
-        settings={m: list(jobs.best(m, folder)) for m in methods} if design.SCALES[scale].tune else
+        settings={m: list(jobs.best(m, folder)) for m in methods} if design.SCALES[table].tune else
         {m: list(committed(m)) for m in methods},
         cells={c: design.CELLS[c]._asdict() | {"token_budget": design.token_budget(c)} for c in found},
         warm_start={

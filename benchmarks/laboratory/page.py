@@ -39,16 +39,20 @@ def in_short(results: Path) -> str:
         area, end = (_text(rows[f"all cells: {method}: {name}"]) for name in ("area", "end"))
         better = rows.get(f"P(steppo > {method}), area")
         lines.append(f"| {NAMES[method]} | {area} | {end} | {_text(better) if better else ''} |")
-    cells = ", ".join(cell["title"] for cell in record["cells"].values())
+    complete = [
+        cell["title"]
+        for name, cell in record["cells"].items()
+        if all(f"{name}: {method}: area" in rows for method in methods)
+    ]
     return (
         "![Methods with their intervals](benchmarks/results/algorithms-intervals.png)\n\n"
         + _effects(record)
         + "\n\n"
         + "\n".join(lines)
-        + f"\n\nInterquartile means over {record['seeds']} seeds in each of {len(record['cells'])} games "
-        f"({cells}) with 95 % stratified bootstrap intervals; the last column is the probability that a "
-        "run of StepPO has the larger area. Same warm start, same number of sampled tokens, same tuning. "
-        f"{record['minutes']:.0f} minutes on {record['hardware']}: "
+        + f"\n\nInterquartile means over {record['seeds']} seeds in each of {len(complete)} games "
+        f"({'; '.join(complete)}) with 95 % stratified bootstrap intervals; the last column is the "
+        "probability that a run of StepPO has the larger area. Same warm start, same number of sampled "
+        f"tokens, same tuning. {_minutes(record)} on {record['hardware']}: "
         "[benchmarks/README.md](benchmarks/README.md#which-credit-is-better)."
     )
 
@@ -128,17 +132,21 @@ def one_program(results: Path) -> str:
         gains = [gain and f"{gain} x" for gain in gains]
         lines.append("| " + " | ".join((way, *rates, *gains)) + " |")
     seeds = "; ".join(
-        "{}: {:.1f} x by the clock, {:.1f} x in processor time".format(
+        "{}: {:.1f} x side by side (`vmap`), {:.1f} x one after another (`lax.map`)".format(
             cell,
-            *(rows[f"{cell}: 8 seeds at once over 1 seed, {x}"]["value"] for x in ("wall", "processor")),
+            *(
+                rows[f"{cell}: 8 seeds {how} over 1 seed, wall"]["value"]
+                for how in ("side by side", "one after another")
+            ),
         )
         for cell in cells
-    )  # fmt: skip
+    )
     return (
         "\n".join(lines)
-        + f"\n\nMedians of rounds in turn on {record['hardware']}, {record['minutes']:.0f} minutes; the "
-        "attempts of the first iteration are the same, token by token, in all four. 8 seeds side by side "
-        f"cost, over one seed: {seeds}. All numbers: [results/one_program.json](results/one_program.json)."
+        + f"\n\nMedians of rounds in turn on {record['hardware']}, {record['minutes']:.0f} minutes, each "
+        "program in one thread; the attempts of the first iteration are the same, token by token, in all "
+        f"four. 8 seeds in one program cost, over one seed: {seeds}. All numbers: "
+        "[results/one_program.json](results/one_program.json)."
     )
 
 
@@ -169,6 +177,12 @@ def household(results: Path) -> str:
         "[results/household-methods.json](results/household-methods.json).\n\n"
         "![Learning curves on household](results/household-methods.png)"
     )
+
+
+def _minutes(record: dict[str, Any]) -> str:
+    more = record.get("minutes_of_effects", 0)
+    extra = f" (and {more:.0f} for the longest games, without the other methods)" if more else ""
+    return f"{record['minutes']:.0f} minutes{extra}"
 
 
 def _read(results: Path, name: str) -> dict[str, Any] | None:
