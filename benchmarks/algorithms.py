@@ -39,14 +39,12 @@ def main() -> None:
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    begin = time.perf_counter()
     if not options.report:
         _run_all(scale, options.methods or scale.methods, folder, options)
-    outcome.add_minutes(folder, scale_name, (time.perf_counter() - begin) / 60)
     found = outcome.read(scale, options.methods or list(design.METHODS), folder)
     outcome.show(found, quick=options.quick)
     if options.save:
-        for path in outcome.save(found, outcome.table(found), scale_name, folder):
+        for path in outcome.save(found, outcome.table(found), scale_name, folder, options.workers):
             print(f"written: {path}")
 
 
@@ -58,7 +56,8 @@ def _run_all(scale: Any, methods: Sequence[str], folder: Path, options: argparse
     warm = [("warm", cell) for cell in design.CELLS if cell in needed]
     firsts = range(0, scale.seeds, design.LANES)
     size = min(scale.seeds, design.LANES)
-    tuning = [("tune", method) for method in methods] if scale.tune else []
+    tuned = {*methods, *(design.TUNED_TOGETHER if {*methods} & {*design.TUNED_TOGETHER} else ())}
+    tuning = [("tune", method) for method in design.METHODS if method in tuned and scale.tune]
     runs = [
         ("run", cell, method, str(first), str(size), "tuned" if scale.tune else "committed")
         for cell in cells
@@ -111,7 +110,8 @@ def _work(job: Job, folder: str) -> float:
     elif job[0] == "tune":
         jobs.tune(job[1], place)
         # The program is compiled now, and the first seeds of this cell are nearly free.
-        if not _done(("run", design.TUNED_ON, job[1], "0", str(design.LANES)), place):
+        alone = job[1] not in design.TUNED_TOGETHER
+        if alone and not _done(("run", design.TUNED_ON, job[1], "0", str(design.LANES)), place):
             jobs.run(design.TUNED_ON, job[1], 0, design.LANES, jobs.best(job[1], place), place)
     else:
         _, cell, method, first, seeds, settings = job

@@ -61,10 +61,21 @@ def tune(method: str, folder: Path) -> None:
 
 
 def best(method: str, folder: Path) -> tuple[float, float]:
-    """Learning rate and clip fraction whose curves have the largest mean area."""
-    found = np.load(folder / design.TUNED_ON / f"{method}.tuning.npz")
-    areas = found["area"].reshape(len(design.GRID), -1)
-    return design.GRID[int(np.argmax(areas.mean(axis=1)))]
+    """Learning rate and clip fraction that the tuning chose.
+
+    The gentlest pair whose mean area is within a standard error of the best one's: what is better by
+    chance is not chosen, and a second tuning seldom chooses otherwise. StepPO, its halves and PPO share
+    one pair, of all their runs together, so that what parts them is credit and ratio alone.
+    """
+    group = design.TUNED_TOGETHER if method in design.TUNED_TOGETHER else (method,)
+    files = [folder / design.TUNED_ON / f"{one}.tuning.npz" for one in group]
+    area = np.concatenate(
+        [np.load(file)["area"].reshape(len(design.GRID), -1) for file in files], axis=1
+    )
+    mean = area.mean(axis=1)
+    top = int(np.argmax(mean))
+    enough = mean[top] - area[top].std(ddof=1) / np.sqrt(area.shape[1])
+    return design.GRID[int(np.argmax(mean >= enough))]
 
 
 def run(

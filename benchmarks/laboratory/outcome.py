@@ -217,18 +217,27 @@ def _committed() -> dict[str, Any]:
     return found
 
 
-def add_minutes(folder: Path, scale: str, minutes: float) -> None:
-    """To those of earlier tries of a scale."""
-    path = folder / f"minutes-{scale}.json"
-    path.write_text(json.dumps(minutes + _minutes(folder, scale)))
+def minutes(folder: Path, scale: str, workers: int) -> float:
+    """Of all jobs of a scale that are there, so many at a time; whatever call they were run by."""
+    one, size = design.SCALES[scale], min(design.SCALES[scale].seeds, design.LANES)
+    files = [
+        folder / cell / f"{method}.{first}-{size}.npz"
+        for cell in one.cells
+        for method in one.methods
+        for first in range(0, one.seeds, design.LANES)
+    ]
+    if one.tune and scale != "effects":
+        files += [folder / design.TUNED_ON / f"{method}.tuning.npz" for method in one.methods]
+    seconds = sum(float(np.load(file)["seconds"][0]) for file in files if file.exists())
+    for cell in one.cells:
+        report = folder / cell / "warm.json"
+        seconds += json.loads(report.read_text())["seconds"] if report.exists() else 0.0
+    return seconds / 60 / workers
 
 
-def _minutes(folder: Path, scale: str) -> float:
-    path = folder / f"minutes-{scale}.json"
-    return float(json.loads(path.read_text())) if path.exists() else 0.0
-
-
-def save(found: Found, rows: Sequence[Mapping[str, Any]], scale: str, folder: Path) -> list[Path]:
+def save(
+    found: Found, rows: Sequence[Mapping[str, Any]], scale: str, folder: Path, workers: int
+) -> list[Path]:
     """The result file and its pictures; the longest cells are added to those of the table.
 
     Raises:
@@ -248,8 +257,9 @@ def save(found: Found, rows: Sequence[Mapping[str, Any]], scale: str, folder: Pa
         )
     methods = [m for m in design.METHODS if any(m in of_cell for of_cell in found.values())]
     path = record.save(
-        "algorithms", rows, _minutes(folder, table), "" if table == "standard" else table,
-        minutes_of_effects=round(_minutes(folder, "effects"), 2),
+        "algorithms", rows, minutes(folder, table, workers), "" if table == "standard" else table,
+        minutes_of_effects=round(minutes(folder, "effects", workers), 2),
+        workers=workers,
         seeds=design.SCALES[table].seeds,
         tuning_seeds=design.TUNING_SEEDS,
         grid=[list(pair) for pair in design.GRID],

@@ -181,8 +181,9 @@ def household(results: Path) -> str:
 
 def _minutes(record: dict[str, Any]) -> str:
     more = record.get("minutes_of_effects", 0)
-    extra = f" (and {more:.0f} for the longest games, without the other methods)" if more else ""
-    return f"{record['minutes']:.0f} minutes{extra}"
+    extra = f" (and {more:.0f} for the longest games, of StepPO and its halves)" if more else ""
+    jobs = f", {record['workers']} jobs at a time" if "workers" in record else ""
+    return f"{record['minutes']:.0f} minutes{extra}{jobs}"
 
 
 def _read(results: Path, name: str) -> dict[str, Any] | None:
