@@ -4,9 +4,11 @@ The settings must stand before jax is imported, so they are made here, at import
 environment, where subprocesses and the workers of pytest-xdist inherit them.
 """
 
+import gc
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,19 @@ os.environ["WANDB_MODE"] = "disabled"
 os.environ["HOME"] = str(CACHE / "home")
 for _name in ("MPLCONFIGDIR", "HF_HOME", "HOME"):
     Path(os.environ[_name]).mkdir(parents=True, exist_ok=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def give_programs_back() -> Iterator[None]:
+    """What a file compiled goes with it.
+
+    A compiled program holds several memory maps. All of the suite's in one process are more than
+    Linux allows by default (65,530), and where the next one is refused, the compiler crashes.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
