@@ -11,12 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from steprl.algorithms import algorithm
+from steprl.config import Config
 from steprl.evaluation import evaluate
 from steprl.experience import make_gather
 from steprl.laboratory import next_clip, with_settings
-from steprl.optimizer import make_optimizer
+from steprl.optimizer import learning_rate, make_optimizer
 from steprl.rollout import attempts
 from steprl.session import Session
 from steprl.sharding import state_shardings
@@ -39,8 +41,8 @@ def learn(
     """Trains from given parameters on tasks of the seed's own.
 
     Args:
-        session: its method and settings; the learning rate has to be constant, as nobody knows how
-            many iterations there will be.
+        session: its method and settings. The schedule of the learning rate goes over the budget, as
+            nobody knows how many iterations there will be; it is without warm-up.
         params: to begin with.
         budget: tokens to sample. The last iteration is played to its end.
         points: evaluations, the last one behind the last update.
@@ -49,18 +51,25 @@ def learn(
 
     Returns:
         tokens and success of the evaluations, the first one not among them; and of each iteration
-        the tokens so far, the share that was clipped, and seconds of play and update and of processor.
+        the tokens so far, the share that was clipped and at which clip, and seconds of play and update
+        and of processor.
     """
-    config = session.config
-    optimizer = make_optimizer(config.actor, config.critic, 1)
+    config, rate_at = _scheduled_outside(session.config)
     method = algorithm(config.algorithm.name)
 
-    def update(state: Any, batch: Any, key: jax.Array, clip: jax.Array) -> Any:
-        own = with_branches(with_settings(config, dict.fromkeys(_BOTH, clip)))
-        return make_update(session.policy, method, optimizer, own, session.mesh)(state, batch, key)
+    def optimizer(config: Config) -> optax.GradientTransformation:
+        return make_optimizer(config.actor, config.critic, 1)
+
+    def update(state: Any, batch: Any, key: jax.Array, clip: jax.Array, factor: jax.Array) -> Any:
+        actor_lr = config.actor.lr
+        critic_lr = actor_lr if config.critic.lr is None else config.critic.lr
+        rates = {"actor.lr": factor * actor_lr, "critic.lr": factor * critic_lr}
+        own = with_branches(with_settings(config, dict.fromkeys(_BOTH, clip) | rates))
+        learn_from = make_update(session.policy, method, optimizer(own), own, session.mesh)
+        return learn_from(state, batch, key)
 
     def fresh(params: Params) -> TrainState:
-        return initial_state(jax.tree.map(jnp.copy, params), optimizer, config)
+        return initial_state(jax.tree.map(jnp.copy, params), optimizer(config), config)
 
     # What comes out lies where it lay, so that the second call is not another program.
     shardings = state_shardings(jax.eval_shape(fresh, params), session.mesh)
@@ -73,8 +82,10 @@ def learn(
     found: dict[str, list[float]] = {name: [] for name in ("tokens", "success")}
     of_each: dict[str, list[float]] = {
         name: []
-        for name in ("tokens", "clipped", "gen_seconds", "update_seconds", "processor_seconds")
-    }
+        for name in (
+            "tokens", "clipped", "clip", "gen_seconds", "update_seconds", "processor_seconds"
+        )
+    }  # fmt: skip
     total, iteration = 0.0, 0
     while total < budget:
         begin, processor = time.perf_counter(), time.process_time()
@@ -82,13 +93,14 @@ def learn(
         experience = gather(state, play_key, *attempts(first, rollout.batch_size, rollout.n))
         middle = time.perf_counter()
         key = jax.random.fold_in(update_key, iteration)
-        state, learnt = compiled(state, experience.batch, key, clip)
+        state, learnt = compiled(state, experience.batch, key, clip, rate_at(total / budget))
         learnt = jax.device_get(learnt)
         if learnt["train/nonfinite"]:
             raise FloatingPointError(
                 f"{config.algorithm.name}, seed {seed}, iteration {iteration + 1}: loss or gradient "
                 "is not finite; try a smaller actor.lr"
             )
+        of_each["clip"].append(float(clip))
         clip = next_clip(clip, learnt["actor/pg_clipfrac"], clip_fraction)
         end = time.perf_counter()
         total, iteration = total + experience.report["token/decoded"], iteration + 1
@@ -105,6 +117,14 @@ def learn(
                 f"{config.algorithm.name}, seed {seed}: {total:.0f} tokens, success {success:.3f}"
             )
     return found | {"iterations": of_each}
+
+
+def _scheduled_outside(config: Config) -> tuple[Config, Callable[[float], jax.Array]]:
+    """A constant learning rate, and by what to multiply it at a share of the budget."""
+    schedule = learning_rate(dataclasses.replace(config.actor, lr_warmup_steps=0), 1.0, 1000)
+    actor = dataclasses.replace(config.actor, lr_schedule="constant", lr_warmup_steps=0)
+    config = dataclasses.replace(config, actor=actor)
+    return config, lambda share: jnp.asarray(schedule(1000 * share), jnp.float32)
 
 
 def heldout(session: Session, params: Params) -> float:

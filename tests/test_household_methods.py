@@ -78,7 +78,8 @@ def test_finished_runs_are_not_run_again(methods, size, tmp_path, monkeypatch):
 def test_runs_of_other_settings_are_not_mixed(methods, size, tmp_path):
     methods._check_same(size, [], tmp_path)
     methods._check_same(size._replace(seeds=5), [], tmp_path)  # more runs of the same
-    for changed, overrides in ((size._replace(budget=7), []), (size, ["actor.lr=1e-3"])):
+    others = (size._replace(budget=7), size._replace(clip_fraction=0.5))
+    for changed, overrides in (*((other, []) for other in others), (size, ["actor.lr=1e-3"])):
         with pytest.raises(SystemExit, match="other settings"):
             methods._check_same(changed, overrides, tmp_path)
 
@@ -87,9 +88,21 @@ def test_runs_of_other_settings_are_not_mixed(methods, size, tmp_path):
 def test_settings_are_the_same_but_for_the_method(methods, name, tmp_path):
     config = methods.config_of(name, methods.Size(), [], tmp_path)
     other = methods.config_of("grpo", methods.Size(), [], tmp_path)
-    assert config.algorithm.name == name and config.actor.lr_schedule == "constant"
+    assert config.algorithm.name == name
     for part in ("env", "model", "actor", "critic", "rollout", "sft", "eval"):
         assert getattr(config, part) == getattr(other, part)
+
+
+def test_the_schedule_goes_over_the_budget(methods, tmp_path):
+    import budgeted
+
+    config = methods.config_of("grpo", methods.Size(), ["actor.lr_warmup_steps=3"], tmp_path)
+    outside, rate_at = budgeted._scheduled_outside(config)
+    assert (outside.actor.lr_schedule, outside.actor.lr_warmup_steps) == ("constant", 0)
+    assert outside.actor.lr == config.actor.lr and config.actor.min_lr_ratio == 0.1
+    assert [float(rate_at(share)) for share in (0.0, 0.5, 1.0, 1.1)] == pytest.approx(
+        [1.0, 0.55, 0.1, 0.1]
+    )
 
 
 @pytest.mark.slow

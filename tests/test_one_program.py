@@ -34,10 +34,10 @@ def loops(one_program):
 
 @pytest.fixture(scope="module")
 def tiny(one_program):
-    """Two tasks, two attempts, a model of one layer."""
+    """Eight attempts, a model of one layer."""
     config = one_program.design.config_of("errand-4", one_program.METHOD)
-    rollout = dataclasses.replace(config.rollout, batch_size=2, n=2)
-    actor = dataclasses.replace(config.actor, ppo_epochs=1, ppo_mini_batch_size=4)
+    rollout = dataclasses.replace(config.rollout, batch_size=4, n=2)
+    actor = dataclasses.replace(config.actor, ppo_epochs=1, ppo_mini_batch_size=8)
     model = dataclasses.replace(config.model, num_layers=1)
     trainer = dataclasses.replace(config.trainer, total_training_steps=1)
     return dataclasses.replace(config, rollout=rollout, actor=actor, model=model, trainer=trainer)
@@ -112,7 +112,14 @@ def test_attempts_part_where_a_token_differs(loops, first, second, parted):
 
 
 @pytest.mark.slow
-def test_everyone_plays_the_same_and_every_row_is_there(one_program):
+def test_everyone_plays_the_same_and_every_row_is_there(one_program, tiny, monkeypatch):
+    smaller = {name: getattr(tiny, name) for name in ("model", "rollout", "actor")}
+    whole = one_program.design.config_of
+
+    def config_of(cell, method):
+        return dataclasses.replace(whole(cell, method), **smaller)
+
+    monkeypatch.setattr(one_program.design, "config_of", config_of)
     size = one_program.Size(("errand-4",), iterations=2, rounds=1, seeds=2, warm_steps=20)
     rows = one_program.measured(size)
     assert all(row["met"] for row in rows if row["goal"] and "over" not in row["name"])
