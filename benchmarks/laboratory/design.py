@@ -48,6 +48,7 @@ class Cell(NamedTuple):
     tokens: int  # of an action
     overrides: tuple[str, ...]
     warm_steps: int
+    slower: float = 1.0  # by what the learning rate is divided
 
 
 def _errand(title: str, horizon: int, tokens: int, steps: int) -> Cell:
@@ -63,7 +64,8 @@ CELLS: dict[str, Cell] = {
     "errand-16": _errand("errand, 16 steps", 16, 2, 2500),
     "errand-32": _errand("errand, 32 steps", 32, 2, 4000),
     "errand-8-long": _errand("errand, 8 steps of 8 tokens", 8, 8, 3000),
-    "errand-8-longer": _errand("errand, 8 steps of 32 tokens", 8, 32, 3000),
+    # At the learning rate tuned on short actions, success was 0 within 10 iterations in 48 runs of 48.
+    "errand-8-longer": _errand("errand, 8 steps of 32 tokens", 8, 32, 3000)._replace(slower=5.0),
     "shop-8": Cell(
         "shop, 8 steps", 8, 2,
         ("env.name=shop", "env.shop.demo_lazy=0.5", "env.shop.demo_first=0.3"), 1500,

@@ -83,6 +83,7 @@ def run(
 ) -> None:
     """Seeds first .. first + seeds - 1 with the chosen learning rate and clip fraction."""
     lr, clip = (np.full(seeds, x) for x in chosen)
+    lr = lr / design.CELLS[cell].slower
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(TABLE_KEY), s))(
         first + np.arange(seeds)
     )
