@@ -41,6 +41,7 @@ from steprl.models import score
 from steprl.rollout import BranchPoint, HostPlayer, Rollouts, collate, host
 from steprl.rollout.episode import Episode, Limits, Sampled, advance, begin
 from steprl.rollout.slots import Device, read_chunks
+from steprl.sampling import Sampling
 
 DEPTHS = (1, 4, 16, 32, 64)
 LENGTH = 2048  # tokens of a context: 64 steps of at most 28, and the step behind them
@@ -104,7 +105,7 @@ def replay(setup: Setup, depth: int, sample: int, cache: Any) -> Replayed:
     one = lambda number: np.asarray([number], np.int32)  # noqa: E731
     out = device.act(
         params, cache, hidden_BD, one(len(episode.ids)), KEY, one(0), one(sample), one(depth), one(0),
-        np.ones(1, bool), np.float32(1.0), top_k=0, top_p=1.0,
+        np.ones(1, bool), Sampling(np.float32(1.0)),
     )  # fmt: skip
     found = jax.device_get(out._replace(cache=None))
     action = Sampled(found.tokens_BA[0], found.logprob_BA[0], found.entropy_BA[0], None, "length")

@@ -24,6 +24,7 @@ from rich.console import Console
 from steprl.config import load_config
 from steprl.evaluation import PANEL_KEY, evaluate_all
 from steprl.rollout import read_trajectories
+from steprl.sampling import Sampling
 from steprl.session import initial_params, setup
 from steprl.types import Trajectory
 
@@ -83,7 +84,7 @@ def transcript(done: Trained) -> str:
     tasks = np.arange(min(SHOWN, player.sizes.get(player.splits[1], SHOWN)))
     played = player.explore(
         done.params, jax.random.key(PANEL_KEY), tasks, np.zeros_like(tasks),
-        split=player.splits[1], temperature=0.0, remember=False,
+        sampling=Sampling(0.0), split=player.splits[1], remember=False,
     ).trajectories  # fmt: skip
     if any(one.metrics["num_searches"] for one in played):
         return "A held-out question, greedy.\n\n" + as_text(_best(played))

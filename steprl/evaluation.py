@@ -11,6 +11,7 @@ from steprl.config import Config, EvalConfig
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.models.scoring import score
 from steprl.rollout import Player, trajectories
+from steprl.sampling import Sampling
 from steprl.types import Params, Policy, StepBatch, Trajectory
 
 PANEL_KEY = 20_260_101
@@ -45,7 +46,7 @@ def evaluate(
         attempt = np.arange(first, first + rows)
         batch = player.play(
             params, jax.random.key(PANEL_KEY), attempt // n, attempt % n,
-            split=split, temperature=temperature, top_k=config.top_k, top_p=config.top_p,
+            Sampling(temperature, config.top_k, config.top_p), split=split,
         )  # fmt: skip
         # The supports are for training, and large.
         parts.append(jax.device_get(dataclasses.replace(batch, support_NTW=None)))
@@ -139,7 +140,7 @@ def inspect(
     warm = config.eval.temperature if temperature is None else temperature
     batch = player.play(
         params, jax.random.key(PANEL_KEY), task_N, np.zeros(len(task_N), np.int32),
-        split=split, temperature=warm,
+        Sampling(warm), split=split,
     )  # fmt: skip
     raw = dataclasses.replace(config.algorithm, norm_adv=False)
     method = algorithm(config.algorithm.name)

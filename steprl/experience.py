@@ -1,7 +1,7 @@
 """What one iteration learns from: rollouts of the method's kind, as a batch."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from steprl.ops import worded_tokens
 from steprl.optimizer import combine, split_trainable
 from steprl.rollout import with_anchors
 from steprl.rollout.branching import grow_branpo, grow_by_score, grown_batch, token_metrics
+from steprl.sampling import sampling_of
 from steprl.session import Session
 from steprl.types import Params, StepBatch, Trajectory
 from steprl.update import TrainState
@@ -33,18 +34,16 @@ def make_gather(session: Session) -> Gather:
     """The rollouts of the session's method: plain ones, or ones that branch."""
     config, player = session.config, session.player
     rollout, name = config.rollout, config.algorithm.name
-    how: dict[str, Any] = dict(
-        temperature=rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p
-    )
+    sampling = sampling_of(rollout)
     needs = algorithm(name).needs
 
     def plain(
         state: TrainState, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray
     ) -> Experience:
         if player.on_device or player.explore is None or player.collate is None:
-            found = Experience(player.play(state.params, key, task_N, sample_N, **how), {})
+            found = Experience(player.play(state.params, key, task_N, sample_N, sampling), {})
         else:
-            played = player.explore(state.params, key, task_N, sample_N, **how, remember=False)
+            played = player.explore(state.params, key, task_N, sample_N, sampling, remember=False)
             batch = player.collate(played.trajectories)
             found = Experience(batch, token_metrics(played.usage), played.trajectories)
         if "anchors" in needs:
@@ -72,18 +71,16 @@ def make_gather(session: Session) -> Gather:
     def branching(
         state: TrainState, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray
     ) -> Experience:
-        arguments = (player, state.params, key, task_N, sample_N, settings)
+        arguments = (player, state.params, key, task_N, sample_N, sampling, settings)
         if name == "branpo":
-            grown = grow_branpo(*arguments, **how)
+            grown = grow_branpo(*arguments)
         else:
             log_ratio = None
             if state.previous is not None:
                 log_ratio = lambda batch: (  # noqa: E731
                     batch.logprob_NT - logprob_before(state.params, state.previous, batch)
                 )
-            grown = grow_by_score(
-                *arguments, name, worded_V, config.algorithm.gamma, log_ratio, **how
-            )
+            grown = grow_by_score(*arguments, name, worded_V, config.algorithm.gamma, log_ratio)
         batch = grown_batch(player, grown, session.mesh)
         return Experience(batch, grown.report, [one for group in grown.groups for one in group])
 

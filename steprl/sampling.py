@@ -4,7 +4,9 @@ Randomness of each token comes from (task, sample, step, token) alone, so a traj
 whatever batch or slot it ran in.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,37 @@ from steprl.types import STOP_REASONS, Params, Policy
 
 _BLOCK = 256  # tokens whose probability is summed first; about the root of a vocabulary
 STOPPED, LENGTH = STOP_REASONS.index("stop_token"), STOP_REASONS.index("length")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["temperature"], meta_fields=["top_k", "top_p"]
+)
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """The distribution that tokens are sampled from; under `jit` only the temperature is traced."""
+
+    temperature: float | jax.Array = 1.0  # 0 is greedy
+    top_k: int = 0  # keep the k most likely tokens, 0 = all
+    top_p: float = 1.0  # then keep the nucleus of this probability, 1.0 = all
+
+    @property
+    def truncates(self) -> bool:
+        """Some tokens cannot be sampled."""
+        return bool(self.top_k) or self.top_p < 1.0
+
+
+class _SamplingSettings(Protocol):
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+
+
+def sampling_of(settings: _SamplingSettings) -> Sampling:
+    """The sampling of a section of the configuration: `rollout` or `eval`."""
+    return Sampling(settings.temperature, settings.top_k, settings.top_p)
 
 
 class Generation(NamedTuple):
@@ -73,43 +106,33 @@ def _as_float(bits: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def sampling_logprobs(
-    logits_V: jax.Array, temperature: float | jax.Array = 1.0, top_k: int = 0, top_p: float = 1.0
-) -> jax.Array:
+def sampling_logprobs(logits_V: jax.Array, sampling: Sampling = Sampling()) -> jax.Array:
     """Log-probs of the distribution that is sampled from; -inf where a token cannot come.
 
     Args:
         logits_V: [..., V].
-        temperature: above 0; may be traced.
-        top_k: keep the k most likely tokens, 0 = all.
-        top_p: then keep the nucleus of this probability, 1.0 = all.
+        sampling: of a temperature above 0.
 
     Returns:
         [..., V] float32.
     """
-    return jax.nn.log_softmax(_kept_logits(logits_V, temperature, top_k, top_p))
+    return jax.nn.log_softmax(_kept_logits(logits_V, sampling))
 
 
-def _kept_logits(
-    logits_V: jax.Array, temperature: float | jax.Array, top_k: int, top_p: float
-) -> jax.Array:
+def _kept_logits(logits_V: jax.Array, sampling: Sampling) -> jax.Array:
     """Logits over temperature, less their maximum; -inf where a token cannot come."""
-    logits_V = logits_V.astype(jnp.float32) / temperature
+    logits_V = logits_V.astype(jnp.float32) / sampling.temperature
     logits_V = logits_V - jnp.max(logits_V, axis=-1, keepdims=True)
-    if top_k:
-        logits_V = jnp.where(keep_top_k(logits_V, top_k), logits_V, -jnp.inf)
-    if top_p < 1.0:
-        keep = keep_top_p(jax.nn.softmax(logits_V), top_p)
+    if sampling.top_k:
+        logits_V = jnp.where(keep_top_k(logits_V, sampling.top_k), logits_V, -jnp.inf)
+    if sampling.top_p < 1.0:
+        keep = keep_top_p(jax.nn.softmax(logits_V), sampling.top_p)
         logits_V = jnp.where(keep, logits_V, -jnp.inf)
     return logits_V
 
 
 def draw(
-    logits_V: jax.Array,
-    key: jax.Array,
-    temperature: float | jax.Array = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    logits_V: jax.Array, key: jax.Array, sampling: Sampling = Sampling()
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One token of one row, by inverting the distribution function at one uniform number.
 
@@ -118,29 +141,24 @@ def draw(
     Returns:
         token (int32), its log-prob, entropy of the distribution.
     """
-    token, logprob, entropy, _ = _draw(logits_V, key, temperature, top_k, top_p)
+    token, logprob, entropy, _ = _draw(logits_V, key, sampling)
     return token, logprob, entropy
 
 
 def _draw(
-    logits_V: jax.Array,
-    key: jax.Array,
-    temperature: float | jax.Array,
-    top_k: int,
-    top_p: float,
+    logits_V: jax.Array, key: jax.Array, sampling: Sampling
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """`draw`, and the words of the set it drew from; None without truncation."""
-    truncated = bool(top_k) or top_p < 1.0
 
     def most_likely() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
         token, certain = _first_maximum(logits_V), jnp.zeros((), jnp.float32)
         support_W = None
-        if truncated:
+        if sampling.truncates:
             support_W = pack_support(jax.nn.one_hot(token, logits_V.shape[-1], dtype=bool))
         return token, certain, certain, support_W
 
     def by_chance() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-        kept_V = _kept_logits(logits_V, temperature, top_k, top_p)
+        kept_V = _kept_logits(logits_V, sampling)
         weight_V = jnp.exp(kept_V)
         # In two strides, a block and then its token: no running sum of the whole vocabulary.
         size = min(_BLOCK, len(weight_V))
@@ -152,11 +170,11 @@ def _draw(
         place, _ = _first_above(blocks[block], target - before)
         token = (block * size + place).astype(jnp.int32)
         mean = jnp.sum(jnp.where(weight_V > 0, weight_V * kept_V, 0.0)) / total
-        support_W = pack_support(kept_V > -jnp.inf) if truncated else None
+        support_W = pack_support(kept_V > -jnp.inf) if sampling.truncates else None
         return token, kept_V[token] - jnp.log(total), jnp.log(total) - mean, support_W
 
     # A branch, so that greedy decoding pays for nothing else, also where temperature is traced.
-    return jax.lax.cond(jnp.asarray(temperature) == 0.0, most_likely, by_chance)
+    return jax.lax.cond(jnp.asarray(sampling.temperature) == 0.0, most_likely, by_chance)
 
 
 def _first_maximum(x_V: jax.Array) -> jax.Array:
@@ -220,9 +238,7 @@ def decode(
     *,
     max_tokens: int,
     stop_ids: tuple[int, ...],
-    temperature: float | jax.Array = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    sampling: Sampling = Sampling(),
     pad_id: int = 0,
     taken_B: jax.Array | None = None,
 ) -> Generation:
@@ -235,13 +251,13 @@ def decode(
         active_B: [B] False for rows that take no part.
         max_tokens: A, tokens of an action at most.
         stop_ids: tokens that end an action and belong to it.
-        temperature, top_k, top_p: see `sampling_logprobs`; temperature may be traced, 0 is greedy.
+        sampling: the distribution; its temperature may be traced.
         taken_B: [B] tokens that the action has already, below A; they are in the cache and counted
             in A. None for 0.
 
     Returns:
         What was sampled, from place 0 on in every row, and the cache with all of it but each row's
-        last token. Where top_k or top_p truncates, also the set that each token was drawn from (one
+        last token. Where `sampling` truncates, also the set that each token was drawn from (one
         token if greedy).
     """
     batch = hidden_BD.shape[0]
@@ -250,7 +266,7 @@ def decode(
     def sample(index: jax.Array | int, hidden_BD: jax.Array, out: Generation, live_B: jax.Array):  # type: ignore[no-untyped-def]
         place_B = taken_B + index
         keys = jax.vmap(jax.random.fold_in)(keys_B, place_B)
-        rows = lambda logits, key: _draw(logits, key, temperature, top_k, top_p)  # noqa: E731
+        rows = lambda logits, key: _draw(logits, key, sampling)  # noqa: E731
         logits_BV = policy.unembed(params, hidden_BD)
         token_B, logprob_B, entropy_B, support_BW = jax.vmap(rows)(logits_BV, keys)
         stop_B = jnp.isin(token_B, jnp.asarray(stop_ids, jnp.int32))
@@ -291,7 +307,7 @@ def decode(
         stop_reason_B=jnp.zeros(batch, jnp.int32),
         cache=cache,
     )
-    if top_k or top_p < 1.0:
+    if sampling.truncates:
         vocab_size = jax.eval_shape(policy.unembed, params, hidden_BD).shape[-1]
         empty = empty._replace(
             support_BAW=jnp.zeros((*shape, support_words(vocab_size)), jnp.uint32)

@@ -14,6 +14,7 @@ from steprl.config import load_config
 from steprl.metrics import correlation, correlation_interval
 from steprl.rollout.rollouts import Rollouts, Usage
 from steprl.run_directory import open_run
+from steprl.sampling import Sampling
 from steprl.session import initial_params, load_params, setup
 from steprl.train import run_warm_start, train
 from steprl.types import Step, Trajectory
@@ -167,7 +168,7 @@ def warm(tmp_path_factory):
     return session, run_warm_start(session, tmp_path_factory.mktemp("warm"))
 
 
-HOW = {"split": "heldout", "temperature": 0.5}
+HOW = {"split": "heldout", "sampling": Sampling(0.5)}
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def test_greedy_makes_one_attempt_and_no_task_is_played_twice():
     found = evaluate(one, {}, EvalConfig(num_tasks=50, n=4), "held", 2, 0.0)
     assert [tasks for tasks, *_ in calls] == [[0, 1], [2, 3]]
     assert found["success_rate"] == pytest.approx(2 / 3) and "avg@4" not in found
-    assert calls[0][2]["temperature"] == 0.0 and calls[0][2]["split"] == "held"
+    assert calls[0][1][4].temperature == 0.0 and calls[0][2]["split"] == "held"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from steprl.ops import worded_tokens
 from steprl.optimizer import make_optimizer
 from steprl.rollout.branching import grow_branpo, grow_by_score, grown_batch
 from steprl.rollout.player import make_player, phrases_of
+from steprl.sampling import Sampling
 from steprl.sharding import make_mesh
 from steprl.update import make_update, with_branches
 from tests.lock import assert_close, key_of, lab, moved, table_policy, trains
@@ -94,12 +95,12 @@ def on_the_host(config, state, key):
         return batch, np.mean(batch.success_N), np.sum(np.asarray(batch.step_ids_NT) >= 0), 0
     branch, gamma = config.algorithm.branch, config.algorithm.gamma
     if name == "branpo":
-        grown, originals = grow_branpo(player, *rows, branch), 1
+        grown, originals = grow_branpo(player, *rows, Sampling(), branch), 1
     else:
         size = make_game(config.env).vocab_size
         worded = worded_tokens([detokenize(tokenizer, [token]) for token in range(size)])
         ratio = functools.partial(ratio_of, state)
-        grown = grow_by_score(player, *rows, branch, name, worded, gamma, ratio)
+        grown = grow_by_score(player, *rows, Sampling(), branch, name, worded, gamma, ratio)
         originals = 2
     success = np.mean([one.success for group in grown.groups for one in group[:originals]])
     batch = grown_batch(player, grown, mesh)

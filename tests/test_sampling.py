@@ -13,6 +13,7 @@ from steprl import sampling
 from steprl.models import DecoderConfig, make_policy, score
 from steprl.ops import support_words, unpack_support
 from steprl.sampling import (
+    Sampling,
     draw,
     generate,
     keep_top_k,
@@ -99,9 +100,9 @@ def test_the_sampling_distribution_is_normalised_over_what_is_kept(k, p, tempera
     order = np.argsort(-prob)
     prob[order[np.searchsorted(np.cumsum(prob[order]), p) + 1 :]] = 0.0
     prob /= prob.sum()
-    found = sampling_logprobs(jnp.asarray(logits, jnp.bfloat16).astype(jnp.float32), 1.0)
+    found = sampling_logprobs(jnp.asarray(logits, jnp.bfloat16).astype(jnp.float32), Sampling())
     assert abs(float(jnp.sum(jnp.exp(found))) - 1) < 1e-5 and found.dtype == jnp.float32
-    found = np.exp(sampling_logprobs(jnp.asarray(logits), temperature, k, p))
+    found = np.exp(sampling_logprobs(jnp.asarray(logits), Sampling(temperature, k, p)))
     np.testing.assert_allclose(found, prob, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(found == 0, prob == 0)
 
@@ -115,10 +116,12 @@ def test_the_sampling_distribution_is_normalised_over_what_is_kept(k, p, tempera
 def test_tokens_come_as_often_as_their_probability_says(temperature, k, p):
     logits, count = jnp.asarray(logits_of(3, 1.5, size=8)), 20_000
     keys = jax.random.split(jax.random.key(7), count)
-    token, logprob, entropy = jax.jit(jax.vmap(lambda key: draw(logits, key, temperature, k, p)))(
-        keys
+    token, logprob, entropy = jax.jit(
+        jax.vmap(lambda key: draw(logits, key, Sampling(temperature, k, p)))
+    )(keys)
+    expected = np.exp(
+        np.asarray(sampling_logprobs(logits, Sampling(temperature, k, p)), np.float64)
     )
-    expected = np.exp(np.asarray(sampling_logprobs(logits, temperature, k, p), np.float64))
     found = np.bincount(token, minlength=8)
     assert np.all(found[expected == 0] == 0)
     sigma = np.sqrt(count * expected * (1 - expected))
@@ -132,25 +135,29 @@ def test_tokens_come_as_often_as_their_probability_says(temperature, k, p):
 @pytest.mark.parametrize("top_p", [1.0, 0.6])
 def test_a_draw_inverts_the_distribution_function(size, top_p, monkeypatch):
     logits = jnp.asarray(logits_of(size, 2.0, size=size))
-    mass = np.cumsum(np.exp(np.asarray(sampling_logprobs(logits, 1.0, 0, top_p), np.float64)))
+    mass = np.cumsum(
+        np.exp(np.asarray(sampling_logprobs(logits, Sampling(1.0, 0, top_p)), np.float64))
+    )
     numbers = np.linspace(0.0, 1.0, 200, endpoint=False, dtype=np.float32)
     numbers = numbers[np.abs(mass[None] - numbers[:, None]).min(axis=1) > 1e-5]  # rounding decides
     monkeypatch.setattr(sampling.jax.random, "uniform", lambda key: key)
-    token, _, _ = jax.vmap(lambda number: draw(logits, number, 1.0, 0, top_p))(numbers)
+    token, _, _ = jax.vmap(lambda number: draw(logits, number, Sampling(1.0, 0, top_p)))(numbers)
     np.testing.assert_array_equal(token, np.searchsorted(mass, numbers, side="right"))
 
 
 def test_the_first_of_equally_likely_tokens_is_taken():
     logits = jnp.zeros(300).at[jnp.array([7, 280])].set(2.0)
-    assert int(draw(logits, jax.random.key(0), 0.0)[0]) == 7
-    assert int(draw(jnp.zeros(300), jax.random.key(0), 0.0)[0]) == 0
+    assert int(draw(logits, jax.random.key(0), Sampling(0.0))[0]) == 7
+    assert int(draw(jnp.zeros(300), jax.random.key(0), Sampling(0.0))[0]) == 0
 
 
 def test_temperature_zero_takes_the_most_likely_token_and_is_a_point_mass():
     logits = jnp.stack([jnp.asarray(logits_of(seed, 1.0)) for seed in range(5)])
     keys = jax.random.split(jax.random.key(0), 5)
     for temperature in (0.0, jnp.float32(0.0)):
-        token, logprob, entropy = jax.vmap(lambda x, k, t=temperature: draw(x, k, t))(logits, keys)
+        token, logprob, entropy = jax.vmap(lambda x, k, t=temperature: draw(x, k, Sampling(t)))(
+            logits, keys
+        )
         np.testing.assert_array_equal(token, jnp.argmax(logits, axis=-1))
         assert not np.any(logprob) and not np.any(entropy)
 
@@ -160,14 +167,14 @@ def test_a_token_of_probability_zero_never_comes_even_by_rounding(monkeypatch):
     risen = []
     for seed in range(20):
         logits = jnp.asarray(logits_of(seed, 3.0, size=1024))
-        prob = np.exp(sampling_logprobs(logits, top_k=30))
+        prob = np.exp(sampling_logprobs(logits, Sampling(top_k=30)))
         mass = np.asarray(jnp.cumsum(prob))
         before = np.concatenate([[0.0], np.maximum.accumulate(mass)[:-1]])
         risen += [(logits, before[v]) for v in np.flatnonzero((prob == 0) & (mass > before))]
         risen.append((logits, np.nextafter(np.float32(1), np.float32(0))))
     for logits, number in risen[:30]:
         monkeypatch.setattr(sampling.jax.random, "uniform", lambda key, x=number: jnp.float32(x))
-        token, logprob, _ = draw(logits, jax.random.key(0), top_k=30)
+        token, logprob, _ = draw(logits, jax.random.key(0), Sampling(top_k=30))
         assert np.isfinite(logprob) and logits[token] >= jax.lax.top_k(logits, 30)[0][-1]
 
 
@@ -204,7 +211,7 @@ def converse(model):
         keys = jax.vmap(trajectory_key, in_axes=(None, 0, 0))(jax.random.key(9), task_B, sample_B)
         turn = functools.partial(
             generate, policy, params, active_B=jnp.ones(rows, bool), max_tokens=ACTION,
-            stop_ids=(STOP,), temperature=temperature, top_k=top_k, top_p=top_p,
+            stop_ids=(STOP,), sampling=Sampling(temperature, top_k, top_p),
         )  # fmt: skip
         step = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         prompt, length = jax.vmap(prompt_of)(task_B)
@@ -319,7 +326,7 @@ def test_a_truncated_distribution_is_what_is_recorded(model, converse):
     hidden, _ = jax.jit(policy.apply)(
         params, batch.tokens_NT, batch.positions_NT, batch.segment_ids_NT
     )
-    logprob = sampling_logprobs(policy.unembed(params, hidden[:, :-1]), 1.0, 0, 0.6)
+    logprob = sampling_logprobs(policy.unembed(params, hidden[:, :-1]), Sampling(top_p=0.6))
     chosen = jnp.take_along_axis(logprob, jnp.asarray(batch.tokens_NT)[:, 1:, None], axis=2)[..., 0]
     sampled = batch.step_ids_NT[:, 1:] >= 0
     np.testing.assert_allclose(

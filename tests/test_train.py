@@ -280,8 +280,8 @@ def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
 ):
     """The rewards of iteration 3 are NaN: what is saved is what iteration 2 left."""
 
-    def play(params, key, task_N, sample_N, split="train", **sampling):
-        batch = session.player.play(params, key, task_N, sample_N, split, **sampling)
+    def play(params, key, task_N, sample_N, sampling, split="train"):
+        batch = session.player.play(params, key, task_N, sample_N, sampling, split)
         if split == "train" and task_N[0] == 2 * session.config.rollout.batch_size:
             batch = dataclasses.replace(batch, reward_NS=batch.reward_NS * jnp.nan)
         return batch

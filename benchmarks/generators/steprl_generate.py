@@ -15,7 +15,7 @@ import numpy as np
 from rounds import WAYS, serve
 
 from steprl.models import DecoderConfig, load_pretrained, make_policy, read_config
-from steprl.sampling import generate
+from steprl.sampling import Sampling, generate
 
 
 def load(model: str, dtype: str):
@@ -38,8 +38,8 @@ def main() -> None:
         rows, width = prompts.shape
         return generate(
             policy, params, cache, prompts, jnp.full(rows, width), jnp.zeros(rows, jnp.int32),
-            keys, jnp.ones(rows, bool), max_tokens=new, stop_ids=(), temperature=temperature,
-            top_p=top_p,
+            keys, jnp.ones(rows, bool), max_tokens=new, stop_ids=(),
+            sampling=Sampling(temperature, top_p=top_p),
         )  # fmt: skip
 
     def answer(prompts: list[list[int]], new: int, way: str, length: int):

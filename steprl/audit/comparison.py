@@ -24,6 +24,7 @@ from steprl.evaluation import PANEL_KEY
 from steprl.metrics import correlation, correlation_interval
 from steprl.rollout import attempts as rows_of
 from steprl.rollout import with_anchors
+from steprl.sampling import sampling_of
 from steprl.session import Session
 from steprl.types import Params, Trajectory
 
@@ -120,9 +121,7 @@ def run_audit(
         raise ValueError(f"env.name={session.config.env.name}: its rollouts cannot branch")
     tasks = min(tasks, player.sizes.get(split, tasks))
     rollout = session.config.rollout
-    how: dict[str, Any] = dict(
-        split=split, temperature=rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p
-    )
+    how: dict[str, Any] = dict(sampling=sampling_of(rollout), split=split)
     # Whole groups at a time, and as many rows as the mesh can share out.
     unit = mesh.size // math.gcd(mesh.size, attempts)
     together = max(1, min(rollout.batch_size * rollout.n, tasks * attempts) // (attempts * unit))

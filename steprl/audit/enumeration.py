@@ -16,7 +16,7 @@ import numpy as np
 from steprl.config import Config
 from steprl.envs.multihop import Multihop
 from steprl.envs.multihop.language import ANSWER, END_ID, FIRST_ENTITY
-from steprl.sampling import prefill, sampling_logprobs
+from steprl.sampling import Sampling, prefill, sampling_logprobs, sampling_of
 from steprl.types import Params, Policy, Trajectory
 
 _ROWS = 256  # contexts that are read at the same time
@@ -102,7 +102,7 @@ class _Game:
     def __init__(self, policy: Policy, config: Config, heldout: bool, task: int):
         self.env = Multihop(config.env.multihop, heldout)
         self.gamma, self.policy = config.algorithm.gamma, policy
-        self.read, self.step = _compiled(policy, self.env, _sampling(config))
+        self.read, self.step = _compiled(policy, self.env, sampling_of(config.rollout))
         # No search fails, so the key decides nothing; an array of numbers can be kept on the host.
         state, prompt = self.env.reset(task, jax.random.PRNGKey(0))
         self.state = jax.tree.map(np.asarray, jax.device_get(state))
@@ -112,20 +112,15 @@ class _Game:
         self.answer = np.array([ANSWER, right, END_ID])
 
 
-def _sampling(config: Config) -> tuple[float, int, float]:
-    rollout = config.rollout
-    return rollout.temperature, rollout.top_k, rollout.top_p
-
-
 @functools.lru_cache(maxsize=4)
-def _compiled(policy: Policy, env: Multihop, sampling: tuple[float, int, float]) -> Any:
+def _compiled(policy: Policy, env: Multihop, sampling: Sampling) -> Any:
     """Reading a few tokens behind a context, and one step of the environment, in rows."""
 
     @jax.jit
     def read(params, cache, tokens_BC, length_B, start_B):  # type: ignore[no-untyped-def]
         active_B = jnp.ones(length_B.shape, bool)
         hidden_BD, cache = prefill(policy, params, cache, tokens_BC, length_B, start_B, active_B)
-        return jnp.exp(sampling_logprobs(policy.unembed(params, hidden_BD), *sampling)), cache
+        return jnp.exp(sampling_logprobs(policy.unembed(params, hidden_BD), sampling)), cache
 
     return read, jax.jit(jax.vmap(env.step))
 

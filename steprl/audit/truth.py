@@ -89,7 +89,7 @@ def continue_all(
         first_sample: the random streams are named by numbers from here on, each used once.
         gamma: discount a step.
         watch: told which share is done.
-        how: split, temperature, top_k, top_p.
+        how: sampling, split.
 
     Returns:
         The truth, and what the continuations cost.

@@ -37,17 +37,18 @@ class _Talk(NamedTuple):
     options: argparse.Namespace
     console: Console
 
-    def sampling(self, prompt: Sequence[int], turn: int) -> Any:
+    def settings(self, prompt: Sequence[int], turn: int) -> Any:
         """How to draw the reply of a turn; None if the context is full."""
-        from steprl.serving import Sampling
+        from steprl.sampling import Sampling
+        from steprl.serving import ReplySettings
 
         room = self.served.engine.context_length - len(prompt)
         if room < 1:
             return None
         options = self.options
-        return Sampling(
+        return ReplySettings(
             max_tokens=min(options.max_tokens, room),
-            temperature=options.temperature,
+            sampling=Sampling(options.temperature),
             stop_ids=self.served.stop_ids,
             seed=options.seed,
             choice=turn,
@@ -59,7 +60,7 @@ class _Talk(NamedTuple):
 
         ids: list[int] = []
         text, stopped = "", False
-        pieces = self.served.engine.reply(prompt, self.sampling(prompt, turn))
+        pieces = self.served.engine.reply(prompt, self.settings(prompt, turn))
         try:
             for delta in read_text(pieces, self.served.decode):
                 ids += delta.piece.ids
@@ -143,7 +144,7 @@ def _converse(talk: _Talk) -> None:
             asked = [*messages, {"role": "user", "content": line}]
             first = [{"role": "system", "content": system}] if system else []
             prompt = talk.served.conversation.encode([*first, *asked], [])
-            if talk.sampling(prompt, turn) is None:
+            if talk.settings(prompt, turn) is None:
                 talk.console.print(
                     f"[red]The context of {talk.served.engine.context_length} tokens is full: "
                     "/reset.[/]"
@@ -164,7 +165,7 @@ def _research(talk: _Talk, opened: Any) -> None:
 
     def reply(prompt: Sequence[int]) -> list[int]:
         nonlocal turn
-        if talk.sampling(prompt, turn) is None:
+        if talk.settings(prompt, turn) is None:
             raise ValueError(
                 f"--context: the prompt has {len(prompt)} tokens, and all of them are "
                 f"{talk.served.engine.context_length}"

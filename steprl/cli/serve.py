@@ -81,11 +81,12 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
 
 def warm_up(engine: Any) -> float:
     """Compiles what most requests need, and says how long that took."""
-    from steprl.serving import Sampling
+    from steprl.sampling import Sampling
+    from steprl.serving import ReplySettings
 
     begun = time.perf_counter()
     length = min(18, engine.context_length - 1)
-    for _ in engine.reply([0] * length, Sampling(1, 0.0)):
+    for _ in engine.reply([0] * length, ReplySettings(1, Sampling(0.0))):
         pass
     engine.forget()
     return time.perf_counter() - begun

@@ -28,6 +28,7 @@ from steprl.optimizer import combine, make_optimizer, make_sft_optimizer, split_
 from steprl.rollout import demonstrations, rollout, summary
 from steprl.rollout.branching import begin_anew
 from steprl.rollout.device_growth import GrownBatch, grow_branpo, grow_by_score, grow_plain
+from steprl.sampling import Sampling, sampling_of
 from steprl.sft import make_sft_update
 from steprl.types import Params, Policy, StepBatch
 from steprl.update import Metrics, TrainState, initial_state, make_update, with_branches
@@ -167,7 +168,9 @@ def make_program(
     ) -> jax.Array:
         task_N = jnp.arange(attempts, dtype=jnp.int32)
         env = make_game(config.env, heldout=True, row=game)
-        batch = rollout(policy, env, params, key, task_N, jnp.zeros_like(task_N), temperature)
+        batch = rollout(
+            policy, env, params, key, task_N, jnp.zeros_like(task_N), Sampling(temperature)
+        )
         return batch.success_N
 
     return Program(policy, _make_warm_start(config, policy, game), begin, iterate, evaluate)
@@ -272,27 +275,27 @@ def _make_grow(
 ) -> Callable[..., GrownBatch]:
     """The rollouts of the configured method."""
     env, name = make_game(config.env, row=game), config.algorithm.name
-    temperature, branch = config.rollout.temperature, config.algorithm.branch
+    sampling, branch = sampling_of(config.rollout), config.algorithm.branch
 
     def grow(
         state: TrainState, key: jax.Array, task_N: jax.Array, sample_N: jax.Array, own: Config
     ) -> GrownBatch:
-        rows = (policy, env, state.params, key, task_N, sample_N)
+        rows = (policy, env, state.params, key, task_N, sample_N, sampling)
         if name == "branpo":
-            return grow_branpo(*rows, own.rollout.n, branch, temperature)
+            return grow_branpo(*rows, own.rollout.n, branch)
         if name not in ("appo", "arpo"):
-            return grow_plain(*rows, "anchors" in method.needs, temperature)
+            return grow_plain(*rows, "anchors" in method.needs)
 
         def log_ratio(batch: StepBatch) -> jax.Array:
             _, frozen = split_trainable(state.params, own.model.freeze)
             before = combine(state.previous, frozen)
-            found = score(policy, before, batch, temperature, own.model.logprob_chunk)
+            found = score(policy, before, batch, sampling.temperature, own.model.logprob_chunk)
             return batch.logprob_NT - found.logprob_NT
 
         told = None if state.previous is None else log_ratio
         gamma = own.algorithm.gamma
         worded = jnp.asarray(worded_V)
-        return grow_by_score(*rows, own.rollout.n, branch, name, worded, gamma, told, temperature)
+        return grow_by_score(*rows, own.rollout.n, branch, name, worded, gamma, told)
 
     return grow
 

@@ -8,7 +8,7 @@ the attempts at a task on branches from the tokens that score highest.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from steprl.ops import (
 )
 from steprl.rollout.rollouts import BranchPoint, Rollouts, Usage
 from steprl.rollout.text_player import Player
+from steprl.sampling import Sampling
 from steprl.sharding import shard_rows
 from steprl.types import Branches, Params, StepBatch, Trajectory
 
@@ -87,8 +88,8 @@ def grow_branpo(
     key: jax.Array,
     task_N: np.ndarray,
     sample_N: np.ndarray,
+    sampling: Sampling,
     settings: BranchConfig,
-    **how: Any,
 ) -> Grown:
     """Every rollout, and the continuation that contrasts with its ending where one was found.
 
@@ -100,10 +101,10 @@ def grow_branpo(
     Args:
         task_N, sample_N: attempts, all of a task one after the other.
         settings: `threshold` says which return is correct.
-        how: temperature, top_k, top_p.
+        sampling: of all that is sampled.
     """
     assert player.explore is not None and player.branch is not None
-    first: Rollouts = player.explore(params, key, task_N, sample_N, **how)
+    first: Rollouts = player.explore(params, key, task_N, sample_N, sampling)
     originals, count = first.trajectories, len(first.trajectories)
     reward_N = np.array([one.total_reward for one in originals], np.float32)
     steps_N = np.array([len(one.steps) for one in originals])
@@ -131,7 +132,7 @@ def grow_branpo(
                 )
                 for row in open_rows
             ]  # fmt: skip
-            new = player.branch(params, key, first, points, **how)
+            new = player.branch(params, key, first, points, sampling)
             usage, played = _add(usage, new.usage), played + len(points)
             for row, one in zip(open_rows, new.trajectories, strict=True):
                 preference = _contrast(originals[row], one, accuracy_N[row], settings.threshold)
@@ -199,12 +200,12 @@ def grow_by_score(
     key: jax.Array,
     task_N: np.ndarray,
     sample_N: np.ndarray,
+    sampling: Sampling,
     settings: BranchConfig,
     method: str,
     worded_V: np.ndarray,
     gamma: float,
     log_ratio: LogRatio | None,
-    **how: Any,
 ) -> Grown:
     """Some attempts at each task from its beginning, the others branched off from these.
 
@@ -216,7 +217,7 @@ def grow_by_score(
         worded_V: tokens whose text is not blank, from `ops.worded_tokens`.
         gamma: discount a token of the future value.
         log_ratio: for the future value of APPO; None scores by entropy alone.
-        how: temperature, top_k, top_p.
+        sampling: of all that is sampled.
 
     Raises:
         ValueError: `settings.initial` leaves no attempt for branches.
@@ -227,7 +228,7 @@ def grow_by_score(
     initial = begin_anew(settings, n)
     begin = np.asarray(sample_N).reshape(tasks, n)[:, :initial]
     attempt_N = np.asarray(task_N).reshape(tasks, n)[:, :initial]
-    first: Rollouts = player.explore(params, key, attempt_N.ravel(), begin.ravel(), **how)
+    first: Rollouts = player.explore(params, key, attempt_N.ravel(), begin.ravel(), sampling)
     batch = player.collate(first.trajectories)
     ratio_NT = None
     if log_ratio is not None and method == "appo":
@@ -254,7 +255,7 @@ def grow_by_score(
             sample = int(np.asarray(sample_N).reshape(tasks, n)[task, initial + number])
             points.append(BranchPoint(origin, step, taken, sample))
             scores.append(float(chosen.score_b[task, number]))
-    new = player.branch(params, key, first, points, **how)
+    new = player.branch(params, key, first, points, sampling)
     descents = [[Descent(place) for place in range(len(group))] for group in groups]
     for point, score, one in zip(points, scores, new.trajectories, strict=True):
         task, row = divmod(point.origin, initial)

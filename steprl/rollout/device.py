@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from steprl.sampling import STOPPED, generate, trajectory_key
+from steprl.sampling import STOPPED, Sampling, generate, trajectory_key
 from steprl.types import Params, Policy, StepBatch
 
 
@@ -66,21 +66,17 @@ def rollout(
     key: jax.Array,
     task_N: jax.Array,
     sample_N: jax.Array,
-    temperature: float | jax.Array = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    sampling: Sampling = Sampling(),
 ) -> StepBatch:
     """One episode a row, sampled from the policy.
 
     Args:
         key: of the run; each token draws from fold_in(task, sample, step, token) of it.
         task_N, sample_N: which task, and which attempt at it, each row plays.
-        temperature: may be traced, 0 is greedy.
-        top_k, top_p: see `sampling_logprobs`; where they truncate, the batch holds the sets of
+        sampling: its temperature may be traced; where it truncates, the batch holds the sets of
             tokens that could be sampled.
     """
-    how = (temperature, top_k, top_p)
-    return remembered_rollout(policy, env, params, key, task_N, sample_N, *how)[0]
+    return remembered_rollout(policy, env, params, key, task_N, sample_N, sampling)[0]
 
 
 def remembered_rollout(
@@ -90,9 +86,7 @@ def remembered_rollout(
     key: jax.Array,
     task_N: jax.Array,
     sample_N: jax.Array,
-    temperature: float | jax.Array = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    sampling: Sampling = Sampling(),
 ) -> tuple[StepBatch, DeviceMemory]:
     """`rollout`, with a memory to branch from (`steprl.rollout.device_branches`)."""
     length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
@@ -116,7 +110,7 @@ def remembered_rollout(
             policy, params, cache, chunk_NC, chunk_length_N, start_N,
             jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_N, turn), alive_N,
             max_tokens=env.action_width, stop_ids=env.stop_ids,
-            temperature=temperature, top_k=top_k, top_p=top_p,
+            sampling=sampling,
         )  # fmt: skip
         return (
             out.tokens_BA,

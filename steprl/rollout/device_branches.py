@@ -10,7 +10,7 @@ import numpy as np
 from steprl.models.tokenizer import detokenize
 from steprl.rollout.device import DeviceEnv, DeviceMemory, Turn, answer, next_chunk
 from steprl.rollout.rollouts import BranchPoint, Usage
-from steprl.sampling import generate, trajectory_key
+from steprl.sampling import Sampling, generate, trajectory_key
 from steprl.types import STOP_REASONS, Params, Policy, Step, Trajectory
 
 
@@ -70,9 +70,7 @@ def branch(
     key: jax.Array,
     memory: DeviceMemory,
     begin: Starts,
-    temperature: float | jax.Array = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    sampling: Sampling = Sampling(),
 ) -> Turn:
     """Plays on from each start; runs under `jit`.
 
@@ -93,8 +91,8 @@ def branch(
         out = generate(
             policy, params, cache, chunk_KC, chunk_length_K, place_K,
             jax.vmap(jax.random.fold_in)(keys_K, number_K), alive_K,
-            max_tokens=env.action_width, stop_ids=env.stop_ids, temperature=temperature,
-            top_k=top_k, top_p=top_p, taken_B=taken_K,
+            max_tokens=env.action_width, stop_ids=env.stop_ids, sampling=sampling,
+            taken_B=taken_K,
         )  # fmt: skip
         new_KA = index_A >= taken_K[:, None]
 

@@ -23,6 +23,7 @@ from steprl.rollout.device import (
     rollout,
 )
 from steprl.rollout.device_branches import Starts, branch
+from steprl.sampling import Sampling
 from steprl.types import Branches, Params, Policy, StepBatch
 
 
@@ -45,14 +46,14 @@ class _Cut(NamedTuple):
 
 def grow_plain(
     policy: Policy, env: DeviceEnv, params: Params, key: jax.Array, task_N: jax.Array,
-    sample_N: jax.Array, anchors: bool = False, temperature: float | jax.Array = 1.0,
+    sample_N: jax.Array, sampling: Sampling, anchors: bool = False,
 ) -> GrownBatch:  # fmt: skip
     """Rollouts without branches.
 
     Args:
         anchors: say which steps saw the same.
     """
-    batch = rollout(policy, env, params, key, task_N, sample_N, temperature)
+    batch = rollout(policy, env, params, key, task_N, sample_N, sampling)
     if anchors:
         batch = dataclasses.replace(batch, anchor_NS=_anchors(env, batch))
     return GrownBatch(batch, _sampled(batch), jnp.zeros((), jnp.int32))
@@ -60,9 +61,9 @@ def grow_plain(
 
 def grow_by_score(
     policy: Policy, env: DeviceEnv, params: Params, key: jax.Array, task_N: jax.Array,
-    sample_N: jax.Array, attempts: int, settings: BranchConfig, method: str, worded_V: jax.Array,
-    gamma: float | jax.Array, log_ratio: Callable[[StepBatch], jax.Array] | None,
-    temperature: float | jax.Array = 1.0,
+    sample_N: jax.Array, sampling: Sampling, attempts: int, settings: BranchConfig,
+    method: str, worded_V: jax.Array, gamma: float | jax.Array,
+    log_ratio: Callable[[StepBatch], jax.Array] | None,
 ) -> GrownBatch:  # fmt: skip
     """As `branching.grow_by_score`: APPO and ARPO.
 
@@ -77,7 +78,7 @@ def grow_by_score(
     part = lambda x: x.reshape(tasks, attempts)  # noqa: E731
     first_N, new_K = part(sample_N)[:, :initial].ravel(), part(sample_N)[:, initial:].ravel()
     first_task_N = part(task_N)[:, :initial].ravel()
-    begun, memory = remembered_rollout(policy, env, params, key, first_task_N, first_N, temperature)
+    begun, memory = remembered_rollout(policy, env, params, key, first_task_N, first_N, sampling)
     told = _packed(begun)
     ratio_NT = None if log_ratio is None or method == "arpo" else log_ratio(told)
     chosen = select_places(
@@ -88,7 +89,7 @@ def grow_by_score(
     task = jnp.repeat(jnp.arange(tasks, dtype=jnp.int32), attempts - initial)
     origin_K = task * initial + jnp.maximum(row_K, 0)
     cut = _cut_at(told, origin_K, jnp.maximum(token_K, 0), row_K >= 0, method == "appo")
-    new = _play(policy, env, params, key, memory, begun, cut, new_K, temperature)
+    new = _play(policy, env, params, key, memory, begun, cut, new_K, sampling)
     batch = _packed(_both(begun, _rows(env, begun, memory, new, cut, new_K)))
     rows = first_N.shape[0]
     branches = _descent(batch, cut, rows)._replace(
@@ -103,15 +104,14 @@ def grow_by_score(
 
 def grow_branpo(
     policy: Policy, env: DeviceEnv, params: Params, key: jax.Array, task_N: jax.Array,
-    sample_N: jax.Array, attempts: int, settings: BranchConfig,
-    temperature: float | jax.Array = 1.0,
+    sample_N: jax.Array, sampling: Sampling, attempts: int, settings: BranchConfig,
 ) -> GrownBatch:  # fmt: skip
     """As `branching.grow_branpo`: the contrast of each rollout, or an empty row.
 
     Args:
         attempts: at each task, one after the other in task_N and sample_N.
     """
-    begun, memory = remembered_rollout(policy, env, params, key, task_N, sample_N, temperature)
+    begun, memory = remembered_rollout(policy, env, params, key, task_N, sample_N, sampling)
     rows, threshold = task_N.shape[0], settings.threshold
     reward_N = jnp.sum(begun.reward_NS, axis=1)
     steps_N = jnp.sum(begun.mask_NS, axis=1, dtype=jnp.int32)
@@ -154,7 +154,7 @@ def grow_branpo(
         there_N = open_rows(wave.number, wave.found_N)
         cut = _Cut(jnp.arange(rows), wave.split_N, jnp.zeros_like(steps_N), there_N)
         sample_K = stride * (1 + wave.number) + sample_N
-        new = _play(policy, env, params, key, memory, begun, cut, sample_K, temperature)
+        new = _play(policy, env, params, key, memory, begun, cut, sample_K, sampling)
         whole = _spliced(env, memory.turns, new, cut)
         new_reward_N = jnp.sum(whole.reward, axis=0)
         new_steps_N = jnp.sum(whole.alive, axis=0)
@@ -246,7 +246,7 @@ def _taken(env: DeviceEnv, cut: _Cut) -> jax.Array:
 
 def _play(
     policy: Policy, env: DeviceEnv, params: Params, key: jax.Array, memory: DeviceMemory,
-    batch: StepBatch, cut: _Cut, sample_K: jax.Array, temperature: float | jax.Array,
+    batch: StepBatch, cut: _Cut, sample_K: jax.Array, sampling: Sampling,
 ) -> Turn:  # fmt: skip
     block = env.action_width + env.observation_width
     step_K = jnp.clip(cut.step_K, 0, env.max_steps - 1)
@@ -263,7 +263,7 @@ def _play(
         cut.there_K, cut.origin_K, step_K, batch.task_N[cut.origin_K], sample_K, pick(tokens_KT),
         pick(batch.positions_NT[cut.origin_K]), begun_KA, cut.taken_K,
     )  # fmt: skip
-    return branch(policy, env, params, key, memory, begin, temperature)
+    return branch(policy, env, params, key, memory, begin, sampling)
 
 
 # --- Rows of branches -----------------------------------------------------------------------------

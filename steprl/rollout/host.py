@@ -6,6 +6,7 @@ is lent to another job, and the row of the cache comes back with the answer. Wha
 from (task, sample, step, token) and the row's own tokens alone, whoever shares the turn.
 """
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from steprl.rollout.episode import (
 from steprl.rollout.rollouts import BranchPoint, Rollouts, Usage
 from steprl.rollout.slots import BLOCK, copy_rows, device_functions, read_chunks, read_new
 from steprl.rollout.workers import EnvWorkers, Fault
-from steprl.sampling import Generation
+from steprl.sampling import Generation, Sampling
 from steprl.types import STOP_REASONS, Params, Policy, Trajectory
 
 _PATIENCE = 0.1  # of the time of a turn, spent waiting for more environments to answer
@@ -94,32 +95,31 @@ class HostPlayer:
 
     def play(
         self, env: Env, params: Params, key: jax.Array, tasks: Sequence[int], samples: Sequence[int],
-        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+        sampling: Sampling = Sampling(),
     ) -> list[Trajectory]:  # fmt: skip
         """One trajectory a row, in the order of `tasks`.
 
         Raises:
             ValueError: a first observation is empty, or does not fit into the context.
         """
-        how = (temperature, top_k, top_p)
-        return self.explore(env, params, key, tasks, samples, *how, remember=False).trajectories
+        return self.explore(env, params, key, tasks, samples, sampling, remember=False).trajectories
 
     def explore(
         self, env: Env, params: Params, key: jax.Array, tasks: Sequence[int], samples: Sequence[int],
-        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, remember: bool = True,
+        sampling: Sampling = Sampling(), remember: bool = True,
     ) -> Rollouts:  # fmt: skip
         """As `play`, with what it cost, and a memory to branch from unless `remember` is False."""
         jobs = [Job(task, sample) for task, sample in zip(tasks, samples, strict=True)]
         slots = min(self.slots or len(jobs), len(jobs))
         keep = self._device.init_cache(len(jobs)) if remember and slots < len(jobs) else None
-        run = _Run(self, env, params, key, slots, (temperature, top_k, top_p), None, keep)
+        run = _Run(self, env, params, key, slots, sampling, None, keep)
         episodes, cache = run.all(jobs, keep_slots=remember)
         memory = Memory(cache, tuple(episodes)) if remember else None
         return Rollouts([record(env, one) for one in episodes], run.usage, memory)
 
     def branch(
         self, env: Env, params: Params, key: jax.Array, rollouts: Rollouts,
-        points: Sequence[BranchPoint], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+        points: Sequence[BranchPoint], sampling: Sampling = Sampling(),
     ) -> Rollouts:  # fmt: skip
         """One trajectory for each point, which goes on from a step of a trajectory of `rollouts`.
 
@@ -144,8 +144,7 @@ class HostPlayer:
         # One of two widths, so that few branches do not pay for many slots.
         most = self.slots or len(memory.episodes)
         slots = next(size for size in (-(-most // 8), most) if len(jobs) <= size or size == most)
-        how = (temperature, top_k, top_p)
-        run = _Run(self, env, params, key, slots, how, memory.cache, None)
+        run = _Run(self, env, params, key, slots, sampling, memory.cache, None)
         episodes, _ = run.all(jobs, keep_slots=False)
         return Rollouts([record(env, one) for one in episodes], run.usage)
 
@@ -164,9 +163,12 @@ class _Run:
 
     def __init__(
         self, player: HostPlayer, env: Env, params: Params, key: jax.Array, slots: int,
-        how: tuple[float, int, float], source: Any, kept: Any,
+        sampling: Sampling, source: Any, kept: Any,
     ):  # fmt: skip
-        self.player, self.env, self.key, self.how = player, env, key, how
+        self.player, self.env, self.key = player, env, key
+        # An array, so that all temperatures are one program.
+        temperature = np.float32(sampling.temperature)
+        self.sampling = dataclasses.replace(sampling, temperature=temperature)
         self.device = player._device
         self.params = self.device.prepare(params)
         self.source, self.kept = source, kept
@@ -290,10 +292,9 @@ class _Run:
             step_B[slot], taken_B[slot] = len(episode.steps), len(episode.begun.ids)
             next_B[slot], active_B[slot] = len(episode.ids), True
         self._read(chunks, contexts, starts)
-        temperature, top_k, top_p = self.how
         out = self.device.act(
             self.params, self.cache, self.hidden, next_B, self.key, task_B, sample_B, step_B,
-            taken_B, active_B, np.float32(temperature), top_k=top_k, top_p=top_p,
+            taken_B, active_B, self.sampling,
         )  # fmt: skip
         self.cache = out.cache
         result = jax.device_get(out._replace(cache=None))

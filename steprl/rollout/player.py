@@ -25,6 +25,7 @@ from steprl.rollout.rollouts import BranchPoint, Rollouts
 from steprl.rollout.scripted import scripted
 from steprl.rollout.text_player import Player, text_player
 from steprl.rollout.trees import collate_trees
+from steprl.sampling import Sampling
 from steprl.sharding import shard_rows
 from steprl.types import STOP_REASONS, Params, Policy, StepBatch, Trajectory
 
@@ -81,20 +82,20 @@ def _game_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> 
             "model.path, or take another environment, such as wiki_search"
         )
 
-    @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
-    def compiled(params, key, task, sample, heldout, temperature, top_k, top_p):  # type: ignore[no-untyped-def]
+    @jax.jit
+    def compiled(params, key, task, sample, heldout, sampling):  # type: ignore[no-untyped-def]
         env = make_game(config.env, heldout)
-        return rollout(policy, env, params, key, task, sample, temperature, top_k, top_p)
+        return rollout(policy, env, params, key, task, sample, sampling)
 
-    @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
-    def compiled_exploration(params, key, task, sample, heldout, temperature, top_k, top_p):  # type: ignore[no-untyped-def]
+    @jax.jit
+    def compiled_exploration(params, key, task, sample, heldout, sampling):  # type: ignore[no-untyped-def]
         env = make_game(config.env, heldout)
-        return remembered_rollout(policy, env, params, key, task, sample, temperature, top_k, top_p)
+        return remembered_rollout(policy, env, params, key, task, sample, sampling)
 
-    @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
-    def compiled_branches(params, key, memory, begin, heldout, temperature, top_k, top_p):  # type: ignore[no-untyped-def]
+    @jax.jit
+    def compiled_branches(params, key, memory, begin, heldout, sampling):  # type: ignore[no-untyped-def]
         env = make_game(config.env, heldout)
-        return branch(policy, env, params, key, memory, begin, temperature, top_k, top_p)
+        return branch(policy, env, params, key, memory, begin, sampling)
 
     @jax.jit
     def compiled_demonstrations(key: jax.Array, task: jax.Array) -> StepBatch:
@@ -102,41 +103,33 @@ def _game_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> 
         return demonstrations(env, player_of(config.env), key, task)
 
     def play(
-        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = "train",
-        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray,
+        sampling: Sampling = Sampling(), split: str = "train",
     ) -> StepBatch:  # fmt: skip
         task, sample = shard_rows(
             (np.asarray(task_N, np.int32), np.asarray(sample_N, np.int32)), mesh
         )
         heldout = np.bool_(split != "train")
-        return compiled(params, key, task, sample, heldout, np.float32(temperature), top_k, top_p)
+        return compiled(params, key, task, sample, heldout, _traced(sampling))
 
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
         return compiled_demonstrations(key, shard_rows(np.asarray(task_N, np.int32), mesh))
 
     def explore(
-        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = "train",
-        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, remember: bool = True,
+        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray,
+        sampling: Sampling = Sampling(), split: str = "train", remember: bool = True,
     ) -> Rollouts:  # fmt: skip
         task, sample = shard_rows(
             (np.asarray(task_N, np.int32), np.asarray(sample_N, np.int32)), mesh
         )
-        batch, memory = compiled_exploration(
-            params,
-            key,
-            task,
-            sample,
-            np.bool_(split != "train"),
-            np.float32(temperature),
-            top_k,
-            top_p,
-        )
+        heldout = np.bool_(split != "train")
+        batch, memory = compiled_exploration(params, key, task, sample, heldout, _traced(sampling))
         found = trajectories(batch, tokenizer)
         return Rollouts(found, usage_of(found), memory if remember else None)
 
     def branches(
         params: Params, key: jax.Array, rollouts: Rollouts, points: Sequence[BranchPoint],
-        split: str = "train", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+        sampling: Sampling = Sampling(), split: str = "train",
     ) -> Rollouts:  # fmt: skip
         found: list[Trajectory] = []
         most = len(rollouts.trajectories)
@@ -148,7 +141,7 @@ def _game_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> 
             begin = starts(rollouts.trajectories, part, rows, env.action_width)
             turns = compiled_branches(
                 params, key, rollouts.memory, shard_rows(begin, mesh), np.bool_(split != "train"),
-                np.float32(temperature), top_k, top_p,
+                _traced(sampling),
             )  # fmt: skip
             found += branch_records(rollouts.trajectories, part, jax.device_get(turns), tokenizer)
         return Rollouts(found, usage_of(found, points))
@@ -169,6 +162,11 @@ def _game_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> 
         play, demonstrated, tokenizer, ("train", "heldout"), {}, explore, branches, batch_of,
         batch_of_groups, on_device=True,
     )  # fmt: skip
+
+
+def _traced(sampling: Sampling) -> Sampling:
+    """The temperature as an array, so that all temperatures are one program."""
+    return dataclasses.replace(sampling, temperature=np.float32(sampling.temperature))
 
 
 def _household_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steprl.sampling import Generation, decode, prefill, trajectory_key
+from steprl.sampling import Generation, Sampling, decode, prefill, trajectory_key
 from steprl.types import Params, Policy
 
 WIDE, NARROW = 256, 32
@@ -28,7 +28,7 @@ class Device(NamedTuple):
     hidden(params, rows) -> [B, D] zeros of the type of hidden states
     read(params, cache, hidden_BD, tokens_BC, length_B, start_B, active_B) -> (hidden_BD, cache)
     act(params, cache, hidden_BD, next_B, key, task_B, sample_B, step_B, taken_B, active_B,
-        temperature, top_k, top_p) -> Generation
+        sampling) -> Generation
     copy(destination, source, to_K, from_K) -> destination; rows out of range are dropped
     """
 
@@ -55,18 +55,18 @@ def device_functions(
         new_BD, cache = prefill(policy, params, cache, tokens_BC, length_B, start_B, active_B)
         return jnp.where(active_B[:, None], new_BD, hidden_BD), cache
 
-    @functools.partial(jax.jit, static_argnames=("top_k", "top_p"), donate_argnames="cache")
+    @functools.partial(jax.jit, donate_argnames="cache")
     def act(  # type: ignore[no-untyped-def]
         params, cache, hidden_BD, next_B, key, task_B, sample_B, step_B, taken_B, active_B,
-        temperature, top_k, top_p,
+        sampling: Sampling,
     ):  # fmt: skip
         of_row = lambda task, sample, step: jax.random.fold_in(  # noqa: E731
             trajectory_key(key, task, sample), step
         )
         return decode(
             policy, params, cache, hidden_BD, next_B, jax.vmap(of_row)(task_B, sample_B, step_B),
-            active_B, max_tokens=response_length, stop_ids=stop_ids, temperature=temperature,
-            top_k=top_k, top_p=top_p, pad_id=pad_id, taken_B=taken_B,
+            active_B, max_tokens=response_length, stop_ids=stop_ids, sampling=sampling,
+            pad_id=pad_id, taken_B=taken_B,
         )  # fmt: skip
 
     @functools.partial(jax.jit, donate_argnums=0)

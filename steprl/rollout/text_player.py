@@ -16,6 +16,7 @@ from steprl.rollout.host import HostPlayer
 from steprl.rollout.records import collate, pack
 from steprl.rollout.rollouts import BranchPoint, Rollouts
 from steprl.rollout.trees import collate_trees
+from steprl.sampling import Sampling
 from steprl.sharding import shard_rows
 from steprl.types import Params, Policy, Step, StepBatch, Trajectory
 
@@ -29,13 +30,13 @@ Demonstrate = Callable[[int, int], Trajectory]
 class Player(NamedTuple):
     """Functions of one environment.
 
-    play(params, key, task_N, sample_N, split=..., temperature=..., top_k=..., top_p=...) -> StepBatch
+    play(params, key, task_N, sample_N, sampling, split=...) -> StepBatch
     demonstrate(key, task_N) -> StepBatch of the warm start's demonstrator, on training tasks;
         None where there is no demonstrator
-    explore(params, key, task_N, sample_N, split=..., temperature=..., top_k=..., top_p=...,
-        remember=True) -> Rollouts; without `remember` it is `play` before its rows are collated
-    branch(params, key, rollouts, points, split=..., temperature=..., top_k=..., top_p=...)
-        -> Rollouts that go on from steps of those of `explore`
+    explore(params, key, task_N, sample_N, sampling, split=..., remember=True) -> Rollouts;
+        without `remember` it is `play` before its rows are collated
+    branch(params, key, rollouts, points, sampling, split=...) -> Rollouts that
+        continue from steps of those of `explore`
     collate(trajectories) -> StepBatch, a row each
     collate_groups(groups of trajectories, rows) -> StepBatch with a tree: so many rows a group, empty
         ones where it has fewer; what rows of a group share is computed once
@@ -91,18 +92,17 @@ def text_player(
     first, *others = envs
 
     def explore(
-        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray, split: str = first,
-        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, remember: bool = True,
+        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray,
+        sampling: Sampling = Sampling(), split: str = first, remember: bool = True,
     ) -> Rollouts:  # fmt: skip
         tasks, samples = [int(t) for t in task_N], [int(s) for s in sample_N]
-        how = (temperature, top_k, top_p, remember)
-        return host.explore(envs[split], params, key, tasks, samples, *how)
+        return host.explore(envs[split], params, key, tasks, samples, sampling, remember)
 
     def branch(
         params: Params, key: jax.Array, rollouts: Rollouts, points: Sequence[BranchPoint],
-        split: str = first, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+        sampling: Sampling = Sampling(), split: str = first,
     ) -> Rollouts:  # fmt: skip
-        return host.branch(envs[split], params, key, rollouts, points, temperature, top_k, top_p)
+        return host.branch(envs[split], params, key, rollouts, points, sampling)
 
     def batch_of(played: Sequence[Trajectory]) -> StepBatch:
         return shard_rows(collate(played, max_steps, lengths, response), mesh)

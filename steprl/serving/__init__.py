@@ -10,7 +10,7 @@ from steprl.serving.access import is_loopback
 from steprl.serving.answering import Served, serve_model
 from steprl.serving.app import make_app
 from steprl.serving.conversation import Conversation, conversation
-from steprl.serving.generation import Engine, Piece, Sampling
+from steprl.serving.generation import Engine, Piece, ReplySettings
 from steprl.serving.text import Delta, read_calls, read_text
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "Delta",
     "Engine",
     "Piece",
-    "Sampling",
+    "ReplySettings",
     "Served",
     "conversation",
     "is_loopback",

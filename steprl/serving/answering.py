@@ -4,8 +4,9 @@ import contextlib
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from steprl.sampling import sampling_of
 from steprl.serving.conversation import Conversation, conversation
-from steprl.serving.generation import Engine, Piece, Sampling
+from steprl.serving.generation import Engine, Piece, ReplySettings
 from steprl.serving.protocol import ApiError, Chat, Completion, Options
 from steprl.serving.responses import Head, choice, new_head, usage
 from steprl.serving.text import Delta, read_calls, read_text
@@ -19,7 +20,7 @@ class Replies(Protocol):
 
     context_length: int
 
-    def reply(self, prompt: list[int], sampling: Sampling) -> Generator[Piece, None, None]:
+    def reply(self, prompt: list[int], settings: ReplySettings) -> Generator[Piece, None, None]:
         """See `Engine.reply`."""
         ...
 
@@ -141,17 +142,15 @@ def replies(served: Served, work: Work) -> Generator[tuple[int, Delta], None, No
     index = 0
     for prompt, limit in zip(work.prompts, work.limits, strict=True):
         for number in range(options.n):
-            sampling = Sampling(
+            settings = ReplySettings(
                 max_tokens=limit,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
+                sampling=sampling_of(options),
                 stop_ids=served.stop_ids,
                 seed=options.seed,
                 choice=number,
                 top_logprobs=options.top_logprobs,
             )
-            with contextlib.closing(served.engine.reply(prompt, sampling)) as pieces:
+            with contextlib.closing(served.engine.reply(prompt, settings)) as pieces:
                 deltas = read_text(pieces, served.decode, options.stops)
                 for delta in read_calls(deltas) if work.tools else deltas:
                     yield index, delta

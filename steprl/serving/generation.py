@@ -13,20 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steprl.sampling import draw, keep_top_p
+from steprl.sampling import Sampling, draw, keep_top_p
 from steprl.types import STOP_REASONS, Params, Policy
 
 MAX_TOP_LOGPROBS = 20
 _RUNNING, _STOPPED, _LENGTH = STOP_REASONS[:3]
 
 
-class Sampling(NamedTuple):
+class ReplySettings(NamedTuple):
     """How one reply is drawn; none of it is compiled in."""
 
     max_tokens: int
-    temperature: float = 1.0  # 0 is greedy
-    top_k: int = 0  # 0 is all
-    top_p: float = 1.0
+    sampling: Sampling = Sampling()
     stop_ids: tuple[int, ...] = ()
     seed: int | None = None
     choice: int = 0  # number of the reply among several to one prompt
@@ -109,12 +107,12 @@ class Engine:
         """Drops the cache: the next prompt is read from its first token."""
         self._cache, self._held = None, []
 
-    def reply(self, prompt: Sequence[int], sampling: Sampling) -> Generator[Piece, None, None]:
+    def reply(self, prompt: Sequence[int], settings: ReplySettings) -> Generator[Piece, None, None]:
         """Samples a reply to a prompt; closing the iterator ends it, and the cache stays right.
 
         Args:
             prompt: token ids.
-            sampling: how to draw; token i of choice c uses `fold_in(fold_in(key(seed), c), i)`.
+            settings: how to draw; token i of choice c uses `fold_in(fold_in(key(seed), c), i)`.
 
         Returns:
             Pieces, the last of them with a reason. Pieces without tokens say that the prompt is read.
@@ -123,28 +121,28 @@ class Engine:
             ValueError: the prompt is empty, or does not fit into the context with `max_tokens`.
         """
         prompt = [int(one) for one in prompt]
-        if not prompt or sampling.max_tokens < 1:
+        if not prompt or settings.max_tokens < 1:
             raise ValueError(
-                f"a prompt of {len(prompt)} tokens, max_tokens={sampling.max_tokens}: both start at 1"
+                f"a prompt of {len(prompt)} tokens, max_tokens={settings.max_tokens}: both start at 1"
             )
-        if len(prompt) + sampling.max_tokens > self.context_length:
+        if len(prompt) + settings.max_tokens > self.context_length:
             raise ValueError(
-                f"a prompt of {len(prompt)} tokens and max_tokens={sampling.max_tokens} do not fit "
+                f"a prompt of {len(prompt)} tokens and max_tokens={settings.max_tokens} do not fit "
                 f"into the context of {self.context_length}"
             )
-        return self._reply(prompt, sampling)
+        return self._reply(prompt, settings)
 
-    def _reply(self, prompt: list[int], sampling: Sampling) -> Generator[Piece, None, None]:
+    def _reply(self, prompt: list[int], settings: ReplySettings) -> Generator[Piece, None, None]:
         try:
-            yield from self._pieces(prompt, sampling)
+            yield from self._pieces(prompt, settings)
         except GeneratorExit:
             raise  # between two pieces: cache and tokens belong together
         except BaseException:
             self.forget()  # the cache may have been donated
             raise
 
-    def _pieces(self, prompt: list[int], sampling: Sampling) -> Generator[Piece, None, None]:
-        if sampling.seed is not None and sampling.choice == 0:
+    def _pieces(self, prompt: list[int], settings: ReplySettings) -> Generator[Piece, None, None]:
+        if settings.seed is not None and settings.choice == 0:
             self.forget()
         # The last token of the prompt is left to the first step.
         position = min(_shared(self._held, prompt), len(prompt) - 1)
@@ -164,25 +162,26 @@ class Engine:
             yield Piece(cached=cached)
         self.prefilled += 1
 
-        seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
-        key = jax.random.fold_in(jax.random.key(seed), sampling.choice)
-        settings = (
+        seed = secrets.randbits(31) if settings.seed is None else settings.seed
+        key = jax.random.fold_in(jax.random.key(seed), settings.choice)
+        sampling = settings.sampling
+        traced = (
             np.float32(sampling.temperature),
             np.int32(sampling.top_k),
             np.float32(sampling.top_p),
-            np.bool_(sampling.top_logprobs > 0),
+            np.bool_(settings.top_logprobs > 0),
         )
         ids, waiting, token = list(prompt), Piece(cached=cached), np.int32(prompt[-1])
-        for index in range(sampling.max_tokens):
+        for index in range(settings.max_tokens):
             cache = self._fit(cache, len(ids))
             drawn, cache = self._step(
-                self._params, cache, token, np.int32(len(ids) - 1), key, np.int32(index), *settings
+                self._params, cache, token, np.int32(len(ids) - 1), key, np.int32(index), *traced
             )
             drawn = jax.device_get(drawn)
             token = drawn.token
-            waiting = _append(waiting, drawn, sampling.top_logprobs)
-            ended = waiting.ids[-1] in sampling.stop_ids
-            if ended or index + 1 == sampling.max_tokens:
+            waiting = _append(waiting, drawn, settings.top_logprobs)
+            ended = waiting.ids[-1] in settings.stop_ids
+            if ended or index + 1 == settings.max_tokens:
                 waiting = waiting._replace(reason=_STOPPED if ended else _LENGTH)
             self._cache, self._held = cache, list(ids)
             ids.append(waiting.ids[-1])
@@ -280,7 +279,7 @@ def _step(
     kept_V = jax.lax.cond(
         cut, truncate, lambda logits_V, *_: logits_V, logits_V, temperature, top_k, top_p
     )
-    chosen, logprob, _ = draw(kept_V, jax.random.fold_in(key, index), temperature)
+    chosen, logprob, _ = draw(kept_V, jax.random.fold_in(key, index), Sampling(temperature))
     count = min(MAX_TOP_LOGPROBS, own_V.shape[0])
     highest, ids = jax.lax.cond(
         top,

@@ -14,6 +14,7 @@ from steprl.rollout import BranchPoint, Rollouts, Usage, collate
 from steprl.rollout.branching import grow_branpo, grow_by_score, grown_batch
 from steprl.rollout.text_player import Player
 from steprl.rollout.trees import collate_trees
+from steprl.sampling import Sampling
 from steprl.sharding import make_mesh
 from steprl.types import Step, Trajectory
 
@@ -106,7 +107,7 @@ def test_branpo_runs_the_calls_of_the_difficulty_table_until_a_pair_is_found(tas
     }  # fmt: skip
     script = Scripted(originals, lambda *place: table[place], seed)
     task_N, sample_N = np.repeat(np.arange(len(tasks)), n), np.tile(np.arange(n), len(tasks))
-    grown = grow_branpo(script.player(), {}, KEY, task_N, sample_N, BranchConfig())
+    grown = grow_branpo(script.player(), {}, KEY, task_N, sample_N, Sampling(), BranchConfig())
 
     number = 0
     for row, original in enumerate(originals):
@@ -153,7 +154,9 @@ def test_a_batch_of_branpo_says_who_descends_from_whom():
     rewards = [1.0, 0.0, 1.0, 0.0]
     originals = [ended(0, k, 4, reward, rng) for k, reward in enumerate(rewards)]
     script = Scripted(originals, lambda row, split, k: (2, 1.0 - rewards[row], "stop_token"))
-    grown = grow_branpo(script.player(), {}, KEY, np.zeros(4, int), np.arange(4), BranchConfig())
+    grown = grow_branpo(
+        script.player(), {}, KEY, np.zeros(4, int), np.arange(4), Sampling(), BranchConfig()
+    )
     batch = jax.device_get(
         grown_batch(script.player(), grown, make_mesh(MeshConfig(), jax.devices()[:1]))
     )
@@ -190,7 +193,17 @@ def by_score(
     worded = np.ones(WORDS, bool) if worded is None else worded
     settings = BranchConfig(initial=initial, refill=refill)
     grown = grow_by_score(
-        script.player(), {}, KEY, task_N, sample_N, settings, method, worded, 1.0, log_ratio
+        script.player(),
+        {},
+        KEY,
+        task_N,
+        sample_N,
+        Sampling(),
+        settings,
+        method,
+        worded,
+        1.0,
+        log_ratio,
     )
     return script, grown, n, first
 

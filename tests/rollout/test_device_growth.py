@@ -19,6 +19,7 @@ from steprl.rollout.branching import grow_by_score as grow_by_score_on_host
 from steprl.rollout.branching import grown_batch
 from steprl.rollout.device_growth import grow_branpo, grow_by_score, grow_plain
 from steprl.rollout.player import make_player, phrases_of
+from steprl.sampling import Sampling
 from steprl.sharding import make_mesh
 from steprl.types import Policy
 from tests.rollout.markov import decoder, markov_policy
@@ -92,13 +93,14 @@ def grower(world: World, method: str, told: bool) -> Grower:
     scored = (method, worded, GAMMA, ratio)
 
     def one(key):
-        rows = (world.policy, env, params, key, jnp.asarray(task_N), jnp.asarray(sample_N), world.n)
+        rows = (world.policy, env, params, key, jnp.asarray(task_N), jnp.asarray(sample_N))
+        rows = (*rows, Sampling(), world.n)
         if method == "branpo":
             return grow_branpo(*rows, world.branch)
         return grow_by_score(*rows, world.branch, method, jnp.asarray(worded), GAMMA, ratio)
 
     def host(seed):
-        rows = (player, params, jax.random.key(seed), task_N, sample_N, world.branch)
+        rows = (player, params, jax.random.key(seed), task_N, sample_N, Sampling(), world.branch)
         grown = (
             grow_branpo_on_host(*rows)
             if method == "branpo"

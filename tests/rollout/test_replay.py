@@ -19,7 +19,7 @@ from steprl.models import score
 from steprl.ops import support_words, unpack_support
 from steprl.rollout import HostPlayer, collate, rollout, trajectories
 from steprl.rollout.contexts import plain_context
-from steprl.sampling import sampling_logprobs
+from steprl.sampling import Sampling, sampling_logprobs
 from steprl.session import setup
 from steprl.train import train
 from tests.rollout.markov import SIZE, decoder, markov_policy
@@ -45,10 +45,7 @@ def params():
 
 
 device = jax.jit(
-    lambda params, key, temperature, top_k, top_p: rollout(
-        POLICY, ENV, params, key, TASK, SAMPLE, temperature, top_k, top_p
-    ),
-    static_argnames=("top_k", "top_p"),
+    lambda params, key, sampling: rollout(POLICY, ENV, params, key, TASK, SAMPLE, sampling),
 )
 text = HostPlayer(POLICY, plain_context(TEXT.tokenizer), ENV.max_steps, ENV.action_width, CONTEXT)
 scored = jax.jit(functools.partial(score, POLICY))
@@ -65,10 +62,10 @@ def read(params, batch):
 @functools.cache
 def played(place, cut, seed=0, temperature=1.0):
     """A batch of the device or of the host."""
-    key, t = jax.random.key(seed), np.float32(temperature)
+    key, sampling = jax.random.key(seed), Sampling(np.float32(temperature), *cut)
     if place == "device":
-        return jax.device_get(device(params(), key, t, *cut))
-    found = text.play(TEXT, params(), key, TASK.tolist(), SAMPLE.tolist(), t, *cut)
+        return jax.device_get(device(params(), key, sampling))
+    found = text.play(TEXT, params(), key, TASK.tolist(), SAMPLE.tolist(), sampling)
     return collate(found, ENV.max_steps, [CONTEXT])
 
 
@@ -113,7 +110,7 @@ def test_sets_are_those_of_the_sampling_distribution():
     batch = played("device", (0, 0.8))
     begin = ENV.prompt_width - 1  # the first action is predicted from the end of the prompt
     full = np.flatnonzero(batch.segment_ids_NT[:, begin] > 0)
-    logprob = sampling_logprobs(read(params(), batch)[0][full, begin], 1.0, 0, 0.8)
+    logprob = sampling_logprobs(read(params(), batch)[0][full, begin], Sampling(top_p=0.8))
     assert len(full) > 2
     np.testing.assert_array_equal(
         unpack_support(batch.support_NTW[full, begin + 1], SIZE), logprob > -np.inf

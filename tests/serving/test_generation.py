@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steprl.sampling import generate, sampling_logprobs
-from steprl.serving import Engine, Sampling
+from steprl.sampling import Sampling, generate, sampling_logprobs
+from steprl.serving import Engine, ReplySettings
 from steprl.serving.generation import split, truncate
 from tests.serving.tiny import VOCABULARY, tiny_opened
 
@@ -47,9 +47,13 @@ def prompt_of(seed, length):
     return np.random.default_rng(seed).integers(0, VOCABULARY, length).tolist()
 
 
+def reply_settings(max_tokens, temperature=1.0, top_k=0, top_p=1.0, **settings):
+    return ReplySettings(max_tokens, Sampling(temperature, top_k, top_p), **settings)
+
+
 def read(engine, prompt, **settings):
     """Ids, both kinds of log-probs, reason, and tokens of the prompt that were reused."""
-    pieces = list(engine.reply(prompt, Sampling(**{"max_tokens": 10, **settings})))
+    pieces = list(engine.reply(prompt, reply_settings(**{"max_tokens": 10, **settings})))
     join = lambda name: [x for piece in pieces for x in getattr(piece, name)]  # noqa: E731
     return (
         join("ids"), join("logprobs"), join("sampling_logprobs"), pieces[-1].reason,
@@ -62,7 +66,7 @@ def at_once(policy, params, tokens, key, temperature, top_k, top_p, stop_ids):
     return generate(
         policy, params, policy.init_cache(1, CONTEXT), tokens,
         jnp.array([tokens.shape[1]]), jnp.array([0]), key[None], jnp.array([True]),
-        max_tokens=10, stop_ids=stop_ids, temperature=temperature, top_k=top_k, top_p=top_p,
+        max_tokens=10, stop_ids=stop_ids, sampling=Sampling(temperature, top_k, top_p),
     )  # fmt: skip
 
 
@@ -92,7 +96,7 @@ def test_some_replies_stop_and_some_run_into_their_length(engine):
 def test_logprobs_are_those_of_the_model_whatever_was_cut_off(parts, engine):
     policy, params = parts
     prompt = prompt_of(3, 7)
-    pieces = list(engine.reply(prompt, Sampling(10, 0.5, 3, 0.9, seed=1, top_logprobs=4)))
+    pieces = list(engine.reply(prompt, reply_settings(10, 0.5, 3, 0.9, seed=1, top_logprobs=4)))
     ids = [one for piece in pieces for one in piece.ids]
     row = jnp.asarray([prompt + ids], jnp.int32)
     positions = jnp.arange(row.shape[1])[None]
@@ -154,7 +158,7 @@ def test_without_a_seed_replies_differ(engine):
 
 def test_a_closed_reply_leaves_a_right_cache(engine, other):
     prompt = prompt_of(11, 20)
-    pieces = engine.reply(prompt, Sampling(40, 0.0))
+    pieces = engine.reply(prompt, reply_settings(40, 0.0))
     ids = []
     while len(ids) < 5:
         ids += next(pieces).ids
@@ -189,7 +193,7 @@ def test_few_programs_are_compiled_whatever_is_asked(parts):
     draw = np.random.default_rng(0)
     for number in range(40):
         length = int(draw.integers(1, 80))
-        wanted = Sampling(
+        wanted = reply_settings(
             max_tokens=int(draw.integers(1, CONTEXT - length + 1)) if number % 4 else 1,
             temperature=float(draw.choice([0.0, 0.3, 1.0])),
             top_k=int(draw.integers(0, 50)),
@@ -202,7 +206,7 @@ def test_few_programs_are_compiled_whatever_is_asked(parts):
     assert 3 <= engine.programs <= 3 * lengths
     compiled = engine.programs
     for length in range(1, 80, 7):
-        list(engine.reply(prompt_of(99, length), Sampling(3, 0.9, length, 1 / length)))
+        list(engine.reply(prompt_of(99, length), reply_settings(3, 0.9, length, 1 / length)))
     assert engine.programs == compiled
 
 
@@ -217,7 +221,7 @@ def test_a_context_may_be_filled_to_its_last_token(engine):
 )
 def test_what_does_not_fit_is_refused_before_anything_is_computed(engine, prompt, max_tokens, says):
     with pytest.raises(ValueError, match=says):
-        engine.reply(prompt, Sampling(max_tokens))
+        engine.reply(prompt, reply_settings(max_tokens))
 
 
 @pytest.mark.parametrize(
@@ -243,7 +247,7 @@ def test_traced_truncation_is_the_sampling_distribution(temperature, top_k, top_
     logits_BV = jnp.asarray(np.random.default_rng(top_k).normal(size=(50, 40)) * 3, jnp.float32)
     over_rows = jax.vmap(truncate, in_axes=(0, None, None, None))
     kept_BV = jax.jit(over_rows)(logits_BV, temperature, top_k, top_p)
-    wanted_BV = sampling_logprobs(logits_BV, temperature, top_k, top_p)
+    wanted_BV = sampling_logprobs(logits_BV, Sampling(temperature, top_k, top_p))
     np.testing.assert_array_equal(np.isneginf(kept_BV), np.isneginf(wanted_BV))
     found_BV = jax.nn.log_softmax(kept_BV / temperature)
     np.testing.assert_allclose(jnp.exp(found_BV), jnp.exp(wanted_BV), atol=1e-6)
