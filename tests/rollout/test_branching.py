@@ -46,10 +46,10 @@ class Scripted:
         self.tried: dict[tuple[int, int], int] = {}
         self.rng = np.random.default_rng(seed)
 
-    def explore(self, params, key, task_N, sample_N, **how):
+    def explore(self, params, key, task_N, sample_N, sampling, **how):
         return Rollouts(self.originals, Usage(decoded=100), "memory")
 
-    def branch(self, params, key, rollouts, points, **how):
+    def branch(self, params, key, rollouts, points, sampling, **how):
         assert rollouts.memory == "memory"
         made = []
         for point in points:
