@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from steprl.algorithms import algorithm
 from steprl.models.scoring import score
 from steprl.ops import worded_tokens
 from steprl.optimizer import combine, split_trainable
@@ -35,7 +34,7 @@ def make_gather(session: Session) -> Gather:
     config, player = session.config, session.player
     rollout, name = config.rollout, config.algorithm.name
     sampling = sampling_of(rollout)
-    needs = algorithm(name).needs
+    needs = session.method.needs
 
     def plain(
         state: TrainState, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from steprl.algorithms import algorithm
+from steprl.algorithms import Algorithm, algorithm
 from steprl.checkpoint import latest_step, restore
 from steprl.config import Config, load_config
 from steprl.models import (
@@ -36,6 +36,7 @@ class Session(NamedTuple):
     model: DecoderConfig
     policy: Policy
     player: Player
+    method: Algorithm
     load: Callable[..., Params] | None = None  # reads pretrained parameters, without adapters
 
 
@@ -55,7 +56,7 @@ def setup(config: Config) -> Session:
     Raises:
         ValueError: the settings do not fit each other or the devices.
     """
-    _check_method(config)
+    method = _method(config)
     for backend, package in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         if backend in config.trainer.logger and importlib.util.find_spec(package) is None:
             raise ValueError(f"trainer.logger: {backend} was asked for, so `pip install {package}`")
@@ -76,7 +77,7 @@ def setup(config: Config) -> Session:
     split_trainable(jax.eval_shape(policy.init, jax.random.key(0)), config.model.freeze)
     player = make_player(config, policy, mesh, language.tokenizer)
     _check_player(config, player)
-    return Session(config, mesh, language.config, policy, player, language.load)
+    return Session(config, mesh, language.config, policy, player, method, language.load)
 
 
 def _language(config: Config) -> Source:
@@ -135,8 +136,8 @@ def _check_player(config: Config, player: Player) -> None:
         )
 
 
-def _check_method(config: Config) -> None:
-    """The method exists and the run gives it what it needs."""
+def _method(config: Config) -> Algorithm:
+    """The configured method, to which the run gives what it needs."""
     critic = config.model.value_head != "none"
     offers = ["anchors"] + ["critic"] * critic + ["group"] * (config.rollout.n > 1)
     method = algorithm(config.algorithm.name, tuple(offers))
@@ -152,6 +153,7 @@ def _check_method(config: Config) -> None:
             f"algorithm.filter_groups leaves out groups of attempts, and {config.algorithm.name} "
             "compares none: turn it off"
         )
+    return method
 
 
 def _check_branches(config: Config) -> None:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from steprl.algorithms import algorithm
 from steprl.checkpoint import Checkpointer, latest_step, restore
 from steprl.evaluation import evaluate_all
 from steprl.experience import make_gather
@@ -104,7 +103,7 @@ def _reinforce(
     updates = total * config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
     optimizer = make_optimizer(config.actor, config.critic, updates)
 
-    method = algorithm(config.algorithm.name)
+    method = session.method
 
     def fresh(params: Params) -> TrainState:
         return initial_state(params, optimizer, config)

@@ -2,11 +2,13 @@
 
 from steprl.rollout.anchors import with_anchors
 from steprl.rollout.device import DeviceEnv, demonstrations, rollout
+from steprl.rollout.device_player import device_player
 from steprl.rollout.host import HostPlayer
-from steprl.rollout.player import attempts, make_player, phrases_of, summary
+from steprl.rollout.player import make_player, phrases_of
 from steprl.rollout.records import collate, pack, trajectories
 from steprl.rollout.rollouts import BranchPoint, Rollouts, Usage
 from steprl.rollout.scripted import scripted
+from steprl.rollout.statistics import attempts, summary
 from steprl.rollout.text_player import Player, text_player
 from steprl.rollout.trajectory_file import read_trajectories, write_trajectories
 
@@ -20,6 +22,7 @@ __all__ = [
     "attempts",
     "collate",
     "demonstrations",
+    "device_player",
     "make_player",
     "pack",
     "phrases_of",

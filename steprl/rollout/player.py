@@ -2,11 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,20 +13,12 @@ from steprl.config import Config
 from steprl.envs import Env
 from steprl.envs.games import GAMES, make_game, player_of, vocabulary_of
 from steprl.models.chat import chat_format
-from steprl.ops import masked_mean
 from steprl.rollout.contexts import chat_context, plain_context
 from steprl.rollout.conversations import conversation_demonstrations
-from steprl.rollout.device import demonstrations, remembered_rollout, rollout
-from steprl.rollout.device_branches import branch, starts, usage_of
-from steprl.rollout.device_branches import records as branch_records
-from steprl.rollout.records import collate, trajectories
-from steprl.rollout.rollouts import BranchPoint, Rollouts
+from steprl.rollout.device_player import device_player
 from steprl.rollout.scripted import scripted
 from steprl.rollout.text_player import Player, text_player
-from steprl.rollout.trees import collate_trees
-from steprl.sampling import Sampling
-from steprl.sharding import shard_rows
-from steprl.types import STOP_REASONS, Params, Policy, StepBatch, Trajectory
+from steprl.types import Policy, StepBatch, Trajectory
 
 Demonstrate = Callable[[jax.Array, np.ndarray], StepBatch]
 
@@ -81,92 +72,10 @@ def _game_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> 
             f"env.name={config.env.name} has a language of its own and runs on the device: leave out "
             "model.path, or take another environment, such as wiki_search"
         )
-
-    @jax.jit
-    def compiled(params, key, task, sample, heldout, sampling):  # type: ignore[no-untyped-def]
-        env = make_game(config.env, heldout)
-        return rollout(policy, env, params, key, task, sample, sampling)
-
-    @jax.jit
-    def compiled_exploration(params, key, task, sample, heldout, sampling):  # type: ignore[no-untyped-def]
-        env = make_game(config.env, heldout)
-        return remembered_rollout(policy, env, params, key, task, sample, sampling)
-
-    @jax.jit
-    def compiled_branches(params, key, memory, begin, heldout, sampling):  # type: ignore[no-untyped-def]
-        env = make_game(config.env, heldout)
-        return branch(policy, env, params, key, memory, begin, sampling)
-
-    @jax.jit
-    def compiled_demonstrations(key: jax.Array, task: jax.Array) -> StepBatch:
-        env = make_game(config.env, shown=True)
-        return demonstrations(env, player_of(config.env), key, task)
-
-    def play(
-        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray,
-        sampling: Sampling = Sampling(), split: str = "train",
-    ) -> StepBatch:  # fmt: skip
-        task, sample = shard_rows(
-            (np.asarray(task_N, np.int32), np.asarray(sample_N, np.int32)), mesh
-        )
-        heldout = np.bool_(split != "train")
-        return compiled(params, key, task, sample, heldout, _traced(sampling))
-
-    def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
-        return compiled_demonstrations(key, shard_rows(np.asarray(task_N, np.int32), mesh))
-
-    def explore(
-        params: Params, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray,
-        sampling: Sampling = Sampling(), split: str = "train", remember: bool = True,
-    ) -> Rollouts:  # fmt: skip
-        task, sample = shard_rows(
-            (np.asarray(task_N, np.int32), np.asarray(sample_N, np.int32)), mesh
-        )
-        heldout = np.bool_(split != "train")
-        batch, memory = compiled_exploration(params, key, task, sample, heldout, _traced(sampling))
-        found = trajectories(batch, tokenizer)
-        return Rollouts(found, usage_of(found), memory if remember else None)
-
-    def branches(
-        params: Params, key: jax.Array, rollouts: Rollouts, points: Sequence[BranchPoint],
-        sampling: Sampling = Sampling(), split: str = "train",
-    ) -> Rollouts:  # fmt: skip
-        found: list[Trajectory] = []
-        most = len(rollouts.trajectories)
-        few = -(-most // (4 * mesh.size)) * mesh.size
-        for first in range(0, len(points), most):
-            part = points[first : first + most]
-            # One of two sizes, so that few branches do not pay for many rows.
-            rows = few if len(part) <= few else most
-            begin = starts(rollouts.trajectories, part, rows, env.action_width)
-            turns = compiled_branches(
-                params, key, rollouts.memory, shard_rows(begin, mesh), np.bool_(split != "train"),
-                _traced(sampling),
-            )  # fmt: skip
-            found += branch_records(rollouts.trajectories, part, jax.device_get(turns), tokenizer)
-        return Rollouts(found, usage_of(found, points))
-
-    env = make_game(config.env)
-    length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
-
-    def batch_of(played: Sequence[Trajectory]) -> StepBatch:
-        return shard_rows(collate(played, env.max_steps, [length], env.action_width), mesh)
-
-    def batch_of_groups(groups: Sequence[Sequence[Trajectory]], rows: int) -> StepBatch:
-        widths = [length * part for part in (1, 2, 3, 4, 6, 8, 12, 16) if part <= rows]
-        return shard_rows(
-            collate_trees(groups, env.max_steps, [length], env.action_width, rows, widths), mesh
-        )
-
-    return Player(
-        play, demonstrated, tokenizer, ("train", "heldout"), {}, explore, branches, batch_of,
-        batch_of_groups, on_device=True,
+    return device_player(
+        functools.partial(make_game, config.env), policy, mesh, tokenizer,
+        make_game(config.env, shown=True), player_of(config.env),
     )  # fmt: skip
-
-
-def _traced(sampling: Sampling) -> Sampling:
-    """The temperature as an array, so that all temperatures are one program."""
-    return dataclasses.replace(sampling, temperature=np.float32(sampling.temperature))
 
 
 def _household_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
@@ -292,55 +201,3 @@ def _custom_player(config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -
     if len(envs) == 1:  # it is evaluated on what it is trained on, and called so
         player = player._replace(splits=("train", "train"))
     return player
-
-
-def attempts(first_task: int, tasks: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `tasks` tasks from `first_task` on, `n` attempts each: (task_N, sample_N)."""
-    task_N = np.repeat(np.arange(first_task, first_task + tasks), n)
-    return task_N, np.tile(np.arange(n), tasks)
-
-
-def summary(batch: StepBatch) -> dict[str, jax.Array]:
-    """What happened in a batch, as scalars on the device, by the names of metrics."""
-    there_N = jnp.any(batch.mask_NS, axis=1)  # rows without a step are none
-    steps = jnp.maximum(jnp.sum(batch.mask_NS), 1)
-    turns_N = jnp.sum(batch.mask_NS, axis=1)
-    reward_N = jnp.sum(batch.reward_NS, axis=1)
-    sampled_NT = batch.step_ids_NT >= 0
-    sampled = jnp.maximum(jnp.sum(sampled_NT), 1)
-    contexts_N = jnp.max(batch.segment_ids_NT, axis=1)
-    measured = {f"env/{name}": jnp.nanmean(x_N) for name, x_N in (batch.metrics_N or {}).items()}
-
-    def mean(x_N: jax.Array) -> jax.Array:
-        return masked_mean(x_N.astype(jnp.float32), there_N)
-
-    def lowest(x_N: jax.Array) -> jax.Array:
-        return jnp.min(jnp.where(there_N, x_N, jnp.max(x_N)))
-
-    def highest(x_N: jax.Array) -> jax.Array:
-        return jnp.max(jnp.where(there_N, x_N, jnp.min(x_N)))
-
-    def ended_by(reason: str) -> jax.Array:
-        return mean(jnp.any(batch.stop_NS == STOP_REASONS.index(reason), axis=1))
-
-    return measured | {
-        "rollout/success_rate": mean(batch.success_N),
-        "critic/rewards/mean": mean(reward_N),
-        "critic/rewards/max": highest(reward_N),
-        "critic/rewards/min": lowest(reward_N),
-        "num_turns/mean": mean(turns_N),
-        "num_turns/max": highest(turns_N),
-        "num_turns/min": lowest(turns_N),
-        "step/count": jnp.sum(batch.mask_NS),
-        "response_length/mean": sampled / steps,
-        "actor/entropy": jnp.sum(batch.entropy_NT) / sampled,
-        "response_length/clip_ratio": jnp.sum(batch.stop_NS == STOP_REASONS.index("length"))
-        / steps,
-        "env/context_full_frac": ended_by("context_full"),
-        "env/timeout_frac": ended_by("env_timeout"),
-        "env/crash_frac": ended_by("env_crash"),
-        "env/parse_error_frac": jnp.sum(batch.mask_NS & ~batch.valid_NS) / steps,
-        "env/truncated_frac": mean(jnp.any(batch.truncated_NS, axis=1)),
-        "token/prefix_break": jnp.sum(jnp.maximum(contexts_N - 1, 0)) / steps,
-        "token/sampled_frac": sampled / jnp.maximum(jnp.sum(batch.segment_ids_NT > 0), 1),
-    }
