@@ -11,6 +11,7 @@ from steprl.config import EvalConfig
 from steprl.evaluation import evaluate
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.rollout import Player, collate, read_trajectories, write_trajectories
+from steprl.sampling import Sampling
 from steprl.types import Step, Trajectory
 
 
@@ -25,8 +26,8 @@ def player(sizes=None):
     """Solves even tasks at even attempts; F1 is a tenth of the task, unknown for task 3."""
     calls = []
 
-    def play(params, key, task_N, sample_N, **how):
-        calls.append((task_N.tolist(), sample_N.tolist(), how))
+    def play(params, key, task_N, sample_N, sampling, **how):
+        calls.append((task_N.tolist(), sample_N.tolist(), {"sampling": sampling, **how}))
         return collate(
             [
                 trajectory(t, s, (t + s) % 2 == 0, np.nan if t == 3 else t / 10)
@@ -60,7 +61,7 @@ def test_greedy_makes_one_attempt_and_no_task_is_played_twice():
     found = evaluate(one, {}, EvalConfig(num_tasks=50, n=4), "held", 2, 0.0)
     assert [tasks for tasks, *_ in calls] == [[0, 1], [2, 3]]
     assert found["success_rate"] == pytest.approx(2 / 3) and "avg@4" not in found
-    assert calls[0][1][4].temperature == 0.0 and calls[0][2]["split"] == "held"
+    assert calls[0][2]["sampling"] == Sampling(0.0) and calls[0][2]["split"] == "held"
 
 
 @pytest.mark.parametrize(

@@ -122,4 +122,5 @@ def device_player(
 
 def _traced(sampling: Sampling) -> Sampling:
     """The temperature as an array, so that all temperatures are one program."""
-    return dataclasses.replace(sampling, temperature=np.float32(sampling.temperature))
+    temperature: Any = np.float32(sampling.temperature)
+    return dataclasses.replace(sampling, temperature=temperature)

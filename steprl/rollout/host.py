@@ -167,7 +167,7 @@ class _Run:
     ):  # fmt: skip
         self.player, self.env, self.key = player, env, key
         # An array, so that all temperatures are one program.
-        temperature = np.float32(sampling.temperature)
+        temperature: Any = np.float32(sampling.temperature)
         self.sampling = dataclasses.replace(sampling, temperature=temperature)
         self.device = player._device
         self.params = self.device.prepare(params)
