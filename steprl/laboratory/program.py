@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from steprl.algorithms import Algorithm, algorithm
 from steprl.config import Config
 from steprl.envs.games import GAMES, Game, make_game, player_of, vocabulary_of
-from steprl.laboratory.checks import check_game, check_policy
+from steprl.laboratory.checks import check_game
 from steprl.models import decoder_config, make_policy
+from steprl.models.contract import check_policy
 from steprl.models.scoring import score
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
 from steprl.ops import worded_tokens
