@@ -4,6 +4,8 @@ Rows of a batch are split over both axes, parameters over `fsdp`. XLA inserts th
 """
 
 import re
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,7 +25,9 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     (r"value/(hidden|out)/kernel$", P()),
     (r"(scale|bias)$", P()),
 )
-"""First match on the path wins; a parameter that no rule covers is an error."""
+"""First match on the path wins; a parameter that no rule covers is replicated."""
+
+Rules = Sequence[tuple[str, P]]
 
 BATCH = P(("data", "fsdp"))
 
@@ -44,15 +48,15 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     return Mesh(np.asarray(devices).reshape(data, fsdp), ("data", "fsdp"))
 
 
-def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = PARAMETER_RULES) -> P:
     """Placement of one parameter, or of an optimiser's array of the same name.
 
     Raises:
-        ValueError: no rule covers the name, or the mesh does not divide the shape.
+        ValueError: the mesh does not divide the shape.
     """
     if not shape:
         return P()
-    for pattern, spec in PARAMETER_RULES:
+    for pattern, spec in rules:
         if re.search(pattern, path):
             for size, axis in zip(shape, spec, strict=False):
                 if axis is not None and size % mesh.shape[axis]:
@@ -60,19 +64,44 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
                         f"mesh.{axis}={mesh.shape[axis]} does not divide {path} of shape {shape}"
                     )
             return spec
-    raise ValueError(f"no sharding rule covers {path} of shape {shape}; see PARAMETER_RULES")
+    return P()
 
 
-def state_shardings(tree: Any, mesh: Mesh) -> Any:
-    """The placement of each leaf of parameters or of a train state, by its path."""
+def state_shardings(tree: Any, mesh: Mesh, rules: Rules = PARAMETER_RULES) -> Any:
+    """The placement of each leaf of parameters or of a train state, by its path.
+
+    Args:
+        rules: patterns and placements; the first whose pattern is found in the path wins, and what
+            none covers is replicated.
+
+    Raises:
+        ValueError: the mesh does not divide a shape that a rule splits.
+    """
 
     def place(path: Any, leaf: Any) -> NamedSharding:
-        name = "/".join(
-            str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path
-        )
-        return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
+        return NamedSharding(mesh, spec_of(_name(path), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def notice_replicated(params: Any, mesh: Mesh, rules: Rules = PARAMETER_RULES) -> None:
+    """Warns, once for all of them, of parameters that `fsdp` would split if a rule covered them."""
+    names = [
+        _name(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if leaf.shape and not any(re.search(pattern, _name(path)) for pattern, _ in rules)
+    ]
+    if names and mesh.shape["fsdp"] > 1:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        warnings.warn(
+            f"no sharding rule covers {len(names)} parameters ({shown}): each device keeps all of "
+            "them; pass rules=[(pattern, PartitionSpec), ...] to setup to split them over fsdp",
+            stacklevel=2,
+        )
+
+
+def _name(path: Any) -> str:
+    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
 def as_abstract(tree: Any, shardings: Any) -> Any:

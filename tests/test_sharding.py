@@ -1,6 +1,7 @@
 """Placement: each parameter by exactly one intended rule, or an error that names it."""
 
 import re
+import warnings
 from collections import Counter
 
 import jax
@@ -18,6 +19,7 @@ from steprl.sharding import (
     PARAMETER_RULES,
     batch_sharding,
     make_mesh,
+    notice_replicated,
     shard_rows,
     spec_of,
     state_shardings,
@@ -148,10 +150,23 @@ def test_the_state_of_the_optimiser_stands_beside_its_parameters(phase, value_he
     assert met == Counter(dict.fromkeys(spec_of_name, 2))  # both moments of each
 
 
-def test_a_parameter_without_a_rule_is_an_error_that_names_it(mesh):
-    tree = {"decoder": {"router": {"weights": jnp.zeros((4, 4))}}}
-    with pytest.raises(ValueError, match=r"no sharding rule covers decoder/router/weights of sh"):
-        state_shardings(tree, mesh)
+def test_a_parameter_without_a_rule_is_replicated_with_one_notice(mesh):
+    tree = {"router": {"weights": jnp.zeros((4, 4)), "bias": jnp.zeros(4)}, "gru": jnp.zeros((2, 3))}
+    assert {place.spec for place in jax.tree.leaves(state_shardings(tree, mesh))} == {P()}
+    with pytest.warns(UserWarning) as warned:
+        notice_replicated(tree, mesh)
+    (notice,) = [str(one.message) for one in warned]
+    assert notice.startswith("no sharding rule covers 2 parameters (gru, router/weights)")
+
+
+def test_rules_of_ones_own_come_in_place_of_the_table(mesh):
+    tree = {"router": {"weights": jnp.zeros((4, 4))}}
+    rules = [(r"router/weights$", P("fsdp", None))]
+    assert state_shardings(tree, mesh, rules)["router"]["weights"].spec == P("fsdp", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        notice_replicated(tree, mesh, rules)
+        notice_replicated({"x": jnp.zeros(3)}, make_mesh(MeshConfig(data=8)))  # nothing is lost
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ class ModelConfig:
     path: str | None = None
     # Variables that its chat template reads, such as {enable_thinking: false} of Qwen3.
     template: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # Your own as package.module:function, called with vocab_size and model.options: a Policy, or a
+    # Flax module (steprl.models.modules). None = the decoder, of the shape below.
+    name: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     preset: str = "tiny"
     # None keeps the preset's value.
     d_model: int | None = setting(None, 8)
@@ -107,7 +111,8 @@ class BranchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
-    name: str = "steppo"
+    name: str = "steppo"  # of steprl.algorithms, or your own as package.module:function
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of that function
     gamma: float = setting(1.0, 0.0, 1.0)
     lam: float = setting(0.95, 0.0, 1.0)
     norm_adv: bool = True  # whiten advantages of a critic, over steps or tokens as the method says
