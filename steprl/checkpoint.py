@@ -130,12 +130,6 @@ def latest_step(directory: str | os.PathLike[str]) -> int | None:
     return steps[-1] if steps else None
 
 
-def read_meta(directory: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
-    """The caller's record of a step (the newest by default), without reading any array."""
-    path = _step_path(directory, step)
-    return dict(_read_record(path)["meta"])
-
-
 def restore(
     directory: str | os.PathLike[str],
     abstract_state: Any,

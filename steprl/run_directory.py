@@ -8,7 +8,7 @@ from steprl.config import Config, load_config, save_config
 
 
 class RunDirectoryError(ValueError):
-    """The directory holds a run and nothing was said about it, or holds none to go on with."""
+    """The directory holds a run and nothing was said about it, or holds none to resume."""
 
 
 def open_run(config: Config, resume: str | None = None, overwrite: bool = False) -> Path:
@@ -16,7 +16,7 @@ def open_run(config: Config, resume: str | None = None, overwrite: bool = False)
 
     Args:
         config: names the directory.
-        resume: None starts anew; "auto" goes on where there is something to go on from and starts
+        resume: None starts anew; "auto" resumes where there is something to resume and starts
             anew elsewhere; a path must hold a run.
         overwrite: delete what is there.
 
@@ -37,7 +37,7 @@ def open_run(config: Config, resume: str | None = None, overwrite: bool = False)
         shutil.rmtree(path)
     elif used and not resume:
         raise RunDirectoryError(
-            f"{path} already holds a run: --resume auto goes on with it, --overwrite deletes it, "
+            f"{path} already holds a run: --resume auto continues it, --overwrite deletes it, "
             "trainer.experiment_name=NAME starts another"
         )
     elif used:
@@ -48,7 +48,7 @@ def open_run(config: Config, resume: str | None = None, overwrite: bool = False)
 
 
 def _check_same_model(path: Path, config: Config) -> None:
-    """A run goes on with its own model and environment; other settings may change."""
+    """A run is resumed with its own model and environment; other settings may change."""
     saved = path / "config.resolved.yaml"
     if not saved.is_file():
         raise RunDirectoryError(f"--resume {path}: there is no run (no config.resolved.yaml)")

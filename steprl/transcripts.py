@@ -1,4 +1,4 @@
-"""Trajectories for the eye: what was seen, what was done, and what each step was worth."""
+"""Trajectories as text and pictures: what was seen, what was done, and what each step was worth."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from steprl.checkpoint import Checkpointer, all_steps, latest_step, read_meta, restore
+from steprl.checkpoint import Checkpointer, all_steps, latest_step, restore
 
 
 class TrainState(NamedTuple):
@@ -66,7 +66,7 @@ def test_round_trip_is_bitwise(tmp_path):
 
     restored, meta, step = restore(tmp_path, jax.eval_shape(lambda: state))
     assert step == 3
-    assert meta == {"cursor": [1, 2], "model": {"width": 4}} == read_meta(tmp_path)
+    assert meta == {"cursor": [1, 2], "model": {"width": 4}}
     assert isinstance(restored, TrainState)
     assert_same_bits(restored, state)
     # Restored keys draw the same numbers.
@@ -145,7 +145,7 @@ def test_steps_are_kept_listed_and_chosen(tmp_path):
     assert latest_step(directory) == 10
     abstract = {"w": jax.ShapeDtypeStruct((2,), jnp.int32)}
     assert restore(directory, abstract, step=2).state["w"].tolist() == [2, 2]
-    assert read_meta(directory, 2) == {"step": 2}
+    assert restore(directory, abstract, step=2).meta == {"step": 2}
     with pytest.raises(FileNotFoundError, match=r"step 1 in .*\[2, 10\]"):
         restore(directory, abstract, step=1)
     with pytest.raises(FileNotFoundError, match="No checkpoint in"):

@@ -58,7 +58,7 @@ def test_an_unknown_key_at_any_depth_names_the_nearest(override, near):
 
 def test_an_unknown_key_like_nothing_else_lists_what_is_known():
     assert "known here: gamma" not in error_of("algorithm.gama=1")
-    assert "known here: name, gamma, lam, norm_adv" in error_of("algorithm.zzz=1")
+    assert "known here: name, options, gamma, lam" in error_of("algorithm.zzz=1")
 
 
 def test_an_unknown_key_in_a_file_is_an_error_too(tmp_path):

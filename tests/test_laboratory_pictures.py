@@ -27,7 +27,7 @@ from steprl.laboratory.pictures import (
     plot_profiles,
     profiles_figure,
 )
-from steprl.laboratory.statistics import Interval, interquartile_mean, performance_profile
+from steprl.laboratory.statistics import Estimate, interquartile_mean, performance_profile
 
 METHODS = list(ALGORITHMS)
 
@@ -199,9 +199,9 @@ def test_other_quantities_have_no_percent():
 # Intervals.
 
 TABLE = {
-    "grpo": {"final": Interval(0.5, 0.4, 0.6), "area": Interval(0.3, 0.25, 0.4)},
-    "steppo": {"final": Interval(0.8, 0.7, 0.85), "area": Interval(0.2, 0.1, 0.3)},
-    "ppo": {"final": Interval(0.2, 0.1, 0.3), "area": Interval(0.1, 0.0, 0.15)},
+    "grpo": {"final": Estimate(0.5, 0.4, 0.6), "area": Estimate(0.3, 0.25, 0.4)},
+    "steppo": {"final": Estimate(0.8, 0.7, 0.85), "area": Estimate(0.2, 0.1, 0.3)},
+    "ppo": {"final": Estimate(0.2, 0.1, 0.3), "area": Estimate(0.1, 0.0, 0.15)},
 }
 
 

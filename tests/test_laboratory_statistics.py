@@ -17,7 +17,6 @@ from steprl.laboratory.statistics import (
     performance_profile,
     probability_of_improvement,
     stratified_bootstrap,
-    value_at,
 )
 
 SCORE = st.floats(-1e3, 1e3, width=32)
@@ -298,18 +297,16 @@ def test_laws_of_a_profile(scores_rs):
 X, Y = [0.0, 100.0, 300.0], [0.0, 0.5, 0.9]
 
 
-def test_areas_and_values_by_hand():
+def test_areas_by_hand():
     assert area_under_curve(X, Y, 100) == pytest.approx(0.25)
     assert area_under_curve(X, Y, 200) == pytest.approx((0.25 * 100 + 0.6 * 100) / 200)
     assert area_under_curve(X, Y, 300, since=100) == pytest.approx(0.7)
     assert area_under_curve(X, Y, 60, since=20) == pytest.approx(0.2)
-    assert [value_at(X, Y, x) for x in (0, 50, 200, 300)] == pytest.approx([0, 0.25, 0.7, 0.9])
 
 
 def test_what_comes_after_until_does_not_matter():
     longer = [*X, 305.0], [*Y, -50.0]
     assert area_under_curve(*longer, 300) == pytest.approx(area_under_curve(X, Y, 300))
-    assert value_at(*longer, 300) == 0.9
 
 
 @few
@@ -393,9 +390,11 @@ ROWS = np.ones((3, 2))
         (lambda: stratified_bootstrap(interquartile_mean, ROWS, level=95, seed=0), "level=95 is"),
         (lambda: performance_profile(ROWS, [0.2, 0.1]), "thresholds is not a list of increasing"),
         (lambda: performance_profile(ROWS, []), "thresholds is empty"),
-        (lambda: value_at(X, Y, 301), "until=301 is outside of the run, which has 0 to 300"),
-        (lambda: value_at(X, Y, math.nan), "until=nan is outside of the run"),
-        (lambda: area_under_curve(X, Y, 301), "until=301 is outside of the run"),
+        (
+            lambda: area_under_curve(X, Y, 301),
+            "until=301 is outside of the run, which has 0 to 300",
+        ),
+        (lambda: area_under_curve(X, Y, math.nan), "until=nan is outside of the run"),
         (lambda: area_under_curve(X[1:], Y[1:], 300, since=0), "since=0 is outside of the run"),
         (lambda: area_under_curve(X, Y, 0), "until=0 is not after the begin"),
         (lambda: area_under_curve([0, 0, 1], Y, 1), "x is not a list of increasing numbers"),

@@ -151,7 +151,10 @@ def test_the_state_of_the_optimiser_stands_beside_its_parameters(phase, value_he
 
 
 def test_a_parameter_without_a_rule_is_replicated_with_one_notice(mesh):
-    tree = {"router": {"weights": jnp.zeros((4, 4)), "bias": jnp.zeros(4)}, "gru": jnp.zeros((2, 3))}
+    tree = {
+        "router": {"weights": jnp.zeros((4, 4)), "bias": jnp.zeros(4)},
+        "gru": jnp.zeros((2, 3)),
+    }
     assert {place.spec for place in jax.tree.leaves(state_shardings(tree, mesh))} == {P()}
     with pytest.warns(UserWarning) as warned:
         notice_replicated(tree, mesh)

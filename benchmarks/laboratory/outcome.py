@@ -13,7 +13,7 @@ from rich.table import Table
 from laboratory import design, jobs
 from laboratory.page import NAMES
 from steprl.laboratory import (
-    Interval,
+    Estimate,
     area_under_curve,
     interquartile_mean,
     performance_profile,
@@ -95,11 +95,11 @@ def table(found: Found) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(name: str, interval: Interval) -> dict[str, Any]:
+def _row(name: str, interval: Estimate) -> dict[str, Any]:
     return record.row(name, interval.estimate, "share", [interval.low, interval.high])
 
 
-def _iqm(scores_rs: np.ndarray) -> Interval:
+def _iqm(scores_rs: np.ndarray) -> Estimate:
     return stratified_bootstrap(interquartile_mean, scores_rs, seed=0)
 
 
@@ -115,7 +115,7 @@ def scores(found: Found, method: str, cells: Sequence[str], name: str) -> np.nda
     return np.stack([getattr(found[cell][method], name) for cell in cells], axis=1)
 
 
-def overall(found: Found) -> dict[str, dict[str, Interval]]:
+def overall(found: Found) -> dict[str, dict[str, Estimate]]:
     """Method -> end and area over all cells."""
     cells, methods = _complete(found)
     if not cells:
@@ -126,7 +126,7 @@ def overall(found: Found) -> dict[str, dict[str, Interval]]:
     }
 
 
-def improvements(found: Found) -> dict[tuple[str, str], Interval]:
+def improvements(found: Found) -> dict[tuple[str, str], Estimate]:
     """How likely a run of StepPO has a larger area than one of another method."""
     cells, methods = _complete(found)
     if not cells or "steppo" not in methods:
@@ -141,7 +141,7 @@ def improvements(found: Found) -> dict[tuple[str, str], Interval]:
     }
 
 
-def effects(found: Found) -> dict[str, dict[str, Interval]]:
+def effects(found: Found) -> dict[str, dict[str, Estimate]]:
     """What each half of StepPO does to the area, in each cell: credit of steps in place of tokens,
     and ratios of steps in place of tokens; each the mean over both choices of the other half."""
 
@@ -189,12 +189,12 @@ def show(found: Found, quick: bool = False) -> None:
             if row:
                 low, high = row["spread"]
                 agree = own.low <= high and low <= own.high
-                cells += [_text(Interval(row["value"], low, high)), "yes" if agree else "NO"]
+                cells += [_text(Estimate(row["value"], low, high)), "yes" if agree else "NO"]
             shown.add_row(*cells)
         Console(width=120).print(shown)
 
 
-def _text(interval: Interval) -> str:
+def _text(interval: Estimate) -> str:
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 

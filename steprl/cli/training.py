@@ -28,7 +28,7 @@ def add_commands(command: Any) -> None:
             nargs="?",
             const="auto",
             metavar="auto|RUN",
-            help="go on where a run was stopped",
+            help="continue where a run was stopped",
         )
         sub.add_argument("--overwrite", action="store_true", help="delete the run that is there")
         sub.add_argument(
@@ -118,7 +118,7 @@ def _interrupted(options: argparse.Namespace, run: Path, console: Console) -> in
     words = ["steprl", options.command_name, str(options.config), *options.overrides]
     again = shlex.join([*words, "--resume", options.resume or "auto"])
     console.print(
-        f"Interrupted; the state is saved in {run}. Go on with:\n  [bold]{escape(again)}[/]"
+        f"Interrupted; the state is saved in {run}. Continue with:\n  [bold]{escape(again)}[/]"
     )
     return EXIT_INTERRUPTED
 

@@ -11,20 +11,19 @@ from steprl.laboratory.program import (
 )
 from steprl.laboratory.statistics import (
     Curve,
-    Interval,
+    Estimate,
     area_under_curve,
     interquartile_mean,
     mean_curve,
     performance_profile,
     probability_of_improvement,
     stratified_bootstrap,
-    value_at,
 )
 
 __all__ = [
     "TRACED",
     "Curve",
-    "Interval",
+    "Estimate",
     "Program",
     "Progress",
     "area_under_curve",
@@ -36,6 +35,5 @@ __all__ = [
     "performance_profile",
     "probability_of_improvement",
     "stratified_bootstrap",
-    "value_at",
     "with_settings",
 ]

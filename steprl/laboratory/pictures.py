@@ -28,7 +28,7 @@ from steprl.laboratory.drawing import (
 from steprl.laboratory.drawing import (
     percent as percent_of,
 )
-from steprl.laboratory.statistics import Curve, Interval, mean_curve
+from steprl.laboratory.statistics import Curve, Estimate, mean_curve
 from steprl.report import _INK, _MUTED, _dress, _save
 
 Runs = tuple[Sequence[ArrayLike], Sequence[ArrayLike]]
@@ -130,7 +130,7 @@ def _mean(name: str, cell: str, runs: Runs) -> Curve:
 
 
 def plot_intervals(
-    table: Mapping[str, Interval] | Mapping[str, Mapping[str, Interval]],
+    table: Mapping[str, Estimate] | Mapping[str, Mapping[str, Estimate]],
     path: str | os.PathLike[str],
     title: str,
     *,
@@ -158,14 +158,14 @@ def plot_intervals(
 
 
 def intervals_figure(
-    table: Mapping[str, Interval] | Mapping[str, Mapping[str, Interval]],
+    table: Mapping[str, Estimate] | Mapping[str, Mapping[str, Estimate]],
     title: str,
     *,
     percent: bool = True,
     families: Mapping[str, str] | None = None,
 ) -> Figure:
     """The figure of `plot_intervals`."""
-    rows: dict[str, Mapping[str, Interval]] = {
+    rows: dict[str, Mapping[str, Estimate]] = {
         name: row if isinstance(row, Mapping) else {"": row} for name, row in table.items()
     }
     columns = list(next(iter(rows.values()), {}))
@@ -269,8 +269,8 @@ def profiles_figure(
 
 
 def plot_effects(
-    effects: Mapping[str, Mapping[float, Interval]]
-    | Mapping[str, Mapping[str, Mapping[float, Interval]]],
+    effects: Mapping[str, Mapping[float, Estimate]]
+    | Mapping[str, Mapping[str, Mapping[float, Estimate]]],
     path: str | os.PathLike[str],
     title: str,
     x_label: str,
@@ -298,8 +298,8 @@ def plot_effects(
 
 
 def effects_figure(
-    effects: Mapping[str, Mapping[float, Interval]]
-    | Mapping[str, Mapping[str, Mapping[float, Interval]]],
+    effects: Mapping[str, Mapping[float, Estimate]]
+    | Mapping[str, Mapping[str, Mapping[float, Estimate]]],
     title: str,
     x_label: str,
     y_label: str,
@@ -334,7 +334,7 @@ def effects_figure(
     return panels_figure(panels, title, (x_label, y_label), families, draw, "Bars: 95 % intervals")
 
 
-def _of_lengths(name: str, found: Mapping[float, Interval], aside: float) -> Curve:
+def _of_lengths(name: str, found: Mapping[float, Estimate], aside: float) -> Curve:
     """The effect as a curve; lines stand beside each other, so that no interval hides another."""
     if not found:
         raise ValueError(f"effects[{name!r}] has no lengths: there is nothing to draw.")
@@ -347,7 +347,7 @@ def _of_lengths(name: str, found: Mapping[float, Interval], aside: float) -> Cur
     return Curve(np.array(lengths) * 2 ** (0.07 * aside), estimate, low, high)
 
 
-def _finite(name: str, interval: Interval) -> None:
+def _finite(name: str, interval: Estimate) -> None:
     if len(interval) != 3 or not np.all(np.isfinite(interval)):
         raise ValueError(
             f"{name}={tuple(interval)} is not (estimate, low, high) of finite numbers."

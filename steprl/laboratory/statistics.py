@@ -17,7 +17,7 @@ Statistic = Callable[..., Any]
 _ELEMENTS = 2**18  # numbers resampled at a time: bounds the memory, whatever the number of samples
 
 
-class Interval(NamedTuple):
+class Estimate(NamedTuple):
     """A number and the bounds of its confidence interval."""
 
     estimate: float
@@ -140,7 +140,7 @@ def stratified_bootstrap(
     samples: int = 2000,
     level: float = 0.95,
     seed: int,
-) -> Interval:
+) -> Estimate:
     """A statistic of tables of scores, with a percentile interval over the choice of runs.
 
     Each resample draws R runs with replacement in each cell by itself (a cell is a stratum), and in
@@ -179,7 +179,7 @@ def stratified_bootstrap(
             )
         return found
 
-    return Interval(*(float(x) for x in _bootstrap(numbers, checked, samples, level, seed)))
+    return Estimate(*(float(x) for x in _bootstrap(numbers, checked, samples, level, seed)))
 
 
 def _bootstrap(
@@ -214,25 +214,6 @@ def _bootstrap(
 
 
 # Learning curves, of one run at its own, irregular x, such as tokens sampled.
-
-
-def value_at(x: ArrayLike, y: ArrayLike, until: float) -> float:
-    """A learning curve at one point, between its own points by a straight line.
-
-    Args:
-        x: [K] increasing, such as tokens sampled.
-        y: [K], such as success.
-        until: the point; the run may go on after it.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: the run begins after `until` or ends before it, or is not a curve.
-    """
-    x_k, y_k = _run(x, y)
-    _reached(x_k, until, "until")
-    return float(np.interp(until, x_k, y_k))
 
 
 def area_under_curve(

@@ -111,7 +111,7 @@ def chat_format(
 
     def extend(messages: Sequence[Message]) -> list[int]:
         if not messages:
-            raise ValueError("messages: there is none to go on with")
+            raise ValueError("messages: there is none to reply to")
         text, problem = _continuation(render, stop, [_USER], messages)
         if not problem and takes_system():
             if _continuation(render, stop, [_SYSTEM, _USER], messages) != (text, ""):

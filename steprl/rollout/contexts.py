@@ -119,7 +119,7 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def as_text(observation: Observation) -> str:
-    """What is kept of an observation for the eye."""
+    """An observation as plain text, for records and transcripts."""
     if isinstance(observation, str):
         return observation
     return "\n\n".join(f"{one['role']}: {one.get('content') or ''}" for one in observation)

@@ -9,18 +9,18 @@ The server needs `pip install 'steprl[serve]'`.
 from steprl.serving.access import is_loopback
 from steprl.serving.answering import Served, serve_model
 from steprl.serving.app import make_app
-from steprl.serving.conversation import Conversation, conversation
-from steprl.serving.generation import Engine, Piece, ReplySettings
+from steprl.serving.conversation import MessageFormat, message_format
+from steprl.serving.generation import Piece, ReplyEngine, ReplySettings
 from steprl.serving.text import Delta, read_calls, read_text
 
 __all__ = [
-    "Conversation",
+    "MessageFormat",
     "Delta",
-    "Engine",
+    "ReplyEngine",
     "Piece",
     "ReplySettings",
     "Served",
-    "conversation",
+    "message_format",
     "is_loopback",
     "make_app",
     "read_calls",

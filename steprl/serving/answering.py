@@ -5,8 +5,8 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from steprl.sampling import sampling_of
-from steprl.serving.conversation import Conversation, conversation
-from steprl.serving.generation import Engine, Piece, ReplySettings
+from steprl.serving.conversation import MessageFormat, message_format
+from steprl.serving.generation import Piece, ReplyEngine, ReplySettings
 from steprl.serving.protocol import ApiError, Chat, Completion, Options
 from steprl.serving.responses import Head, choice, new_head, usage
 from steprl.serving.text import Delta, read_calls, read_text
@@ -16,12 +16,12 @@ _CONTEXT = 4096  # of models that do not say
 
 
 class Replies(Protocol):
-    """What the server needs of an `Engine`."""
+    """What the server needs of an `ReplyEngine`."""
 
     context_length: int
 
     def reply(self, prompt: list[int], settings: ReplySettings) -> Generator[Piece, None, None]:
-        """See `Engine.reply`."""
+        """See `ReplyEngine.reply`."""
         ...
 
 
@@ -29,8 +29,8 @@ class Served(NamedTuple):
     """The model of a server."""
 
     name: str
-    engine: Engine | Replies
-    conversation: Conversation | None  # None: no chat template, so completions only
+    engine: ReplyEngine | Replies
+    conversation: MessageFormat | None  # None: no chat template, so completions only
     encode: Callable[[str], list[int]]  # text of a prompt
     decode: Callable[[Any], str]  # text of a reply, without a stop token at its end
     token_text: Callable[[int], str]
@@ -66,7 +66,7 @@ def serve_model(opened: Opened, name: str, context_length: int | None = None) ->
     if known and length > known:
         raise ValueError(f"a context of {length} tokens: the model was made for {known}")
     try:
-        talk = conversation(tokenizer)
+        talk = message_format(tokenizer)
     except ValueError:
         talk = None
     stop_ids = talk.stop_ids if talk else (tokenizer.eos_token_id,)
@@ -77,7 +77,7 @@ def serve_model(opened: Opened, name: str, context_length: int | None = None) ->
 
     return Served(
         name=name,
-        engine=Engine(opened.policy, opened.params, length),
+        engine=ReplyEngine(opened.policy, opened.params, length),
         conversation=talk,
         encode=tokenizer.encode,
         decode=talk.decode if talk else decode,

@@ -18,7 +18,7 @@ _PROBE = {
 }
 
 
-class Conversation(NamedTuple):
+class MessageFormat(NamedTuple):
     """The functions of a chat model's tokenizer.
 
     encode(messages, tools) -> ids, with the generation prompt
@@ -30,7 +30,7 @@ class Conversation(NamedTuple):
     stop_ids: tuple[int, ...]
 
 
-def conversation(tokenizer: Any) -> Conversation:
+def message_format(tokenizer: Any) -> MessageFormat:
     """How a tokenizer writes conversations.
 
     Where its chat template shows no tools, they are described in the system message, and calls and
@@ -53,7 +53,7 @@ def conversation(tokenizer: Any) -> Conversation:
             return plain.begin(as_text(messages, tools))
         return (chat_format(tokenizer, tools) if tools else plain).begin(messages)
 
-    return Conversation(encode, plain.decode, plain.stop_ids)
+    return MessageFormat(encode, plain.decode, plain.stop_ids)
 
 
 def as_text(

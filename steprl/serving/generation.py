@@ -50,7 +50,7 @@ class _Drawn(NamedTuple):
     top_logprobs: jax.Array
 
 
-class Engine:
+class ReplyEngine:
     """One model that replies to one request at a time; not for several threads at once.
 
     The prompt is read in pieces of few widths, and the cache grows through few lengths: at most

@@ -27,7 +27,7 @@ def read_text(
     """The text of a reply, piece by piece; it ends before a stop string.
 
     Args:
-        pieces: as of `Engine.reply`; not read on behind a stop string.
+        pieces: as of `ReplyEngine.reply`; not read on behind a stop string.
         decode: text of all tokens so far, without a stop token at the end.
         stops: strings that end the text and do not belong to it; the one that is complete first does.
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steprl.sampling import Sampling, generate, sampling_logprobs
-from steprl.serving import Engine, ReplySettings
+from steprl.serving import ReplyEngine, ReplySettings
 from steprl.serving.generation import split, truncate
 from tests.serving.tiny import VOCABULARY, tiny_opened
 
@@ -26,13 +26,13 @@ def parts():
 
 @pytest.fixture(scope="module")
 def engine(parts):
-    return Engine(*parts, CONTEXT, cache_length=16, widths=(4, 16), piece=4)
+    return ReplyEngine(*parts, CONTEXT, cache_length=16, widths=(4, 16), piece=4)
 
 
 @pytest.fixture(scope="module")
 def other(parts):
     """One with other pieces and another cache."""
-    return Engine(*parts, CONTEXT, cache_length=64, widths=(8, 32), piece=1)
+    return ReplyEngine(*parts, CONTEXT, cache_length=64, widths=(8, 32), piece=1)
 
 
 def alone(other, prompt):
@@ -188,7 +188,7 @@ def test_an_error_in_the_middle_leaves_no_cache_behind(engine, other, monkeypatc
 
 
 def test_few_programs_are_compiled_whatever_is_asked(parts):
-    engine = Engine(*parts, CONTEXT, cache_length=16, widths=(4, 16))
+    engine = ReplyEngine(*parts, CONTEXT, cache_length=16, widths=(4, 16))
     lengths = 1 + math.ceil(math.log2(CONTEXT / 16))
     draw = np.random.default_rng(0)
     for number in range(40):
@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(engine, prompt
 )
 def test_settings_out_of_range_are_refused(parts, settings):
     with pytest.raises(ValueError, match="="):
-        Engine(*parts, **{"context_length": 8, **settings})
+        ReplyEngine(*parts, **{"context_length": 8, **settings})
 
 
 @given(st.integers(0, 5000), st.sets(st.integers(1, 300), min_size=1, max_size=4).map(sorted))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steprl.serving.access import check_access, is_loopback
-from steprl.serving.conversation import as_text, conversation
+from steprl.serving.conversation import as_text, message_format
 from steprl.serving.protocol import ApiError, parse_json, read_chat, read_completion
 from tests.models.chat_models import CHATML, FAMILIES
 from tests.serving.tiny import chatml_tokenizer
@@ -186,7 +186,7 @@ def test_tools_join_the_system_message_that_is_there():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_of_templates_shows_the_tools(family):
     tokenizer = chatml_tokenizer(FAMILIES[family])
-    talk = conversation(tokenizer)
+    talk = message_format(tokenizer)
     with_tools = tokenizer.decode(talk.encode(MESSAGES[:1], [TOOL]))
     assert '"add"' in with_tools
     assert '"add"' not in tokenizer.decode(talk.encode(MESSAGES[:1], []))
@@ -194,7 +194,7 @@ def test_every_family_of_templates_shows_the_tools(family):
 
 def test_a_tokenizer_without_a_template_holds_no_conversation():
     with pytest.raises(ValueError, match="no chat template"):
-        conversation(chatml_tokenizer(None))
+        message_format(chatml_tokenizer(None))
 
 
 # Who may ask.
