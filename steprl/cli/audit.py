@@ -35,7 +35,6 @@ def add_commands(command: Any) -> None:
 
 
 def _audit(options: argparse.Namespace, console: Console) -> int:
-    from steprl.algorithms import algorithm
     from steprl.audit import as_record, run_audit
     from steprl.audit.pictures import draw_audit, draw_trajectory
     from steprl.checkpoint import all_steps
@@ -48,7 +47,7 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
     before = [one for one in saved if step is not None and one < step]
     older = load_params(session, options.run, before[-1]) if before else None
     # The critic of a warm start has learnt nothing yet.
-    critic = bool(saved) and "critic" in algorithm(session.config.algorithm.name).needs
+    critic = bool(saved) and "critic" in session.method.needs
     split = options.split or session.player.splits[1]
     with _bar(console) as watch:
         audit = run_audit(

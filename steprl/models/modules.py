@@ -68,7 +68,8 @@ def nnx_policy(make: Callable[..., nnx.Module]) -> Policy:
 def _nnx_policy(make: Callable[..., nnx.Module], example: nnx.Module) -> Policy:
     kind = type(example)
     _check_methods(example, kind.__name__)
-    graph, abstract, rest = nnx.split(example, nnx.Param, ...)
+    parts: Any = nnx.split(example, nnx.Param, ...)
+    graph, abstract, rest = parts
     kept = [path for path, leaf in nnx.to_flat_state(rest) if not isinstance(leaf, nnx.RngState)]
     if kept:
         raise ValueError(
