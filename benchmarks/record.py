@@ -1,4 +1,4 @@
-"""Result files of the benchmarks: one schema, written by `--save`, read by `readme.py`."""
+"""Result files of the benchmarks: one schema, written by `--save`, read by `pages`."""
 
 import datetime
 import importlib.metadata

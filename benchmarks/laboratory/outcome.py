@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from laboratory import design, jobs
-from laboratory.page import NAMES
+from laboratory.names import NAMES
 from steprl.laboratory import (
     Interval,
     area_under_curve,
