@@ -41,7 +41,7 @@ def in_short(results: Path, link: str) -> str:
 
 
 def in_full(results: Path, link: str) -> str:
-    """Every game, the halves of StepPO, settings."""
+    """Every method in every game, and the settings that the tuning chose."""
     record = read(results, "algorithms")
     if record is None:
         return ""
@@ -57,7 +57,6 @@ def in_full(results: Path, link: str) -> str:
     return "\n\n".join(
         (
             table(("area under the curve", *(cell["title"] for cell in cells.values())), lines),
-            _effects(record),
             f"Learning rate and share of clipped tokens that the tuning chose: {chosen}. "
             f"All runs, by seed, are in {file(link, 'algorithms.json')}.",
             f"![Learning curves]({link}/algorithms-curves.png)",

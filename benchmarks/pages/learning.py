@@ -42,7 +42,7 @@ def curves(results: Path, link: str) -> str:
         if record is None:
             continue
         notes = f" {record['notes']}" if record.get("notes") else ""
-        parts.append(f"**{title}**: `{record['config']}`, one seed.{notes}")
+        parts.append(f"**{title}**: `{record['config']}`, seed {record['seed']}.{notes}")
         if (results / f"{name}.png").exists():
             parts.append(f"![Success and diagnostics: {title}]({link}/{name}.png)")
     return "\n\n".join(parts)
