@@ -10,8 +10,8 @@ Rows of 64 prompt and 64 sampled tokens, float32, clipped gradient, AdamW. The m
 
 Contenders are processes of their own and take turns, a step each. PyTorch is the same update written
 out with the Llama of transformers; it is left out where it is not installed, and on an accelerator.
-tunix is its own GRPO training step on its own Llama, in the environment of `--tunix-python`
-(`pip install google-tunix`), which it cannot share with ours. All start from the same weights and
+tunix runs its own GRPO training step on its own Llama, in the environment of `--tunix-python`
+(`pip install google-tunix`), because it cannot share ours. All start from the same weights and
 batch: losses and gradient norms of the first step must agree, or the run fails.
 
 We report the entropy of the policy (tunix does too, PyTorch does not) and read no logits of prompt

@@ -1,4 +1,4 @@
-"""How the compared methods are called in tables and pictures, in the order in which they stand."""
+"""Names of the compared methods in tables and pictures, in the order of the rows."""
 
 NAMES = {
     "steppo": "StepPO",

@@ -1,4 +1,4 @@
-"""What came out: scores of runs, their intervals, table, pictures and result file."""
+"""The results: scores of runs, their intervals, table, pictures and result file."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
