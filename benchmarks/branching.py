@@ -191,7 +191,7 @@ def difference(forked: Rollouts, replayed: Replayed) -> float:
 
 
 def continued(name: str, setup: Setup, depths: Sequence[int]) -> dict:
-    """Forks that go on for three steps, from the first and from a later token of an action, against
+    """Forks that continue for three steps, from the first and from a later token of an action, against
     one pass over the whole row, as in training."""
     steps, worst = 3, 0.0
     for depth in depths:

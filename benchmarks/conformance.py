@@ -111,12 +111,12 @@ def _without_poison(case: Case) -> Case | None:
     """The case with its NaN inputs at unsampled tokens zeroed; None if there are none."""
     if np.ndim(case.get("mask")) == 0:
         return None
-    dark = case["mask"] == 0
+    unsampled = case["mask"] == 0
     poisoned = {
-        name: np.where(dark & np.isnan(x), 0, x)  # what is dark may count (BranPO, APPO)
+        name: np.where(unsampled & np.isnan(x), 0, x)  # unsampled tokens may count (BranPO, APPO)
         for name, x in case.items()
-        if np.shape(x) == dark.shape and x.dtype.kind == "f" and not name.startswith("out_")
-        if np.isnan(x[dark]).any()
+        if np.shape(x) == unsampled.shape and x.dtype.kind == "f" and not name.startswith("out_")
+        if np.isnan(x[unsampled]).any()
     }
     return case | poisoned if poisoned else None
 

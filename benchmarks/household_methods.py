@@ -63,7 +63,7 @@ def config_of(method: str, size: Size, overrides: Sequence[str], folder: Path) -
 
 
 def warm_start(size: Size, overrides: Sequence[str], folder: Path) -> None:
-    """The parameters that all runs begin with, and how good they are; goes on where it was cut."""
+    """The parameters that all runs start from, and how good they are; continues an interrupted run."""
     import budgeted
 
     from steprl.run_directory import open_run

@@ -6,8 +6,8 @@ Faults: every step of an environment calls a tool that takes 5 to 20 ms. Of the 
 the deadline of 0.5 s, 5 % crash, or both; task and step decide which, so that every run has the
 same ones. A fault ends its trajectory as truncated. Agent steps a second are compared with those of
 the healthy tool; no task may be lost, every fault must be where it was drawn, and everything played
-before it must equal what the healthy run played. In threads a crash is an exception, in processes the end of the
-process, and a hung process is killed; a new one has to be started each time.
+before it must equal what the healthy run played. In threads a crash is an exception, in processes the
+end of the process, and a hung process is killed; a new one has to be started each time.
 
 Lengths: episodes of 2 to 16 steps. Slots that take the next task as soon as they are free are compared with
 batches of as many tasks as slots, each of which starts when the last episode of the previous one has ended.

@@ -97,7 +97,7 @@ def race(
                 racing["tunix"] = Contender(tunix_python, "tunix_grpo.py", case)
         for _ in range(rounds + 1):
             for contender in racing.values():
-                time.sleep(0.2)  # threads of the one before go on waiting for work for a while
+                time.sleep(0.2)  # threads of the previous one keep waiting for work for a while
                 contender.step()
     finally:
         for contender in racing.values():

@@ -40,7 +40,7 @@ RELATIVE = 1e-4  # between the two losses, and the two norms of the gradient
 
 
 def branches(rows: int, share: float, length: int) -> list[Trajectory]:
-    """One trajectory and `rows - 1` that go on after a share of it; half of each step is read."""
+    """One trajectory and `rows - 1` that branch off after a share of it; half of each step is read."""
     rng = np.random.default_rng(0)
     each = length // STEPS // 2
 

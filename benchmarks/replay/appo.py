@@ -187,7 +187,7 @@ def replay_build_rollout(case: Case) -> tuple[Results, Deviations]:
     tokens = continue_from(
         case["prompt"], case["response"], case["branch_token_idx"], case["generated"], limit
     )
-    # The reference trains no token of a branch: its loss mask is dark throughout.
+    # The reference trains no token of a branch: its loss mask is 0 throughout.
     return {"tokens": tokens, "mask": np.zeros(limit, np.int64)}, {}
 
 
