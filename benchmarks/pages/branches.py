@@ -7,7 +7,7 @@ from pages.cells import file, machine, read, table
 
 
 def in_short(results: Path, link: str) -> str:
-    """One branch behind 64 steps, and the gain of trees."""
+    """One branch after 64 steps, and the gain of trees."""
     parts = []
     if record := read(results, "branching"):
         rows = {row["name"]: row for row in record["rows"]}
@@ -15,7 +15,7 @@ def in_short(results: Path, link: str) -> str:
         row, model = rows[name], name.split(",")[0]
         tokens = rows[f"{name.removesuffix(': fork')}: replay, prefilled"]["value"]
         parts.append(
-            f"A branch behind 64 steps ({model}) takes {row['value'] / 1000:.1f} s and reads one token; "
+            f"A branch after 64 steps ({model}) takes {row['value'] / 1000:.1f} s and reads one token; "
             f"reset, replay and a new prefill take {row['peer_value'] / 1000:.0f} s and read {tokens:.0f} "
             f"tokens, {row['ratio']:.0f} times as long ({file(link, 'branching.json')}).\n\n"
             f"![Time of a branch against its depth]({link}/branching.png)"
