@@ -2,10 +2,10 @@
 
     python benchmarks/adapters.py --save
 
-Each is played by one engine, so that a branch finds it elsewhere: "branch" is the time of a step from a
-state that is `DEPTH` steps deep, after the engine has begun another task. Packages that are not installed
-are left out; `--save` keeps their saved rows, and fills the table in docs/environments.md, which
-`--check` compares.
+One engine plays all states of an environment, so it is in another state when a branch is made: "branch" is
+the time of a step from a state that is `DEPTH` steps deep, after the engine has started another task.
+Packages that are not installed are left out; `--save` keeps their saved rows, and fills the table in
+docs/environments.md, which `--check` compares.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""How good is each credit? Against the exact values of the policy's own actions, early and late.
+"""How well does each credit agree with the exact values of the policy's actions, early and late?
 
     python benchmarks/audit.py [--save] [--resume] [--tasks 24] [key=value ...]
 
 StepPO and PPO learn `multihop` from the same warm start for 30 iterations, with the other settings of
 configs/quickstart.yaml and one seed. At iteration 10 and at the last one, held-out tasks are played 8
-times each; from every step 8 continuations go on, and all that is likelier than 1e-5 is enumerated.
-Values, credit and branching scores are held against the enumerated truth: Spearman's and Pearson's
+times each; 8 continuations are played from every step, and all that is likelier than 1e-5 is enumerated.
+Values, credit and branching scores are compared with the enumerated truth: Spearman's and Pearson's
 correlation over steps, 95 % intervals by the bootstrap over tasks. The first weighs every difference
 the same, and where most tasks are solved most differences are tiny; in the second the few steps that
-mattered a lot have the most weight. With --resume finished runs are kept.
+matter most have the most weight. With --resume finished runs are kept.
 """
 
 import argparse

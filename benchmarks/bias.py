@@ -1,4 +1,4 @@
-"""Which policy gradients are unbiased, and how far are the others off? Enumerated, not sampled.
+"""Which policy gradients are unbiased, and how large is the bias of the others? Enumerated, not sampled.
 
     python benchmarks/bias.py [--save] [--only TEXT]
 

@@ -1,19 +1,19 @@
-"""What a branch costs: one new step behind a long beginning.
+"""What a branch costs: one new step after a long prefix.
 
     python benchmarks/branching.py [--quick] [--save]
 
-Two ways to play one step anew at depth d of an episode (benchmarks/played/walk.py: observations of 12
+Two ways to play one step again at depth d of an episode (benchmarks/played/walk.py: observations of 12
 to 20 tokens, actions of 8, no token ends one early; float32, random weights):
 
 - fork: `HostPlayer.branch` on the memory of a rollout. The state of the environment is a value, the row
   of the KV cache is copied, the last token before the action is read again, the action is sampled, the
   environment is stepped.
-- replay: `reset`, all actions before again in the environment, the whole context read into an empty cache,
-  then the same. It is timed without the engine around it and is lent a cache, so that it never pays for
-  memory; it runs the same compiled functions.
+- replay: `reset`, all earlier actions again in the environment, the whole context read into an empty cache,
+  then the same. It is timed without the engine around it and with a cache that is already allocated; it
+  runs the same compiled functions.
 
 All depths and both ways take turns in every repetition; values are medians with quartiles, ratios are
-those of the medians. The CPU time of all threads, which other processes disturb less, stands beside.
+those of the medians. The CPU time of all threads, which other processes disturb less, is given as well.
 Tokens are those that `Rollouts.usage` counts.
 """
 
@@ -192,7 +192,7 @@ def difference(forked: Rollouts, replayed: Replayed) -> float:
 
 
 def continued(name: str, setup: Setup, depths: Sequence[int]) -> dict:
-    """Forks that go on for three steps, from the first and from a later token of an action, against
+    """Forks that continue for three steps, from the first and from a later token of an action, against
     one pass over the whole row, as in training."""
     steps, worst = 3, 0.0
     for depth in depths:

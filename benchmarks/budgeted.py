@@ -1,7 +1,7 @@
 """Training until a number of tokens is sampled; the loop of the comparisons on the host.
 
-What branches sample counts like all else. Held-out tasks are played in between, at equal shares of
-the budget, and those tokens do not count.
+Tokens of branches count. Held-out tasks are played in between, at equal shares of the budget, and their
+tokens do not count.
 """
 
 import dataclasses

@@ -1,23 +1,23 @@
-"""How fast tokens are generated, against transformers and tunix, and against the memory.
+"""How fast tokens are generated, compared with transformers, tunix and the memory bandwidth.
 
     python benchmarks/generate.py [--tunix-python PATH] [--only TEXT] [--rounds N] [--save]
 
-64 tokens of prompt and 64 new ones a row, for all contenders: nobody stops early. SmolLM2-135M has its
+64 prompt tokens and 64 new ones in each row, for all contenders: none stops early. SmolLM2-135M has its
 real weights here and in transformers (PyTorch, from the directory that we export); tunix runs a module
 of the same shape with random weights. The 30M shape is random on both sides. PATH is the interpreter
 of an environment with `pip install google-tunix`; without it, or without torch, those columns are
 left out, with a note. Everything is on a GPU where JAX and PyTorch have one.
 
-Each contender is a process of its own, which measures when it is asked: every round has all of them
-in turn. A generation of one token is timed as well; "decode" is what the other 63 took beyond it, "end
+Each contender is a separate process, which measures on request: every round has all of them in turn. A
+generation of one token is timed as well; "decode" is the time of the other 63 tokens, "end
 to end" is the whole call, from lists of ids to ids on the host. Values are medians over the rounds,
 with quartiles; a ratio is that of the medians. Sampling is at temperature 1 and returns the log-prob
 of each token; ours also returns the entropy, and with top-p the set that each token was drawn from,
 which training needs. (tunix's log-probs under top-p are those of the whole vocabulary.)
 
 The limit of the memory: a step of decoding reads all weights once and the cache of every row up to its
-own place. Those bytes, over the best bandwidth that a product of a matrix and a vector has reached in
-any round, are the time below which no step can be; the share is that over our step.
+position. Those bytes, divided by the best bandwidth that a matrix-vector product reached in any round,
+are the least time of a step; the share is that time over the time of our step.
 """
 
 import argparse

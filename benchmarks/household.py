@@ -1,7 +1,7 @@
-"""How well does a small model keep house in ALFWorld's rooms, before and after StepPO?
+"""How well does a small model do the household tasks of ALFWorld, before and after StepPO?
 
 python benchmarks/household.py --save              trains configs/household.yaml (CPU, up to 45 min)
-python benchmarks/household.py --save --resume     goes on where it was cut
+python benchmarks/household.py --save --resume     continues an interrupted run
 python benchmarks/household.py --config configs/household_gpu.yaml --variant gpu --save
 """
 

@@ -1,18 +1,18 @@
-"""Which credit keeps house better? StepPO, PPO, GRPO, GiGPO and BranPO on `household`, with seeds.
+"""Which credit is better for household tasks? StepPO, PPO, GRPO, GiGPO and BranPO, with seeds.
 
     python benchmarks/household_methods.py [--save] [--resume] [--methods steppo grpo ...] [key=value ...]
     python benchmarks/household_methods.py --quick       # two methods, two iterations: does it run?
 
 One size above `algorithms.py`: ALFWorld's texts in small generated rooms, played on the host
-(configs/branpo_household.yaml), 3 seeds a method. What is kept equal: the warm-started model, the
+(configs/branpo_household.yaml), 3 seeds a method. The same for all: the warm-started model, the
 number of sampled tokens (those of branches count, and a run stops when they are spent), optimiser,
 batch and mini-batch, and the share of tokens whose ratio is clipped. One learning rate for all, which
-falls as the tokens are spent; none is tuned. Success is that of 256 tasks in rooms that training has
-not, at temperature 1, on the way and at the end.
+falls as the tokens are spent; none is tuned. Success is measured on 256 tasks in rooms not seen
+in training, at temperature 1, during training and at the end.
 
 The intervals are over the seeds alone, and 3 are few: a 95 % interval of the interquartile mean of
-three runs held the truth in 76 % of trials (`steprl.laboratory.statistics`). Runs are jobs of their
-own, as many at a time as there are cores; with --resume finished ones are kept.
+three runs contained the truth in 76 % of trials (`steprl.laboratory.statistics`). Each run is a separate
+process, as many at a time as there are cores; with --resume finished ones are kept.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def config_of(method: str, size: Size, overrides: Sequence[str], folder: Path) -
 
 
 def warm_start(size: Size, overrides: Sequence[str], folder: Path) -> None:
-    """The parameters that all runs begin with, and how good they are; goes on where it was cut."""
+    """The parameters that all runs start from, and how good they are; continues an interrupted run."""
     import budgeted
 
     from steprl.run_directory import open_run

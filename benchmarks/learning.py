@@ -1,5 +1,5 @@
 """Success before and after reinforcement learning, for one configuration; shared by the benchmarks
-of single environments. The run goes on from where it was cut when `--resume auto` is given."""
+of single environments. An interrupted run continues when `--resume auto` is given."""
 
 import argparse
 import json
@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import record
 
 from steprl.config import load_config
+from steprl.evaluation import inspect
 from steprl.metrics import read_metrics
 from steprl.report import plot_learning_curves
 from steprl.run_directory import open_run
 from steprl.session import Session, setup
 from steprl.train import Event, train
+from steprl.transcripts import draw_credit, pick
 from steprl.types import Params
 
 
@@ -46,11 +49,11 @@ class Trained(NamedTuple):
 
 
 def trained(options: argparse.Namespace) -> Trained:
-    """Runs a configuration, from wherever it was cut if `--resume` is given."""
+    """Runs a configuration, from where it was interrupted if `--resume` is given."""
     config = load_config(options.config, options.overrides)
     session = setup(config)
     run = open_run(config, options.resume, overwrite=options.resume is None)
-    seconds = run / "seconds.json"  # survives a cut
+    seconds = run / "seconds.json"  # survives an interruption
     spent: dict[str, float] = json.loads(seconds.read_text()) if seconds.exists() else {}
     last = time.perf_counter()
 
@@ -74,12 +77,14 @@ def trained(options: argparse.Namespace) -> Trained:
     return Trained(session, run, params, metrics, sum(spent.values()) / 60)
 
 
-def learn(options: argparse.Namespace, script: str, goals: dict[str, tuple[str, Callable]]) -> None:
-    """Trains, prints the table, and saves it if asked.
+def learn(
+    options: argparse.Namespace, script: str, goals: dict[str, tuple[str, Callable]]
+) -> Trained:
+    """Trains, prints the table, and saves it with `--save`.
 
     Args:
         script: name of the result file.
-        goals: name of a row -> what is asked for, and a test of the value.
+        goals: name of a row -> the goal in words, and a test of the value.
     """
     done = trained(options)
     rows = success_rows(done.metrics, goals)
@@ -93,6 +98,18 @@ def learn(options: argparse.Namespace, script: str, goals: dict[str, tuple[str, 
         if r["name"] in goals:
             r["goal"], r["met"] = goals[r["name"]][0], bool(goals[r["name"]][1](r["value"]))
     report(options, script, rows, done)
+    return done
+
+
+def save_credit(done: Trained, script: str) -> None:
+    """Draws the credit of one held-out episode, as `steprl train` does at the end of a run."""
+    session, config = done.session, done.session.config
+    tasks = np.arange(config.rollout.batch_size * config.rollout.n)
+    split = session.player.splits[1]
+    one = pick(inspect(session.policy, session.player, done.params, config, split, tasks)[:8])
+    path = record.RESULTS / f"{script}-credit.png"
+    draw_credit(one, path, f"Credit of {config.algorithm.name} on {config.env.name}")
+    print(f"written: {path}")
 
 
 def report(

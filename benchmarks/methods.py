@@ -3,10 +3,10 @@
     python benchmarks/methods.py [--save] [--resume] [--methods steppo grpo ...] [key=value ...]
     python benchmarks/methods.py --methods grpo branpo appo arpo --variant branching --save
 
-All begin with the same warm-started model and see the same tasks, 32 an iteration with 8 attempts
+All start from the same warm-started model and see the same tasks, 32 an iteration with 8 attempts
 at each, with the settings of configs/quickstart.yaml. One seed and no tuning of any method: this
-says that each one works, not which one is better. What branches sample counts: the tokens that each
-run sampled are in the table. With --resume finished runs are kept and cut ones go on.
+shows that each one works, not which one is better. The table has the tokens that each run sampled, those
+of branches included. With --resume finished runs are kept and interrupted ones continue.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def learn(name: str, overrides: list[str], resume: str | None) -> Path:
         run_warm_start(session, run)
     elif not finished(run, config.trainer.total_training_steps):
         train(session, run)
-        shutil.rmtree(run / "checkpoints")  # the curves are what is asked for
+        shutil.rmtree(run / "checkpoints")  # only the curves are kept
     return run
 
 

@@ -4,7 +4,7 @@ python benchmarks/multihop.py --save
 python benchmarks/multihop.py --config configs/multihop_hard.yaml --variant hard --save
 """
 
-from learning import arguments, learn
+from learning import arguments, learn, save_credit
 
 if __name__ == "__main__":
     options = arguments(__doc__, "configs/quickstart.yaml")
@@ -16,4 +16,6 @@ if __name__ == "__main__":
             "success, main split, greedy, after RL": ("at least 0.98", lambda v: v >= 0.98),
             "minutes, evaluation included": ("at most 3", lambda m: m <= 3),
         }
-    learn(options, "multihop", goals)
+    done = learn(options, "multihop", goals)
+    if options.save and not options.variant:
+        save_credit(done, "multihop")

@@ -1,4 +1,4 @@
-"""What does it gain to play, learn and repeat inside one compiled program?
+"""What is gained by playing and learning inside one compiled program?
 
     python benchmarks/one_program.py [--quick] [--save]
 
@@ -8,17 +8,18 @@ The same model, method, game, tasks and draws, 8 tasks x 8 attempts an iteration
     two programs      rollout and update compiled, the loop on the host: `steprl train` on a game
     a call a turn     each turn of all episodes is a call of the model and a call of the game
     text environment  the game as text behind the slot engine, one episode at a time: what
-                      `steprl train` does with an environment of others, here one that takes no time
-                      of its own but for the compiled rules and the tokenizer
+                      `steprl train` does with a text environment, here one that takes no time
+                      except for the compiled rules and the tokenizer
 
 Then 8 seeds in one program, side by side (`vmap`) and one after another (`lax.map`), against one seed.
 
 Each program computes in one thread: a model as small as these gains nothing from a second, and a core
-is free for a second run (XLA_FLAGS in the environment come first). All programs are warm, what compiling
-cost is shown apart, and all contenders take turns: ratios are medians over rounds, of neighbours in time.
-Beside them the ratios of processor time, which other work on the machine disturbs less. Before anything
+is free for a second run (XLA_FLAGS in the environment come first). All programs are compiled beforehand,
+compile times are shown separately, and all contenders take turns: a ratio is the median over rounds of two
+measurements that follow each other. Ratios of processor time, which other work on the machine disturbs
+less, are given as well. Before anything
 is timed, the attempts of the first iteration are compared token by token. (Text drops an `<end>` inside an
-action, where the game reads nonsense; such attempts may part.)
+action, which the game reads as part of the action; such attempts may differ.)
 """
 
 import argparse

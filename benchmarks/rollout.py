@@ -3,17 +3,17 @@
     python benchmarks/rollout.py [--quick] [--save]
 
 Faults: every step of an environment calls a tool that takes 5 to 20 ms. Of the calls, 5 % hang until
-the deadline of 0.5 s, 5 % crash, or both; which ones follows from task and step, so that every run has
-the same. A fault ends its trajectory as truncated. Agent steps a second are compared with those of
-the healthy tool; no task may be lost, every fault must be where it was drawn, and what was played before
-it must be what the healthy run played. In threads a crash is an exception, in processes the end of the
-process, and a hung process is killed; a new one has to be started each time.
+the deadline of 0.5 s, 5 % crash, or both; task and step decide which, so that every run has the
+same ones. A fault ends its trajectory as truncated. Agent steps a second are compared with those of
+the healthy tool; no task may be lost, every fault must be where it was drawn, and everything played
+before it must equal what the healthy run played. In threads a crash is an exception, in processes the
+end of the process, and a hung process is killed; a new one has to be started each time.
 
-Lengths: episodes of 2 to 16 steps. A free slot takes the next task at once, against batches of as many
-tasks as slots, the next of which begins when the last episode of the one before has ended.
+Lengths: episodes of 2 to 16 steps. Slots that take the next task as soon as they are free are compared with
+batches of as many tasks as slots, each of which starts when the last episode of the previous one has ended.
 
-The model has 1.3 M parameters and random weights: its turn of 16 slots takes about as many times longer
-than the tool as that of a real model beside a real search. All contenders take turns; values are medians
+The model has 1.3 M parameters and random weights: the ratio of its turn of 16 slots to the time of
+the tool is about that of a real model to a real search. All contenders take turns; values are medians
 with quartiles.
 """
 

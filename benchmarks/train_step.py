@@ -10,8 +10,8 @@ Rows of 64 prompt and 64 sampled tokens, float32, clipped gradient, AdamW. The m
 
 Contenders are processes of their own and take turns, a step each. PyTorch is the same update written
 out with the Llama of transformers; it is left out where it is not installed, and on an accelerator.
-tunix is its own GRPO training step on its own Llama, in the environment of `--tunix-python`
-(`pip install google-tunix`), which it cannot share with ours. All start from the same weights and
+tunix runs its own GRPO training step on its own Llama, in the environment of `--tunix-python`
+(`pip install google-tunix`), because it cannot share ours. All start from the same weights and
 batch: losses and gradient norms of the first step must agree, or the run fails.
 
 We report the entropy of the policy (tunix does too, PyTorch does not) and read no logits of prompt
@@ -97,7 +97,7 @@ def race(
                 racing["tunix"] = Contender(tunix_python, "tunix_grpo.py", case)
         for _ in range(rounds + 1):
             for contender in racing.values():
-                time.sleep(0.2)  # threads of the one before go on waiting for work for a while
+                time.sleep(0.2)  # threads of the previous one keep waiting for work for a while
                 contender.step()
     finally:
         for contender in racing.values():

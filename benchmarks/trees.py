@@ -1,4 +1,4 @@
-"""What it saves to train branches of one prefix as one row: tokens and time of an update.
+"""What training branches of one prefix as one row saves: tokens and time of an update.
 
     python benchmarks/trees.py [--rounds 5] [--quick] [--save]
 
@@ -7,7 +7,7 @@ and its branches (2, 4 and 8 rows in all) are one group. One GRPO update (forwar
 a model of 6 M parameters in float32 is made with the rows apart and with the tree of their contexts,
 in turn in one process; losses and gradient norms must agree. "Most that tokens allow" is what running
 each token once could save: tokens of the rows over tokens of the tree. Processor time is that of all
-threads of the process, which on a busy machine says more than the clock; not on an accelerator.
+threads of the process, which on a busy machine is more reliable than the clock; not on an accelerator.
 """
 
 import argparse
@@ -40,7 +40,7 @@ RELATIVE = 1e-4  # between the two losses, and the two norms of the gradient
 
 
 def branches(rows: int, share: float, length: int) -> list[Trajectory]:
-    """One trajectory and `rows - 1` that go on after a share of it; half of each step is read."""
+    """One trajectory and `rows - 1` that branch off after a share of it; half of each step is read."""
     rng = np.random.default_rng(0)
     each = length // STEPS // 2
 

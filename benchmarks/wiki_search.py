@@ -1,4 +1,4 @@
-"""How well does SmolLM2-135M search for answers: as it comes, after demonstrations, after RL?
+"""How well does SmolLM2-135M search for answers: pretrained, after demonstrations, after RL?
 
 python benchmarks/wiki_search.py --save              configs/wiki_search_smollm2.yaml, on a CPU
 python benchmarks/wiki_search.py --config configs/wiki_search_smollm2_gpu.yaml --variant gpu --save \\
@@ -6,7 +6,7 @@ python benchmarks/wiki_search.py --config configs/wiki_search_smollm2_gpu.yaml -
 python benchmarks/wiki_search.py --config configs/appo_wiki_search.yaml --variant appo --save --trained-only
 
 Exact match and F1 of held-out questions with 95 % intervals, the share of tool calls that could be
-made, and the number of searches; and a transcript for the README.
+made, and the number of searches; and a transcript for docs/search.md.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""The page of functions is complete and current; the README names every method."""
+"""The pages are complete and current: functions, methods, rooms, links, and measured parts."""
 
 import importlib.util
 import inspect
@@ -15,6 +15,9 @@ from steprl.algorithms import ALGORITHMS
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "docs" / "build.py"
 PAGE = (ROOT / "docs" / "ops.md").read_text(encoding="utf-8")
+PAGES = [
+    *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +37,6 @@ def test_the_page_is_what_the_script_writes():
 def test_every_public_function_is_on_the_page():
     public = {name for name in ops.__all__ if name[0].islower()}
     assert public == set(re.findall(r"^### `(\w+)`$", PAGE, re.MULTILINE))
-
-
-def test_files_that_the_page_names_exist():
-    for path in re.findall(r"\]\(\.\./([\w/.]+)\)", PAGE):
-        assert (ROOT / path).is_file(), path
 
 
 def test_an_equation_and_its_papers_are_read_from_a_docstring(build):
@@ -75,6 +73,45 @@ def test_the_readme_says_how_each_method_aggregates(name):
         line for line in readme.splitlines() if line.startswith("| `") and f"`{name}`" in line
     )
     assert ALGORITHMS[name].reduction in row and ALGORITHMS[name].ratio_level in row
+
+
+def test_measured_parts_come_from_the_files_of_the_benchmarks():
+    command = [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def anchors(page: Path) -> set[str]:
+    """Names by which links may point at the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for path, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)#?([^)\s]*)\)", text):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def test_a_link_to_a_heading_that_is_not_there_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# The `x`, and *y*: z\n```\n# not a heading\n```\n")
+    assert anchors(page) == {"the-x-and-y-z"}
+
+
+def test_every_room_is_described():
+    described = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| \d \|(.*?)\|", described, re.MULTILINE)
+    rooms = {
+        path.stem
+        for path in (ROOT / "steprl").iterdir()
+        if (path.suffix == ".py" or (path / "__init__.py").exists()) and path.stem != "__init__"
+    }
+    assert rooms - set(re.findall(r"`(\w+)`", " ".join(table))) == set()
 
 
 @pytest.mark.slow

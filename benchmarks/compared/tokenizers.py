@@ -48,7 +48,7 @@ def compare(own: Any, exported: Path, file: Path | None) -> Compared:
         exported: a directory that `save_pretrained` wrote.
         file: the GGUF file, for transformers to read by itself; None not to. It leaves out what
             splits digits off before anything else ("smollm" of llama.cpp), so that blanks before
-            one are merged otherwise. So it is asked again with the words split as here.
+            one are merged otherwise. So it is called again with the words split as here.
     """
     from transformers import AutoTokenizer
 

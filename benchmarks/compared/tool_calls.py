@@ -72,7 +72,7 @@ def parse_random_texts(count: int, seed: int = 0) -> Parsed:
         begin = time.process_time()
         try:
             found, errors = parse_tool_calls(text, tools if number % 2 else None)
-        except Exception as error:  # of any type: that there is none is what is asked
+        except Exception as error:  # of any type: there must be none
             raised += 1
             kinds[f"raised {type(error).__name__}"] += 1
         else:

@@ -1,7 +1,7 @@
 """Training on one game, driven in four ways: same model, method, tasks, draws and update.
 
 Each loop is `run(key, params) -> what happened in each iteration`, and all make the same draws from
-the key: of the first iteration the attempts are the same token by token, whoever plays them.
+the key: the attempts of the first iteration are the same in all of them, token by token.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Exact expectations over everything that could have been sampled, and how far they are off."""
+"""Exact expectations over everything that could have been sampled, and their bias."""
 
 import collections
 import functools

@@ -1,4 +1,4 @@
-"""The conversation between `generate.py` and a contender: one JSON line a request, one an answer.
+"""The conversation between `generate.py` and a contender: one JSON line per request and per answer.
 
 Standard library only, because contenders run in environments of their own.
 """

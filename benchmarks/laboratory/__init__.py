@@ -1,1 +1,1 @@
-"""The parts of `algorithms.py`: what is compared, one run of it, and what came out."""
+"""The parts of `algorithms.py`: what is compared, how it is run, and the results."""

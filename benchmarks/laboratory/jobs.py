@@ -1,4 +1,4 @@
-"""One job: all runs of a method in a cell, as lanes of one program; what it finds goes to a file."""
+"""One job: all runs of a method in a cell, batched in one program; its results go to a file."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""What came out: scores of runs, their intervals, table, pictures and result file."""
+"""The results: scores of runs, their intervals, table, pictures and result file."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from laboratory import design, jobs
-from laboratory.page import NAMES
+from laboratory.names import NAMES
 from steprl.laboratory import (
     Estimate,
     area_under_curve,

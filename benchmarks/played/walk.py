@@ -1,7 +1,7 @@
-"""A text environment that branches and rollouts are timed on, and tool calls that hang or crash.
+"""A text environment for timing branches and rollouts, with tool calls that hang or crash.
 
-A language of numbers: a word is a number, a number is a token. What is observed follows from the task
-and from everything that was said, so that a wrong state or a lost action shows. No JAX here: processes
+A language of numbers: a word is a number, a number is a token. Observations depend on the task and
+on all actions so far, so that a wrong state or a lost action is noticed. No JAX here: processes
 that step the environment import this file.
 """
 

@@ -187,7 +187,7 @@ def replay_build_rollout(case: Case) -> tuple[Results, Deviations]:
     tokens = continue_from(
         case["prompt"], case["response"], case["branch_token_idx"], case["generated"], limit
     )
-    # The reference trains no token of a branch: its loss mask is dark throughout.
+    # The reference trains no token of a branch: its loss mask is 0 throughout.
     return {"tokens": tokens, "mask": np.zeros(limit, np.int64)}, {}
 
 
@@ -287,7 +287,7 @@ REASONS: dict[str, str] = {
     "appo_equal": "equal scores of a group give 0, where the reference divides a rounding residue",
     "flat": "equal numbers have no z above 0: no candidate, where the reference takes a residue",
     "tied": "equal scores keep the order of reading, where a rounding decides in the reference",
-    "future": "future values of dark tokens are 0, where the reference has numbers nobody reads",
+    "future": "future values of unsampled tokens are 0, where the reference has numbers that are not used",
 }
 FAMILIES: dict[str, Callable[[Case], tuple[Results, Deviations]]] = {
     "appo_request": replay_request,

@@ -14,9 +14,9 @@ Deviations = dict[str, tuple[str, Any]]
 COMMON_REASONS = {
     "one": "one element has no spread: whitened to 0, where the reference is NaN or raises",
     "equal": "equal elements whiten to 0, where the reference divides a rounding residue",
-    "dark": "dark tokens are 0 after whitening, where the reference leaves (0 - mean) / std",
+    "dark": "unsampled tokens are 0 after whitening, where the reference leaves (0 - mean) / std",
     "empty": "nothing is active: 0, where the reference is NaN or raises",
-    "poison": "NaN at a dark token is not read, where the reference returns NaN",
+    "poison": "NaN at an unsampled token is not read, where the reference returns NaN",
 }
 
 # Compiled as a whole: op by op, each of the many shapes would cost dozens of compilations.
@@ -42,7 +42,7 @@ def grid(x_n: jax.Array | np.ndarray, cells: tuple[np.ndarray, np.ndarray]) -> n
 
 
 def dark_zeroed(case: Case, name: str, got: Results) -> np.ndarray:
-    """The reference with its dark tokens at 0; unstable numbers are nothing to compare with."""
+    """The reference with its unsampled tokens at 0; unstable numbers cannot be compared."""
     reference = got[name] if case["check"] == "unstable" else case[f"out_{name}"]
     return np.where(case["mask"] != 0, reference, 0)
 

@@ -172,7 +172,7 @@ def replay_gigpo(case: Case) -> tuple[Results, Deviations]:
 
 
 REASONS: dict[str, str] = {
-    "dark_return": "returns at dark tokens are 0, where the reference stores what lies behind them",
+    "dark_return": "returns at unsampled tokens are 0, where the reference stores those of later tokens",
 }
 FAMILIES: dict[str, Callable[[Case], tuple[Results, Deviations]]] = {
     "grpo": functools.partial(replay_groups, "grpo"),

@@ -3,7 +3,7 @@
     {"model": "30M", "method": "grpo_kl", "rows": 8, "prompt": 64, "completion": 64}   first
     {}                                                                                 one step
 
-Each line is answered by one. Peak memory is the most that the process ever held.
+Each line is answered by one line. Peak memory is that of the process since its start.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What every contender is given: one model, one batch and one optimiser, from names and seeds.
+"""The input of every contender: one model, one batch and one optimiser, from names and seeds.
 
 Imports only NumPy, so that each contender may live in an environment of its own.
 """
@@ -62,7 +62,7 @@ def value_head(shape: Shape) -> dict[str, np.ndarray]:
 
 
 def weight(name: str, size: tuple[int, ...], reference: bool = False) -> np.ndarray:
-    """Random, and the same wherever it is asked for. The reference policy is a little different."""
+    """Random, and the same in every process. The reference policy is a little different."""
     if name.endswith("norm.weight"):
         return np.ones(size, np.float32)
     draw = np.random.default_rng(zlib.crc32(name.encode()))
