@@ -108,15 +108,15 @@ def check_case(family: str, case: Case) -> tuple[list[str], set[str]]:
 
 
 def _without_poison(case: Case) -> Case | None:
-    """The case with its NaN inputs at dark tokens zeroed; None if there are none."""
+    """The case with its NaN inputs at masked tokens zeroed; None if there are none."""
     if np.ndim(case.get("mask")) == 0:
         return None
-    dark = case["mask"] == 0
+    masked = case["mask"] == 0
     poisoned = {
-        name: np.where(dark & np.isnan(x), 0, x)  # what is dark may count (BranPO, APPO)
+        name: np.where(masked & np.isnan(x), 0, x)  # what is masked may count (BranPO, APPO)
         for name, x in case.items()
-        if np.shape(x) == dark.shape and x.dtype.kind == "f" and not name.startswith("out_")
-        if np.isnan(x[dark]).any()
+        if np.shape(x) == masked.shape and x.dtype.kind == "f" and not name.startswith("out_")
+        if np.isnan(x[masked]).any()
     }
     return case | poisoned if poisoned else None
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from steprl.algorithms import algorithm
 from steprl.models.scoring import score
-from steprl.ops import worded_tokens
+from steprl.ops import nonblank_tokens
 from steprl.optimizer import combine, split_trainable
 from steprl.rollout import with_anchors
 from steprl.rollout.branching import grow_branpo, grow_by_score, grown_batch, token_metrics
@@ -58,7 +58,7 @@ def make_gather(session: Session) -> Gather:
 
     settings = config.algorithm.branch
     texts = [player.tokenizer.decode([token]) for token in range(session.model.vocab_size)]
-    worded_V = worded_tokens(texts)
+    nonblank_V = nonblank_tokens(texts)
 
     @jax.jit
     def logprob_before(params: Params, previous: Params, batch: StepBatch) -> jax.Array:
@@ -82,7 +82,7 @@ def make_gather(session: Session) -> Gather:
                     batch.logprob_NT - logprob_before(state.params, state.previous, batch)
                 )
             grown = grow_by_score(
-                *arguments, name, worded_V, config.algorithm.gamma, log_ratio, **how
+                *arguments, name, nonblank_V, config.algorithm.gamma, log_ratio, **how
             )
         batch = grown_batch(player, grown, session.mesh)
         return Experience(batch, grown.report, [one for group in grown.groups for one in group])

@@ -65,7 +65,7 @@ class Estimator(NamedTuple):
             level=self.level,
             dual_clip=3.0,
             reduction=self.reduction,
-            weights=weights_nt,
+            weights_t=weights_nt,
         )[0]
 
     def _weights(self, step_ids_nt: jax.Array, dtype: Any) -> jax.Array:
@@ -212,7 +212,7 @@ def _step_returns(rows: Rows) -> jax.Array:
 
 
 def _to_tokens(x_ns: jax.Array, rows: Rows) -> jax.Array:
-    """NaN where dark: no loss may read that."""
+    """NaN where masked: no loss may read that."""
     to_tokens = jax.vmap(lambda x_s, ids_t: ops.broadcast_steps(x_s, ids_t, jnp.nan))
     return to_tokens(x_ns, rows.step_ids_nt)
 

@@ -1,7 +1,7 @@
 """A world so small that every trajectory can be listed, with its probability and the exact gradient.
 
 An agent writes actions of one or two tokens ("." stops, "x" goes on), the world answers by chance
-with a reward and a state that the agent reads as a dark token, and episodes last one to three
+with a reward and a state that the agent reads as a masked token, and episodes last one to three
 steps. The policy is a table of logits, one row a context: (state, tokens of the action so far). No
 state is visited at two different steps, so values are functions of the context alone.
 """
@@ -15,9 +15,11 @@ import numpy as np
 
 TOKENS = ".x"  # the first one ends an action
 ACTIONS = (".", "x.", "xx")
-DARK = -1
+MASKED = -1
 MAX_STEPS = 3
-ROW_LENGTH = 3 * MAX_STEPS + 1  # a dark token before each step, two of its own, and one at the end
+ROW_LENGTH = (
+    3 * MAX_STEPS + 1
+)  # a masked token before each step, two of its own, and one at the end
 
 Outcome = tuple[float, float, str]  # probability, reward, state that follows ("" where none does)
 World = Mapping[str, Mapping[str, tuple[Outcome, ...]]]
@@ -56,11 +58,11 @@ TASKS = ("A", "B")  # equally likely
 class Rows(NamedTuple):
     """Trajectories as arrays, one row each: a listing of all of them, or a batch."""
 
-    token_nt: np.ndarray  # int32, sampled token, 0 where dark
-    context_nt: np.ndarray  # int32, row of the table of logits, 0 where dark
-    step_ids_nt: np.ndarray  # int32, -1 where dark
+    token_nt: np.ndarray  # int32, sampled token, 0 where masked
+    context_nt: np.ndarray  # int32, row of the table of logits, 0 where masked
+    step_ids_nt: np.ndarray  # int32, -1 where masked
     reward_ns: np.ndarray
-    reward_nt: np.ndarray  # a step's reward at its last token; NaN where dark, as all below
+    reward_nt: np.ndarray  # a step's reward at its last token; NaN where masked, as all below
     follows_ns: np.ndarray  # 1 where another step follows, also beyond the limit, else 0
     follows_nt: np.ndarray  # 1 where another sampled token follows, else 0
     truncated_n: np.ndarray  # bool, cut off by the limit
@@ -93,15 +95,15 @@ def listing(
     number = {context: i for i, context in enumerate(contexts(world))}
     states = list(world)
 
-    token, step = np.zeros((rows, width), np.int32), np.full((rows, width), DARK, np.int32)
+    token, step = np.zeros((rows, width), np.int32), np.full((rows, width), MASKED, np.int32)
     context = np.zeros((rows, width), np.int32)
     reward_t, follows_t = np.full((rows, width), np.nan), np.full((rows, width), np.nan)
     reward_s, follows_s = np.zeros((rows, max_steps)), np.zeros((rows, max_steps))
-    state_s = np.full((rows, max_steps), DARK, np.int32)
-    behind, chance = np.full(rows, DARK, np.int32), np.empty(rows)
+    state_s = np.full((rows, max_steps), MASKED, np.int32)
+    behind, chance = np.full(rows, MASKED, np.int32), np.empty(rows)
     for n, (_, probability, steps, end) in enumerate(found):
         chance[n] = probability / len(tasks)
-        behind[n] = number[end, ""] if end else DARK
+        behind[n] = number[end, ""] if end else MASKED
         t = 0
         for s, (state, action, reward) in enumerate(steps):
             t += 1  # the observation
@@ -116,22 +118,22 @@ def listing(
         follows_t[n, t - 1] = bool(end)
 
     plain = Rows(
-        token, context, step, reward_s, reward_t, follows_s, follows_t, behind != DARK,
-        state_s != DARK, state_s, behind, np.array([tasks.index(f[0]) for f in found], np.int32),
+        token, context, step, reward_s, reward_t, follows_s, follows_t, behind != MASKED,
+        state_s != MASKED, state_s, behind, np.array([tasks.index(f[0]) for f in found], np.int32),
         chance, reward_t, reward_t, np.zeros(rows),
     )  # fmt: skip
     full = plain if not plain.truncated_n.any() else listing(world, theta, tasks)
-    exact_c, dark = _values(full, theta), step == DARK
+    exact_c, masked = _values(full, theta), step == MASKED
     wrong_c = np.random.default_rng(1).normal(size=len(exact_c))
     return plain._replace(
-        exact_nt=np.where(dark, np.nan, exact_c[context]),
-        wrong_nt=np.where(dark, np.nan, wrong_c[context]),
-        exact_behind_n=np.where(behind != DARK, exact_c[behind], 0.0),
+        exact_nt=np.where(masked, np.nan, exact_c[context]),
+        wrong_nt=np.where(masked, np.nan, wrong_c[context]),
+        exact_behind_n=np.where(behind != MASKED, exact_c[behind], 0.0),
     )
 
 
 def log_probabilities(theta: jax.Array, rows: Rows) -> jax.Array:
-    """[N, T] of the sampled tokens, NaN where dark."""
+    """[N, T] of the sampled tokens, NaN where masked."""
     table = jax.nn.log_softmax(theta, axis=-1)
     return jnp.where(rows.step_ids_nt >= 0, table[rows.context_nt, rows.token_nt], jnp.nan)
 

@@ -115,7 +115,7 @@ def replay_rfpp(case: Case) -> tuple[Results, Deviations]:
     got = {"advantages": np.asarray(advantages), "returns": np.asarray(returns)}
     found = whitening_deviations(case, got["returns"][case["mask"] != 0])
     if not np.isnan(case.get("out_returns", np.nan)).any():
-        found["returns"] = ("dark_return", dark_zeroed(case, "returns", got))
+        found["returns"] = ("masked_return", dark_zeroed(case, "returns", got))
     return got, found
 
 
@@ -172,7 +172,7 @@ def replay_gigpo(case: Case) -> tuple[Results, Deviations]:
 
 
 REASONS: dict[str, str] = {
-    "dark_return": "returns at dark tokens are 0, where the reference stores what lies behind them",
+    "masked_return": "returns at masked tokens are 0, where the reference stores what lies behind them",
 }
 FAMILIES: dict[str, Callable[[Case], tuple[Results, Deviations]]] = {
     "grpo": functools.partial(replay_groups, "grpo"),

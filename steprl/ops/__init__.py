@@ -1,7 +1,17 @@
 """Pure functions on arrays: segments, returns, losses. No model, config or batch type.
 
-Suffixes name axes: `_t` token, `_s` step, `_n` row of a flat batch. Functions on one row are lifted
-with `jax.vmap`; see `segments` for the rules on step ids and dark tokens.
+Suffixes name the axes of an array, here and in all functions:
+
+* `_t` token and `_s` step: arrays of one trajectory, the function is lifted with `jax.vmap`. Where a
+  batch means the same to it, it also takes rows: the docstring then says "[T] or [N, T]".
+* `_n` trajectory, with `_nt` and `_ns`: the function needs the batch, because its rows are compared or
+  counted together. A few functions have axes of their own: `_b` branch, `_r` row of one prompt, `_k`
+  alternative, and `_V` vocabulary.
+* No suffix: a scalar, or an array of any shape, such as the `x` of `masked_mean`; what the host reads
+  is Python's (`anchor_ids`, `nonblank_tokens`).
+
+`where` selects what counts: of the shape of the array it selects from, non-zero where selected,
+always under this name and without a suffix. See `segments` for step ids and masked tokens.
 """
 
 from steprl.ops.aggregation import REDUCTIONS, aggregate, aggregation_weights
@@ -9,12 +19,12 @@ from steprl.ops.anchors import anchor_ids
 from steprl.ops.branches import (
     BranchPair,
     branch_attempts,
+    branch_preference,
     branpo_advantages,
     branpo_masks,
-    contrast,
     pair_branches,
 )
-from steprl.ops.candidates import arpo_candidates, worded_tokens
+from steprl.ops.candidates import arpo_candidates, nonblank_tokens
 from steprl.ops.correction import CORRECTIONS, rollout_correction_weights
 from steprl.ops.future_kl import (
     appo_future_value,
@@ -31,6 +41,7 @@ from steprl.ops.groups import (
 )
 from steprl.ops.losses import (
     KL_KINDS,
+    LEVEL_REDUCTIONS,
     LEVELS,
     adaptive_kl_coefficient,
     entropy_from_logits,
@@ -78,6 +89,7 @@ __all__ = [
     "KINDS",
     "KL_KINDS",
     "LEVELS",
+    "LEVEL_REDUCTIONS",
     "REDUCTIONS",
     "BranchPair",
     "BranchPoints",
@@ -93,10 +105,10 @@ __all__ = [
     "appo_reward_scale",
     "arpo_candidates",
     "branch_attempts",
+    "branch_preference",
     "branpo_advantages",
     "branpo_masks",
     "broadcast_steps",
-    "contrast",
     "discounted_returns",
     "entropy_from_logits",
     "entropy_from_topk",
@@ -111,6 +123,7 @@ __all__ = [
     "masked_sum",
     "masked_variance",
     "masked_whiten",
+    "nonblank_tokens",
     "pack_support",
     "pair_branches",
     "policy_loss",
@@ -129,5 +142,4 @@ __all__ = [
     "unpack_support",
     "update_running_moments",
     "value_loss",
-    "worded_tokens",
 ]

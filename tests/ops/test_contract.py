@@ -133,7 +133,7 @@ def test_bfloat16_is_taken_and_widened_before_use(name, half):
     assert_same(ours[name], widened[name], **CLOSE)
 
 
-# --- Dark tokens ----------------------------------------------------------------------------------
+# --- Masked tokens ---------------------------------------------------------------------------------
 
 
 def poison(floats, ids, value=NAN):

@@ -88,7 +88,7 @@ def test_the_loss_takes_the_weights():
     old, rollout = gap()
     weights, _ = weights_of(old, rollout, IDS, bound=1e6)
     advantage = np.ones_like(old)
-    loss, _ = policy_loss(old, old, advantage, IDS, level="token", rollout_weights=weights)
+    loss, _ = policy_loss(old, old, advantage, IDS, level="token", rollout_weights_t=weights)
     np.testing.assert_allclose(loss, -np.sum(weights) / np.sum(IDS >= 0), rtol=1e-6)
 
 
