@@ -22,7 +22,8 @@ HEAD = """# The functions of `steprl.ops`
 
 Written by `python docs/build.py` from the docstrings, where arguments, shapes, errors and deviations
 from the reference code stand (`help(ops.step_gae)`); do not edit. Suffixes name axes: `_t` token,
-`_s` step, `_n` row. Functions on one row are lifted by `jax.vmap`.
+`_s` step, `_n` trajectory. Functions on one trajectory are lifted by `jax.vmap`; `where` selects what
+counts.
 """
 ROOMS = {
     "segments": "Tokens, steps and masks",

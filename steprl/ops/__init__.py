@@ -2,16 +2,14 @@
 
 Suffixes name the axes of an array, here and in all functions:
 
-* `_t` token and `_s` step: arrays of one trajectory, the function is lifted with `jax.vmap`. Where a
-  batch means the same to it, it also takes rows: the docstring then says "[T] or [N, T]".
-* `_n` trajectory, with `_nt` and `_ns`: the function needs the batch, because its rows are compared or
-  counted together. A few functions have axes of their own: `_b` branch, `_r` row of one prompt, `_k`
-  alternative, and `_V` vocabulary.
-* No suffix: a scalar, or an array of any shape, such as the `x` of `masked_mean`; what the host reads
-  is Python's (`anchor_ids`, `nonblank_tokens`).
+* `_t` token, `_s` step: the function works on one trajectory and is lifted with `jax.vmap`. Those whose
+  docstring says "[T] or [N, T]", the losses above all, take a batch of rows as well.
+* `_n` trajectory, with `_nt` and `_ns`: the function compares trajectories, so it needs the batch.
+* Others in few functions: `_b` branch, `_r` row of one prompt, `_k` alternative, `_V` vocabulary.
+* None: a scalar, an array of any shape (the `x` of `masked_mean`), or a Python sequence on the host.
 
-`where` selects what counts: of the shape of the array it selects from, non-zero where selected,
-always under this name and without a suffix. See `segments` for step ids and masked tokens.
+An argument that selects what counts is `where`, without a suffix: of the shape of what it selects
+from, non-zero where selected. See `segments` for the rules on step ids and masked tokens.
 """
 
 from steprl.ops.aggregation import REDUCTIONS, aggregate, aggregation_weights

@@ -1,8 +1,8 @@
 """BranPO: credit for a shared prefix and for its suffixes, and the rules that make the suffixes.
 
 A rollout is cut a few steps before its end, and continuations are sampled from there until one is
-better or worse than the original ending. Prefix and suffixes are credited apart: the prefix with what its
-suffixes scored on average, each suffix with its own score. A row of tokens is one prefix with one
+better or worse than the original ending. Prefix and suffixes are credited apart: the prefix with what
+its suffixes scored on average, each suffix with its own score. A row of tokens is one prefix with one
 suffix; the prefix is trained on the original row only.
 
 BranPO (https://arxiv.org/abs/2602.03719). Rewards of `threshold` or more count as correct.

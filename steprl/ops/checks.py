@@ -1,4 +1,4 @@
-"""What the functions refuse at their head: step ids that are none, unknown names, other shapes."""
+"""Checks at the head of a function: step ids that are something else, unknown names, shapes."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ import numpy as np
 
 
 def check_step_ids(step_ids: jax.Array, argument: str = "step_ids_t") -> None:
-    """Refuse what cannot be step ids, a mask above all.
+    """Refuse what cannot be step ids, a mask above all, and warn of what may be one.
 
     Args:
-        step_ids: [T] or [N, T]; the values of a tracer are not seen.
+        step_ids: [T] or [N, T]; of a tracer the type is checked, and not the values.
         argument: its name in the caller.
 
     Raises:
@@ -32,17 +32,16 @@ def check_step_ids(step_ids: jax.Array, argument: str = "step_ids_t") -> None:
     if isinstance(step_ids, jax.Array) and not step_ids.is_fully_addressable:
         return  # parts of it lie on other hosts
     ids_nt = np.atleast_2d(np.asarray(step_ids))
-    row_a, _ = np.nonzero(ids_nt >= 0)
-    id_a = ids_nt[ids_nt >= 0]  # of the active tokens, row by row, as row_a
-    begins_a = np.ones(id_a.shape, bool)
-    begins_a[1:] = (id_a[1:] != id_a[:-1]) | (row_a[1:] != row_a[:-1])
-    runs = np.stack([row_a[begins_a], id_a[begins_a]])
-    if len(np.unique(runs, axis=1).T) < len(runs.T):
+    # Row and id of each active token; then of each run of active tokens with the same id.
+    tokens = np.stack([np.nonzero(ids_nt >= 0)[0], ids_nt[ids_nt >= 0]])
+    runs = tokens[:, _differs_from_before(tokens)]
+    runs = runs[:, np.lexsort(runs[::-1])]
+    if not _differs_from_before(runs).all():
         raise ValueError(
             f"{argument} interleaves the tokens of its steps: an id comes back after that of another "
             f"step in the same row, as in a mask of 0 and 1; if it is one, {remedy}"
         )
-    if id_a.size == ids_nt.size and np.array_equal(np.unique(id_a), [0, 1]):
+    if ids_nt.size and ids_nt.min() == 0 and ids_nt.max() == 1:
         warnings.warn(
             f"{argument} holds only 0 and 1, and no -1: every token counts as sampled, in step 0 or "
             f"step 1. If it is a mask, {remedy}",
@@ -79,3 +78,10 @@ def check_same_shape(**arrays: jax.Array | None) -> None:
     shapes = {name: array.shape for name, array in arrays.items() if array is not None}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"shapes differ: {shapes}")
+
+
+def _differs_from_before(pairs: np.ndarray) -> np.ndarray:
+    """[2, A] -> [A] bool, True at the first pair and where a pair is not the one before it."""
+    differs = np.ones(pairs.shape[1], bool)
+    differs[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)
+    return differs

@@ -19,7 +19,7 @@ LEVEL_REDUCTIONS = {
     "step": "step-mean-token-mean",
     "sequence": "seq-mean-token-mean",
 }
-"""How the paper of each level aggregates: every unit that has one ratio weighs the same."""
+"""What goes with each level: every unit that has a ratio of its own weighs the same."""
 
 KL_KINDS = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
 

@@ -242,7 +242,7 @@ def test_steppo_with_one_step_a_row_is_gspo():
 
 
 @pytest.mark.parametrize("level", ops.LEVELS)
-def test_a_level_aggregates_as_its_paper_does(level):
+def test_by_default_every_unit_with_a_ratio_weighs_the_same(level):
     batch, ids = random_batch(spread=1.0), jnp.array(IDS)
     own = {"token": "token-mean", "step": "step-mean-token-mean", "sequence": "seq-mean-token-mean"}
     losses = {

@@ -1,4 +1,4 @@
-"""Returns and advantages: one recurrence, a zero discount ends a trajectory, masked is skipped."""
+"""Returns and advantages: one recurrence, a zero discount ends a trajectory, masked tokens are skipped."""
 
 import jax
 import jax.numpy as jnp

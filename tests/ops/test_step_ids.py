@@ -152,7 +152,7 @@ def test_ids_out_of_a_mask_train_the_sampled_tokens_only():
 
 
 def test_compiled_functions_take_ids_as_they_come():
-    """Values are not seen there, also not those of constants' places, and nothing is stopped."""
+    """The values of tracers are not looked at, so nothing breaks under transformations."""
     ids = jnp.array([[-1, 0, 0, -1, 1, 1, 2]] * 8)
     expected = policy_loss(ids)
     np.testing.assert_allclose(jax.jit(policy_loss)(ids), expected, rtol=1e-6)
