@@ -1,7 +1,7 @@
 """A world so small that every trajectory can be listed, with its probability and the exact gradient.
 
 An agent writes actions of one or two tokens ("." stops, "x" goes on), the world answers by chance
-with a reward and a state that the agent reads as a masked token, and episodes last one to three
+with a reward and a state that the agent reads as a token, a masked one, and episodes last one to three
 steps. The policy is a table of logits, one row a context: (state, tokens of the action so far). No
 state is visited at two different steps, so values are functions of the context alone.
 """
@@ -17,9 +17,8 @@ TOKENS = ".x"  # the first one ends an action
 ACTIONS = (".", "x.", "xx")
 MASKED = -1
 MAX_STEPS = 3
-ROW_LENGTH = (
-    3 * MAX_STEPS + 1
-)  # a masked token before each step, two of its own, and one at the end
+# A masked token before each step, two of its own, and one at the end.
+ROW_LENGTH = 3 * MAX_STEPS + 1
 
 Outcome = tuple[float, float, str]  # probability, reward, state that follows ("" where none does)
 World = Mapping[str, Mapping[str, tuple[Outcome, ...]]]

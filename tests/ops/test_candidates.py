@@ -21,7 +21,7 @@ from steprl.ops import (
         (",", True, False), (" !? ", True, False), ("</", True, False), ("…", True, True),
     ],
 )  # fmt: skip
-def test_a_text_says_something_or_not(text, nonblank, without_punctuation):
+def test_a_text_is_blank_or_not(text, nonblank, without_punctuation):
     assert nonblank_tokens([text])[0] == nonblank
     assert nonblank_tokens([text], punctuation=False)[0] == without_punctuation
 
