@@ -61,7 +61,7 @@ def test_future_value_is_one_where_the_policies_agree():
     np.testing.assert_array_equal(in_rows(np.zeros((N, T), "f"), ids, 0.9, 0.2), ids >= 0)
 
 
-def test_future_value_stays_finite_and_reads_no_dark_token():
+def test_future_value_stays_finite_and_reads_no_masked_token():
     d = np.full((N, T), 1e4, "f") * np.array([1, -1, 1, -1])[:, None].astype("f")
     ids = batch(1)[3]
     ours = np.asarray(in_rows(np.where(ids >= 0, d, NAN), ids, 1.0, None))

@@ -320,7 +320,7 @@ def test_whether_a_return_crosses_tool_output(across_gaps, expected):
 
 @FEW
 @given(st.lists(st.booleans(), min_size=T, max_size=T).map(np.array), eighths)
-def test_returns_of_the_default_are_those_with_dark_tokens_cut_out(active, reward):
+def test_returns_of_the_default_are_those_with_masked_tokens_cut_out(active, reward):
     token_ids = np.where(active, 0, -1)[None]
     rewards = (np.arange(T, dtype=np.float32) + np.float32(reward))[None]
     _, returns = reinforce_pp(rewards, token_ids, 0.5)

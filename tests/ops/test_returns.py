@@ -219,7 +219,7 @@ def test_a_trajectory_in_pieces_is_the_whole():
     np.testing.assert_array_equal(jnp.concatenate(pieces), whole)
 
 
-def test_dark_tokens_are_cut_out():
+def test_masked_tokens_are_cut_out():
     reward, discount, value, ids = random_row(4)
     kept = ids >= 0
     full = ops.token_gae(reward, discount, value, 0.8, ids, 0.3)
