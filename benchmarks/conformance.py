@@ -3,7 +3,7 @@
     python benchmarks/conformance.py DIR [--family NAME ...]
 
 replays the vector files (`*.npz`) of DIR: each array is `<family>_case<i>_<name>`, inputs have
-plain names, expected results start with `out_`. It prints a line for each family, then the intended
+plain names, expected results start with `out_`. It prints a line a family, then the intended
 deviations that occurred, and last `N passed, N failed, N skipped` (cases; a family that is not
 built counts as skipped). The exit status is 1 if a case failed, 2 if there was nothing to replay.
 
@@ -108,15 +108,15 @@ def check_case(family: str, case: Case) -> tuple[list[str], set[str]]:
 
 
 def _without_poison(case: Case) -> Case | None:
-    """The case with its NaN inputs at unsampled tokens zeroed; None if there are none."""
+    """The case with its NaN inputs at masked tokens zeroed; None if there are none."""
     if np.ndim(case.get("mask")) == 0:
         return None
-    unsampled = case["mask"] == 0
+    masked = case["mask"] == 0
     poisoned = {
-        name: np.where(unsampled & np.isnan(x), 0, x)  # unsampled tokens may count (BranPO, APPO)
+        name: np.where(masked & np.isnan(x), 0, x)  # what is masked may count (BranPO, APPO)
         for name, x in case.items()
-        if np.shape(x) == unsampled.shape and x.dtype.kind == "f" and not name.startswith("out_")
-        if np.isnan(x[unsampled]).any()
+        if np.shape(x) == masked.shape and x.dtype.kind == "f" and not name.startswith("out_")
+        if np.isnan(x[masked]).any()
     }
     return case | poisoned if poisoned else None
 

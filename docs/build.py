@@ -2,7 +2,7 @@
 
     python docs/build.py [--check]
 
-For each function: what it computes, the equation of its docstring, the papers named there, and the
+A row a function: what it computes, the equation of its docstring, the papers named there, and the
 test files that call it. With --check nothing is written; the exit status is 1 if the page is old or
 a function has no test.
 """
@@ -20,9 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "ops.md"
 HEAD = """# The functions of `steprl.ops`
 
-Written by `python docs/build.py` from the docstrings; do not edit. The docstrings also have arguments,
-shapes, errors and deviations from the reference code (`help(ops.step_gae)`). Suffixes name axes: `_t`
-token, `_s` step, `_n` row. Functions take one row; `jax.vmap` lifts them to many.
+Written by `python docs/build.py` from the docstrings, where arguments, shapes, errors and deviations
+from the reference code stand (`help(ops.step_gae)`); do not edit. Suffixes name axes: `_t` token,
+`_s` step, `_n` trajectory. Functions on one trajectory are lifted by `jax.vmap`; `where` selects what
+counts.
 """
 ROOMS = {
     "segments": "Tokens, steps and masks",

@@ -197,7 +197,7 @@ def gigpo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig)
         batch.anchor_NS,
         batch.mask_NS.size,
         step_weight=config.step_advantage_w,
-        where_ns=batch.mask_NS,
+        where=batch.mask_NS,
     )
     return _without_critic(_to_tokens(advantage_NS, batch.step_ids_NT))
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from steprl.models.scoring import score
-from steprl.ops import worded_tokens
+from steprl.ops import nonblank_tokens
 from steprl.optimizer import combine, split_trainable
 from steprl.rollout import with_anchors
 from steprl.rollout.branching import grow_branpo, grow_by_score, grown_batch, token_metrics
@@ -56,7 +56,7 @@ def make_gather(session: Session) -> Gather:
 
     settings = config.algorithm.branch
     texts = [player.tokenizer.decode([token]) for token in range(session.model.vocab_size)]
-    worded_V = worded_tokens(texts)
+    nonblank_V = nonblank_tokens(texts)
 
     @jax.jit
     def logprob_before(params: Params, previous: Params, batch: StepBatch) -> jax.Array:
@@ -79,7 +79,7 @@ def make_gather(session: Session) -> Gather:
                 log_ratio = lambda batch: (  # noqa: E731
                     batch.logprob_NT - logprob_before(state.params, state.previous, batch)
                 )
-            grown = grow_by_score(*arguments, name, worded_V, config.algorithm.gamma, log_ratio)
+            grown = grow_by_score(*arguments, name, nonblank_V, config.algorithm.gamma, log_ratio)
         batch = grown_batch(player, grown, session.mesh)
         return Experience(batch, grown.report, [one for group in grown.groups for one in group])
 

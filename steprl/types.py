@@ -2,7 +2,7 @@
 
 Axis legend, used in every name of the project:
 
-    ops           _t token   _s step   _n row of a flat batch
+    ops           _t token   _s step   _n trajectory row, with _nt and _ns; rules in `steprl.ops`
     batched code  N trajectory row   T token   S step   A action token   B sampling row   C prompt chunk
                   M group of rows   G block of a group   U token of a block   P scored token of a group
                   D model width   V vocabulary   H query head   K key/value head

@@ -123,8 +123,8 @@ def make_update(
             clip_low=actor.clip_ratio_low,
             clip_high=actor.clip_ratio_high,
             dual_clip=actor.clip_ratio_c or None,
-            weights=sample.policy_weight_NT,
-            rollout_weights=sample.rollout_weight_NT,
+            weights_t=sample.policy_weight_NT,
+            rollout_weights_t=sample.rollout_weight_NT,
         )
         entropy = jnp.sum(sample.policy_weight_NT * new.entropy_NT)
         asked_NT = jnp.where(credit.critic_mask_NT, batch.step_ids_NT, -1)
@@ -134,7 +134,7 @@ def make_update(
             sample.value_NT,
             asked_NT,
             clip=critic.cliprange_value,
-            weights=sample.value_weight_NT,
+            weights_t=sample.value_weight_NT,
         )
         total = pg_loss - actor.entropy_coeff * entropy + critic.vf_coef * vf_loss
         metrics = {

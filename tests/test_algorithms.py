@@ -1,4 +1,4 @@
-"""Methods: who gets the credit, what a method needs, and that the dark teaches nothing."""
+"""Methods: who gets the credit, what a method needs, and that masked tokens teach nothing."""
 
 import dataclasses
 import functools
@@ -40,10 +40,10 @@ def table(step_ids, rewards) -> StepBatch:
     ids = jnp.asarray([step_ids], jnp.int32)
     reward = jnp.asarray([rewards], jnp.float32)
     there = jnp.ones(reward.shape, bool)
-    dark = jnp.zeros(ids.shape, jnp.float32)
+    zeros = jnp.zeros(ids.shape, jnp.float32)
     whole, no = jnp.zeros(ids.shape, jnp.int32), jnp.zeros(1, jnp.int32)
     return StepBatch(
-        whole, whole, whole + 1, ids, dark, dark, reward, there, there, there, there,
+        whole, whole, whole + 1, ids, zeros, zeros, reward, there, there, there, there,
         there.astype(jnp.int32), no > 0, no, no, action_width=ids.shape[1],
     )  # fmt: skip
 
@@ -165,11 +165,11 @@ def losses(batch: StepBatch, credit: Credit, method: Algorithm, logprob_NT, valu
     pg, metrics = method.loss(
         logprob_NT, batch.logprob_NT, credit.advantage_NT, batch.step_ids_NT,
         config=RAW, level=method.ratio_level, clip_low=0.2, clip_high=0.2, dual_clip=3.0,
-        weights=aggregation_weights(batch.step_ids_NT, "token-mean"),
+        weights_t=aggregation_weights(batch.step_ids_NT, "token-mean"),
     )  # fmt: skip
     ids = jnp.where(asked, batch.step_ids_NT, -1)
     weights = asked / jnp.maximum(jnp.sum(asked), 1)
-    vf, _ = value_loss(value_NT, credit.return_NT, 0.9 * value_NT, ids, clip=0.2, weights=weights)
+    vf, _ = value_loss(value_NT, credit.return_NT, 0.9 * value_NT, ids, clip=0.2, weights_t=weights)
     return pg + 0.5 * vf, metrics
 
 
@@ -221,14 +221,14 @@ def test_what_stands_at_dark_tokens_changes_nothing(name, seed):
     batch = random_batch(seed)
     value = values_of(batch, seed)
     shift = 0.4 * values_of(batch, seed + 1)
-    dark = batch.step_ids_NT < 0
+    masked = batch.step_ids_NT < 0
     poisoned = dataclasses.replace(
         batch,
-        logprob_NT=jnp.where(dark, jnp.nan, batch.logprob_NT),
-        entropy_NT=jnp.where(dark, jnp.nan, batch.entropy_NT),
-        tokens_NT=jnp.where(dark, 2**30, batch.tokens_NT),
+        logprob_NT=jnp.where(masked, jnp.nan, batch.logprob_NT),
+        entropy_NT=jnp.where(masked, jnp.nan, batch.entropy_NT),
+        tokens_NT=jnp.where(masked, 2**30, batch.tokens_NT),
     )
-    bad_value = jnp.where(dark, jnp.nan, value)
+    bad_value = jnp.where(masked, jnp.nan, value)
     credit = CREDIT_OF[name]
     same = lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))  # noqa: E731
     jax.tree.map(same, credit(poisoned, bad_value, WHITE), credit(batch, value, WHITE))

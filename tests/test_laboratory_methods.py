@@ -12,7 +12,7 @@ from steprl.config import MeshConfig
 from steprl.envs.games import make_game
 from steprl.laboratory import make_program
 from steprl.models.tokenizer import detokenize
-from steprl.ops import worded_tokens
+from steprl.ops import nonblank_tokens
 from steprl.optimizer import make_optimizer
 from steprl.rollout.branching import grow_branpo, grow_by_score, grown_batch
 from steprl.rollout.player import make_player, phrases_of
@@ -98,9 +98,9 @@ def on_the_host(config, state, key):
         grown, originals = grow_branpo(player, *rows, Sampling(), branch), 1
     else:
         size = make_game(config.env).vocab_size
-        worded = worded_tokens([detokenize(tokenizer, [token]) for token in range(size)])
+        nonblank = nonblank_tokens([detokenize(tokenizer, [token]) for token in range(size)])
         ratio = functools.partial(ratio_of, state)
-        grown = grow_by_score(player, *rows, Sampling(), branch, name, worded, gamma, ratio)
+        grown = grow_by_score(player, *rows, Sampling(), branch, name, nonblank, gamma, ratio)
         originals = 2
     success = np.mean([one.success for group in grown.groups for one in group[:originals]])
     batch = grown_batch(player, grown, mesh)

@@ -374,8 +374,10 @@ def test_inactive_rows_change_nothing(model):
     other = run(cache, chunk.at[1].set(5), length.at[1].set(1), start, keys, active)
     for one, two in zip(jax.tree.leaves(out), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(one, two)
-    dark = ~np.asarray(active)
-    assert np.all(np.asarray(out.tokens_BA)[dark] == 12) and not np.any(out.mask_BA[dark])
-    assert not np.any(out.logprob_BA[dark]) and not np.any(out.stop_reason_B[dark])
+    inactive = ~np.asarray(active)
+    assert np.all(np.asarray(out.tokens_BA)[inactive] == 12) and not np.any(out.mask_BA[inactive])
+    assert not np.any(out.logprob_BA[inactive]) and not np.any(out.stop_reason_B[inactive])
     for leaf in jax.tree.leaves(out.cache):
-        assert np.all(np.asarray(leaf)[dark] == 1) and not np.all(np.asarray(leaf)[~dark] == 1)
+        assert np.all(np.asarray(leaf)[inactive] == 1) and not np.all(
+            np.asarray(leaf)[~inactive] == 1
+        )

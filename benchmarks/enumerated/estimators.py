@@ -1,10 +1,10 @@
-"""The estimators that are tested, and the claim of each, stated beforehand.
+"""The estimators that are judged, and what each is said to be before it is.
 
 `claim` is the factor c of an estimator that is unbiased, E[g] = c * exact gradient. It follows from
 the formulas: 1 where trajectories are averaged and tokens added up; times n / L where the sum is
 divided by a constant L instead of the n trajectories; times (n - 1) / n where the baseline is the
 mean of a group of n that contains the trajectory itself. None claims nothing: then the factor that
-fits best is taken, and the remainder is a bias of the direction.
+fits best is taken, and what is left is a bias of the direction.
 """
 
 from collections.abc import Callable, Mapping
@@ -65,7 +65,7 @@ class Estimator(NamedTuple):
             level=self.level,
             dual_clip=3.0,
             reduction=self.reduction,
-            weights=weights_nt,
+            weights_t=weights_nt,
         )[0]
 
     def _weights(self, step_ids_nt: jax.Array, dtype: Any) -> jax.Array:
@@ -212,7 +212,7 @@ def _step_returns(rows: Rows) -> jax.Array:
 
 
 def _to_tokens(x_ns: jax.Array, rows: Rows) -> jax.Array:
-    """NaN where not sampled: no loss may read that."""
+    """NaN where masked: no loss may read that."""
     to_tokens = jax.vmap(lambda x_s, ids_t: ops.broadcast_steps(x_s, ids_t, jnp.nan))
     return to_tokens(x_ns, rows.step_ids_nt)
 

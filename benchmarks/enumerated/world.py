@@ -1,7 +1,7 @@
 """A world so small that every trajectory can be listed, with its probability and the exact gradient.
 
 An agent writes actions of one or two tokens ("." stops, "x" goes on), the world answers by chance
-with a reward and a state that the agent reads as one token, and episodes last one to three
+with a reward and a state that the agent reads as a token, a masked one, and episodes last one to three
 steps. The policy is a table of logits, one row a context: (state, tokens of the action so far). No
 state is visited at two different steps, so values are functions of the context alone.
 """
@@ -15,11 +15,10 @@ import numpy as np
 
 TOKENS = ".x"  # the first one ends an action
 ACTIONS = (".", "x.", "xx")
-UNSAMPLED = -1
+MASKED = -1
 MAX_STEPS = 3
-ROW_LENGTH = (
-    3 * MAX_STEPS + 1
-)  # a token to read before each step, two of its own, and one at the end
+# A masked token before each step, two of its own, and one at the end.
+ROW_LENGTH = 3 * MAX_STEPS + 1
 
 Outcome = tuple[float, float, str]  # probability, reward, state that follows ("" where none does)
 World = Mapping[str, Mapping[str, tuple[Outcome, ...]]]
@@ -58,11 +57,11 @@ TASKS = ("A", "B")  # equally likely
 class Rows(NamedTuple):
     """Trajectories as arrays, one row each: a listing of all of them, or a batch."""
 
-    token_nt: np.ndarray  # int32, sampled token, 0 where not sampled
-    context_nt: np.ndarray  # int32, row of the table of logits, 0 where not sampled
-    step_ids_nt: np.ndarray  # int32, -1 where not sampled
+    token_nt: np.ndarray  # int32, sampled token, 0 where masked
+    context_nt: np.ndarray  # int32, row of the table of logits, 0 where masked
+    step_ids_nt: np.ndarray  # int32, -1 where masked
     reward_ns: np.ndarray
-    reward_nt: np.ndarray  # a step's reward at its last token; NaN where not sampled, as all below
+    reward_nt: np.ndarray  # a step's reward at its last token; NaN where masked, as all below
     follows_ns: np.ndarray  # 1 where another step follows, also beyond the limit, else 0
     follows_nt: np.ndarray  # 1 where another sampled token follows, else 0
     truncated_n: np.ndarray  # bool, cut off by the limit
@@ -89,21 +88,21 @@ def logits(world: World, seed: int = 0) -> np.ndarray:
 def listing(
     world: World, theta: np.ndarray, tasks: tuple[str, ...] = TASKS, max_steps: int = MAX_STEPS
 ) -> Rows:
-    """Every trajectory of at most `max_steps` steps; longer ones are truncated."""
+    """Every trajectory of at most `max_steps` steps; what goes on after that is truncated."""
     found = [(task, *walk) for task in tasks for walk in _walks(world, task, max_steps)]
     rows, width = len(found), 3 * max_steps + 1
     number = {context: i for i, context in enumerate(contexts(world))}
     states = list(world)
 
-    token, step = np.zeros((rows, width), np.int32), np.full((rows, width), UNSAMPLED, np.int32)
+    token, step = np.zeros((rows, width), np.int32), np.full((rows, width), MASKED, np.int32)
     context = np.zeros((rows, width), np.int32)
     reward_t, follows_t = np.full((rows, width), np.nan), np.full((rows, width), np.nan)
     reward_s, follows_s = np.zeros((rows, max_steps)), np.zeros((rows, max_steps))
-    state_s = np.full((rows, max_steps), UNSAMPLED, np.int32)
-    behind, chance = np.full(rows, UNSAMPLED, np.int32), np.empty(rows)
+    state_s = np.full((rows, max_steps), MASKED, np.int32)
+    behind, chance = np.full(rows, MASKED, np.int32), np.empty(rows)
     for n, (_, probability, steps, end) in enumerate(found):
         chance[n] = probability / len(tasks)
-        behind[n] = number[end, ""] if end else UNSAMPLED
+        behind[n] = number[end, ""] if end else MASKED
         t = 0
         for s, (state, action, reward) in enumerate(steps):
             t += 1  # the observation
@@ -118,22 +117,22 @@ def listing(
         follows_t[n, t - 1] = bool(end)
 
     plain = Rows(
-        token, context, step, reward_s, reward_t, follows_s, follows_t, behind != UNSAMPLED,
-        state_s != UNSAMPLED, state_s, behind, np.array([tasks.index(f[0]) for f in found], np.int32),
+        token, context, step, reward_s, reward_t, follows_s, follows_t, behind != MASKED,
+        state_s != MASKED, state_s, behind, np.array([tasks.index(f[0]) for f in found], np.int32),
         chance, reward_t, reward_t, np.zeros(rows),
     )  # fmt: skip
     full = plain if not plain.truncated_n.any() else listing(world, theta, tasks)
-    exact_c, unsampled = _values(full, theta), step == UNSAMPLED
+    exact_c, masked = _values(full, theta), step == MASKED
     wrong_c = np.random.default_rng(1).normal(size=len(exact_c))
     return plain._replace(
-        exact_nt=np.where(unsampled, np.nan, exact_c[context]),
-        wrong_nt=np.where(unsampled, np.nan, wrong_c[context]),
-        exact_behind_n=np.where(behind != UNSAMPLED, exact_c[behind], 0.0),
+        exact_nt=np.where(masked, np.nan, exact_c[context]),
+        wrong_nt=np.where(masked, np.nan, wrong_c[context]),
+        exact_behind_n=np.where(behind != MASKED, exact_c[behind], 0.0),
     )
 
 
 def log_probabilities(theta: jax.Array, rows: Rows) -> jax.Array:
-    """[N, T] of the sampled tokens, NaN where not sampled."""
+    """[N, T] of the sampled tokens, NaN where masked."""
     table = jax.nn.log_softmax(theta, axis=-1)
     return jnp.where(rows.step_ids_nt >= 0, table[rows.context_nt, rows.token_nt], jnp.nan)
 

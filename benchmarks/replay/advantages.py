@@ -10,8 +10,8 @@ from replay.cases import (
     Deviations,
     Results,
     cells_of,
-    dark_zeroed,
     grid,
+    masked_zeroed,
     no_spread,
     step_ids,
     sum_rows,
@@ -63,7 +63,7 @@ def replay_token_gae(case: Case) -> tuple[Results, Deviations]:
     }
     deviations = no_spread(advantage[mask], np.zeros(mask.shape))
     if "out_advantages" in case and not deviations:
-        deviations["advantages"] = ("dark", dark_zeroed(case, "advantages", got))
+        deviations["advantages"] = ("masked", masked_zeroed(case, "advantages", got))
     if "out_error" in case:
         reason = "one" if mask.any() else "empty"
         deviations = {"advantages": (reason, np.zeros(mask.shape)), "error": (reason, None)}

@@ -25,9 +25,9 @@ def token_texts(case: Case, ids: np.ndarray) -> np.ndarray:
     return np.array([texts.get(i, "word") for i in ids.reshape(-1).tolist()]).reshape(ids.shape)
 
 
-def worded(texts: np.ndarray, punctuation: bool = True) -> np.ndarray:
-    """Whether the text of each token says something."""
-    return ops.worded_tokens(texts.reshape(-1).tolist(), punctuation=punctuation).reshape(
+def nonblank(texts: np.ndarray, punctuation: bool = True) -> np.ndarray:
+    """Whether the text of each token is not blank."""
+    return ops.nonblank_tokens(texts.reshape(-1).tolist(), punctuation=punctuation).reshape(
         texts.shape
     )
 
@@ -58,7 +58,7 @@ def replay_request(case: Case) -> tuple[Results, Deviations]:
     log_ratio = case["current_log_probs"] - case["behavior_log_probs"]
     value = future_value(log_ratio, ids, case["gamma"], case["clip_eps"])
     score, strict = scores(case["entropies"], ids, value)
-    candidate = (np.asarray(ids) >= 0) & worded(token_texts(case, responses))
+    candidate = (np.asarray(ids) >= 0) & nonblank(token_texts(case, responses))
 
     origin, token, chosen = [], [], []
     initial = np.flatnonzero(case["is_init"])
@@ -147,14 +147,14 @@ def laid_out(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def replay_brancher(case: Case) -> tuple[Results, Deviations]:
     texts = token_texts(case, case["token_ids"])
     entropy = ops.entropy_from_topk(case["topk_logprobs"])
-    counts = worded(texts, punctuation=False)
+    counts = nonblank(texts, punctuation=False)
     value = None
     if case["use_future"]:
         given = case["future_values"][: len(texts)]
         value = jnp.ones_like(entropy).at[: len(given)].set(given)  # missing ones are 1
     every = jnp.zeros(len(texts), jnp.int32)
     score, strict = ops.appo_branching_scores(
-        entropy, every, value, where_t=counts, negative_pairs="product", epsilon=0.0
+        entropy, every, value, where=counts, negative_pairs="product", epsilon=0.0
     )
     index = np.flatnonzero(strict)
     points = ops.select_branch_points(score[None], strict[None], strict[None], 3)
@@ -218,7 +218,7 @@ def replay_advantage(case: Case) -> tuple[Results, Deviations]:
         prompt_n,
         num_groups=len(prompts),
         is_initial_n=case["is_init"],
-        mask_nt=case["mask"],
+        where=case["mask"],
         origin_b=case["meta_orig_row"],
         branch_b=case["meta_branch_row"],
         token_b=case["meta_token_idx"],
@@ -287,7 +287,7 @@ REASONS: dict[str, str] = {
     "appo_equal": "equal scores of a group give 0, where the reference divides a rounding residue",
     "flat": "equal numbers have no z above 0: no candidate, where the reference takes a residue",
     "tied": "equal scores keep the order of reading, where a rounding decides in the reference",
-    "future": "future values of unsampled tokens are 0, where the reference has numbers that are not used",
+    "future": "future values of masked tokens are 0, where the reference has numbers nobody reads",
 }
 FAMILIES: dict[str, Callable[[Case], tuple[Results, Deviations]]] = {
     "appo_request": replay_request,

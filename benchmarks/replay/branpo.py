@@ -174,7 +174,9 @@ def replay_pairing(case: Case) -> tuple[Results, Deviations]:
         for x in new
     )
     # With accuracy 0 only a reward that crosses the threshold contrasts.
-    crossed = found & (np.asarray(ops.contrast(case["reward"], steps, new_reward, 0, 0.0)) != 0)
+    crossed = found & (
+        np.asarray(ops.branch_preference(case["reward"], steps, new_reward, 0, 0.0)) != 0
+    )
     # Messages alternate, and the last one of a row is the model's: the environment's answer to the
     # prefix belongs to the suffix.
     turn = MODEL_TOKENS + ENVIRONMENT_TOKENS

@@ -14,14 +14,14 @@ Deviations = dict[str, tuple[str, Any]]
 COMMON_REASONS = {
     "one": "one element has no spread: whitened to 0, where the reference is NaN or raises",
     "equal": "equal elements whiten to 0, where the reference divides a rounding residue",
-    "dark": "unsampled tokens are 0 after whitening, where the reference leaves (0 - mean) / std",
+    "masked": "masked tokens are 0 after whitening, where the reference leaves (0 - mean) / std",
     "empty": "nothing is active: 0, where the reference is NaN or raises",
-    "poison": "NaN at an unsampled token is not read, where the reference returns NaN",
+    "poison": "NaN at a masked token is not read, where the reference returns NaN",
 }
 
 # Compiled as a whole: op by op, each of the many shapes would cost dozens of compilations.
 whiten = jax.jit(ops.masked_whiten, static_argnames=("ddof", "epsilon_at", "shift_mean"))
-sum_rows = jax.jit(lambda x, mask: ops.masked_sum(x, mask, axis=-1))
+sum_rows = jax.jit(lambda x, where: ops.masked_sum(x, where, axis=-1))
 
 
 def step_ids(mask: np.ndarray) -> np.ndarray:
@@ -41,8 +41,8 @@ def grid(x_n: jax.Array | np.ndarray, cells: tuple[np.ndarray, np.ndarray]) -> n
     return table
 
 
-def dark_zeroed(case: Case, name: str, got: Results) -> np.ndarray:
-    """The reference with its unsampled tokens at 0; unstable numbers cannot be compared."""
+def masked_zeroed(case: Case, name: str, got: Results) -> np.ndarray:
+    """The reference with its masked tokens at 0; unstable numbers are nothing to compare with."""
     reference = got[name] if case["check"] == "unstable" else case[f"out_{name}"]
     return np.where(case["mask"] != 0, reference, 0)
 

@@ -11,7 +11,7 @@ from replay.cases import (
     Case,
     Deviations,
     Results,
-    dark_zeroed,
+    masked_zeroed,
     no_spread,
     step_ids,
     sum_rows,
@@ -74,7 +74,7 @@ def residues_removed(case: Case, got: Results, row: np.ndarray, value: np.ndarra
     return {
         name: (
             "equal",
-            np.where(row[:, None], on_active(case, value), dark_zeroed(case, name, got)),
+            np.where(row[:, None], on_active(case, value), masked_zeroed(case, name, got)),
         )
         for name in OUTPUTS
     }
@@ -115,7 +115,7 @@ def replay_rfpp(case: Case) -> tuple[Results, Deviations]:
     got = {"advantages": np.asarray(advantages), "returns": np.asarray(returns)}
     found = whitening_deviations(case, got["returns"][case["mask"] != 0])
     if not np.isnan(case.get("out_returns", np.nan)).any():
-        found["returns"] = ("dark_return", dark_zeroed(case, "returns", got))
+        found["returns"] = ("masked_return", masked_zeroed(case, "returns", got))
     return got, found
 
 
@@ -172,7 +172,7 @@ def replay_gigpo(case: Case) -> tuple[Results, Deviations]:
 
 
 REASONS: dict[str, str] = {
-    "dark_return": "returns at unsampled tokens are 0, where the reference stores those of later tokens",
+    "masked_return": "returns at masked tokens are 0, where the reference stores what lies behind them",
 }
 FAMILIES: dict[str, Callable[[Case], tuple[Results, Deviations]]] = {
     "grpo": functools.partial(replay_groups, "grpo"),

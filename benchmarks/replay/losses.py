@@ -9,9 +9,9 @@ from replay.cases import (
     Case,
     Deviations,
     Results,
-    dark_zeroed,
     empty,
     global_numbers,
+    masked_zeroed,
     step_ids,
     whiten,
 )
@@ -41,8 +41,8 @@ def replay_policy_loss(level: str) -> Callable[[Case], tuple[Results, Deviations
                 clip_low=case["clip_low"],
                 clip_high=case["clip_high"],
                 dual_clip=None if pooled else case["clip_ratio_c"],
-                weights=weights,
-                rollout_weights=case.get("rollout_is_weights"),
+                weights_t=weights,
+                rollout_weights_t=case.get("rollout_is_weights"),
             )
 
         (value, metrics), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(case["log_prob"])
@@ -75,7 +75,7 @@ def replay_value_loss(case: Case) -> tuple[Results, Deviations]:
             case["values"],
             ids,
             clip=case["cliprange_value"],
-            weights=ops.aggregation_weights(
+            weights_t=ops.aggregation_weights(
                 ids, case["loss_agg_mode"], dtype=value.dtype, **global_numbers(case)
             ),
         )
@@ -141,7 +141,7 @@ def replay_masked_whiten(case: Case) -> tuple[Results, Deviations]:
     active = values[mask]
     deviations: Deviations = {}
     if "out_whitened" in case:
-        deviations["whitened"] = ("dark", dark_zeroed(case, "whitened", got))
+        deviations["whitened"] = ("masked", masked_zeroed(case, "whitened", got))
     if len(active) < 2 or np.ptp(active) <= 8 * np.finfo(values.dtype).eps * abs(active).max():
         still = np.where(mask, 0 if case["shift_mean"] else got["mean"], 0)
         reason = "empty" if not len(active) else "one" if len(active) == 1 else "equal"

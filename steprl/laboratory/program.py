@@ -24,7 +24,7 @@ from steprl.models import decoder_config, make_policy
 from steprl.models.contract import check_policy
 from steprl.models.scoring import score
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
-from steprl.ops import worded_tokens
+from steprl.ops import nonblank_tokens
 from steprl.optimizer import combine, make_optimizer, make_sft_optimizer, split_trainable
 from steprl.rollout import demonstrations, rollout, summary
 from steprl.rollout.branching import begin_anew
@@ -105,7 +105,7 @@ def make_program(
     policy = policy or make_policy(_shape(config, len(tokenizer)))
     method = method or algorithm(config.algorithm.name, _offers(config, policy))
     texts = [detokenize(tokenizer, [token]) for token in range(len(tokenizer))]
-    grow = _make_grow(config, policy, method, worded_tokens(texts), game)
+    grow = _make_grow(config, policy, method, nonblank_tokens(texts), game)
     rows = config.rollout.batch_size * config.rollout.n
     per_iteration = config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
     updates = config.trainer.total_training_steps * per_iteration
@@ -272,7 +272,7 @@ def _shape(config: Config, vocab_size: int) -> Any:
 
 
 def _make_grow(
-    config: Config, policy: Policy, method: Algorithm, worded_V: Any, game: Game | None
+    config: Config, policy: Policy, method: Algorithm, nonblank_V: Any, game: Game | None
 ) -> Callable[..., GrownBatch]:
     """The rollouts of the configured method."""
     env, name = make_game(config.env, row=game), config.algorithm.name
@@ -295,8 +295,8 @@ def _make_grow(
 
         told = None if state.previous is None else log_ratio
         gamma = own.algorithm.gamma
-        worded = jnp.asarray(worded_V)
-        return grow_by_score(*rows, own.rollout.n, branch, name, worded, gamma, told)
+        nonblank = jnp.asarray(nonblank_V)
+        return grow_by_score(*rows, own.rollout.n, branch, name, nonblank, gamma, told)
 
     return grow
 

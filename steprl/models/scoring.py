@@ -191,8 +191,8 @@ def score(
     )
 
     def scatter(x_NA: jax.Array) -> jax.Array:
-        dark = jnp.zeros(batch.tokens_NT.shape, jnp.float32)
-        return dark.at[rows_NA, place_NA].set(jnp.where(there_NA, x_NA, 0.0), mode="drop")
+        zero_NT = jnp.zeros(batch.tokens_NT.shape, jnp.float32)
+        return zero_NT.at[rows_NA, place_NA].set(jnp.where(there_NA, x_NA, 0.0), mode="drop")
 
     value_NT = jnp.zeros_like(batch.logprob_NT)
     final_value_N = jnp.zeros(place_NA.shape[0], jnp.float32)

@@ -1,7 +1,15 @@
 """Pure functions on arrays: segments, returns, losses. No model, config or batch type.
 
-Suffixes name axes: `_t` token, `_s` step, `_n` row of a flat batch. Functions on one row are lifted
-with `jax.vmap`; see `segments` for the rules on step ids and dark tokens.
+Suffixes name the axes of an array, here and in all functions:
+
+* `_t` token, `_s` step: the function works on one trajectory and is lifted with `jax.vmap`. Those whose
+  docstring says "[T] or [N, T]", the losses above all, take a batch of rows as well.
+* `_n` trajectory, with `_nt` and `_ns`: the function compares trajectories, so it needs the batch.
+* Others in few functions: `_b` branch, `_r` row of one prompt, `_k` alternative, `_V` vocabulary.
+* None: a scalar, an array of any shape (the `x` of `masked_mean`), or a Python sequence on the host.
+
+An argument that selects what counts is `where`, without a suffix: of the shape of what it selects
+from, non-zero where selected. See `segments` for the rules on step ids and masked tokens.
 """
 
 from steprl.ops.aggregation import REDUCTIONS, aggregate, aggregation_weights
@@ -9,12 +17,12 @@ from steprl.ops.anchors import anchor_ids
 from steprl.ops.branches import (
     BranchPair,
     branch_attempts,
+    branch_preference,
     branpo_advantages,
     branpo_masks,
-    contrast,
     pair_branches,
 )
-from steprl.ops.candidates import arpo_candidates, worded_tokens
+from steprl.ops.candidates import arpo_candidates, nonblank_tokens
 from steprl.ops.correction import CORRECTIONS, rollout_correction_weights
 from steprl.ops.future_kl import (
     appo_future_value,
@@ -31,6 +39,7 @@ from steprl.ops.groups import (
 )
 from steprl.ops.losses import (
     KL_KINDS,
+    LEVEL_REDUCTIONS,
     LEVELS,
     adaptive_kl_coefficient,
     entropy_from_logits,
@@ -78,6 +87,7 @@ __all__ = [
     "KINDS",
     "KL_KINDS",
     "LEVELS",
+    "LEVEL_REDUCTIONS",
     "REDUCTIONS",
     "BranchPair",
     "BranchPoints",
@@ -93,10 +103,10 @@ __all__ = [
     "appo_reward_scale",
     "arpo_candidates",
     "branch_attempts",
+    "branch_preference",
     "branpo_advantages",
     "branpo_masks",
     "broadcast_steps",
-    "contrast",
     "discounted_returns",
     "entropy_from_logits",
     "entropy_from_topk",
@@ -111,6 +121,7 @@ __all__ = [
     "masked_sum",
     "masked_variance",
     "masked_whiten",
+    "nonblank_tokens",
     "pack_support",
     "pair_branches",
     "policy_loss",
@@ -129,5 +140,4 @@ __all__ = [
     "unpack_support",
     "update_running_moments",
     "value_loss",
-    "worded_tokens",
 ]

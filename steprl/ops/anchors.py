@@ -94,13 +94,13 @@ def _similar(
     ids = np.empty(len(texts), np.int32)
     for i, (group, text) in enumerate(zip(groups, texts, strict=True)):
         if (group, text) not in seen:
-            found = _first_fit(clusters.setdefault(group, []), text, similarity)
-            if found is None:
-                found, number = number, number + 1
+            cluster = _first_fit(clusters.setdefault(group, []), text, similarity)
+            if cluster is None:
+                cluster, number = number, number + 1
                 # The matcher remembers what it worked out of its second text, the first member.
                 matcher = SequenceMatcher(None, "", text, autojunk=autojunk)
-                clusters[group].append((found, matcher))
-            seen[group, text] = found
+                clusters[group].append((cluster, matcher))
+            seen[group, text] = cluster
         ids[i] = seen[group, text]
     return ids, number
 

@@ -1,8 +1,8 @@
 """BranPO: credit for a shared prefix and for its suffixes, and the rules that make the suffixes.
 
-A rollout is cut a few steps before its end, and continuations are sampled from there until one
-contrasts with the original ending. Prefix and suffixes are credited apart: the prefix with what its
-suffixes scored on average, each suffix with its own score. A row of tokens is one prefix with one
+A rollout is cut a few steps before its end, and continuations are sampled from there until one is
+better or worse than the original ending. Prefix and suffixes are credited apart: the prefix with what
+its suffixes scored on average, each suffix with its own score. A row of tokens is one prefix with one
 suffix; the prefix is trained on the original row only.
 
 BranPO (https://arxiv.org/abs/2602.03719). Rewards of `threshold` or more count as correct.
@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steprl.ops.checks import check_one_of, check_step_ids
 from steprl.ops.groups import group_advantages
-from steprl.ops.segments import AxisName, _check_one_of, as_float
+from steprl.ops.segments import AxisName, as_float
 
 # The calls that each row of the difficulty table makes, one after the other: the number of branches
 # (the original included), and how many steps before the end they begin.
@@ -44,16 +45,17 @@ def branpo_masks(
         first_nt  = step_ids_nt = branch_step_n
 
     Args:
-        step_ids_nt: [N, T] step of each token, -1 where dark. Rows are trajectories that number
+        step_ids_nt: [N, T] step of each token, -1 where masked. Rows are trajectories that number
             their own steps 0, 1, 2, ...
         branch_step_n: [N] the step with which the suffix begins; 0 for an empty prefix.
         is_original_n: [N] non-zero where the row holds the original suffix. The prefix of the other
             rows is the same tokens again, and is left out.
 
     Returns:
-        (base, branch, first), each [N, T] bool and False where dark.
+        (base, branch, first), each [N, T] bool and False where masked.
 
     Raises:
+        ValueError: the ids cannot be step ids.
         AssertionError: ranks, lengths or types do not fit.
 
     Example:
@@ -67,7 +69,8 @@ def branpo_masks(
     """
     chex.assert_rank([step_ids_nt, branch_step_n, is_original_n], [2, 1, 1])
     chex.assert_equal_shape_prefix([step_ids_nt, branch_step_n, is_original_n], 1)
-    chex.assert_type([step_ids_nt, branch_step_n], int)
+    check_step_ids(step_ids_nt, "step_ids_nt")
+    chex.assert_type(branch_step_n, int)
     active_nt = step_ids_nt >= 0
     branch_step_n1 = branch_step_n[:, None]
     original_n1 = jnp.asarray(is_original_n).astype(bool)[:, None]
@@ -141,7 +144,7 @@ def branpo_advantages(
         [[ 0.5  0.   0.5]
          [ 0.  -0.5  0. ]]
     """
-    _check_one_of("redundant", redundant, ("first_step", "suffix"))
+    check_one_of("redundant", redundant, ("first_step", "suffix"))
     chex.assert_rank([base_score_n, branch_score_n, preference_n, group_ids_n], 1)
     chex.assert_equal_shape([base_score_n, branch_score_n, preference_n, group_ids_n])
     chex.assert_rank([base_mask_nt, branch_mask_nt, first_mask_nt], 2)
@@ -233,7 +236,7 @@ def branch_attempts(
     return jnp.asarray(_NUM_BRANCHES)[row], jnp.minimum(jnp.asarray(_STEPS_FROM_END)[row], limit)
 
 
-def contrast(
+def branch_preference(
     original_reward: jax.Array | float,
     original_steps: jax.Array | int,
     new_reward: jax.Array | float,
@@ -242,11 +245,11 @@ def contrast(
     *,
     threshold: float = 0.8,
 ) -> jax.Array:
-    """Compare a new suffix with the original one of the same prefix.
+    """Whether a new suffix is preferred to the original one of the same prefix.
 
         +1: it turns wrong into correct, or is as good and shorter
         -1: it turns correct into wrong, or is as good and longer
-         0: no contrast
+         0: no preference
 
     "As good" asks for 0.5 < accuracy < 1, a correct original and exactly the same reward. BranPO
     (https://arxiv.org/abs/2602.03719). Works on scalars and on arrays alike.
@@ -266,8 +269,10 @@ def contrast(
         ValueError: the shapes cannot be broadcast.
 
     Example:
-        >>> print(contrast(1.0, 2, 0.0, 2, accuracy=1.0), contrast(1.0, 2, 1.0, 1, accuracy=0.75))
-        -1 1
+        >>> print(branch_preference(1.0, 2, 0.0, 2, accuracy=1.0))
+        -1
+        >>> print(branch_preference(1.0, 2, 1.0, 1, accuracy=0.75))
+        1
     """
     original_reward = as_float(jnp.asarray(original_reward))
     new_reward = as_float(jnp.asarray(new_reward))
@@ -291,7 +296,7 @@ def pair_branches(
     *,
     threshold: float = 0.8,
 ) -> BranchPair:
-    """Keep the first continuation that contrasts with the original suffix.
+    """Keep the first continuation that is better or worse than the original suffix.
 
     At most num_branches - 1 continuations are run, and none after the one that is kept. One that
     does not end normally spends its attempt. BranPO (https://arxiv.org/abs/2602.03719).
@@ -323,16 +328,16 @@ def pair_branches(
     chex.assert_rank([new_reward_k, new_steps_k, valid_k], 1)
     chex.assert_equal_shape([new_reward_k, new_steps_k, valid_k])
     chex.assert_rank([original_reward, original_steps, accuracy, num_branches], 0)
-    preference_k = contrast(
+    preference_k = branch_preference(
         original_reward, original_steps, new_reward_k, new_steps_k, accuracy, threshold=threshold
     )
     size = new_reward_k.shape[0]
     index_k = jnp.arange(size, dtype=jnp.int32)
     allowed = jnp.clip(jnp.asarray(num_branches) - 1, 0, size).astype(jnp.int32)
     valid_k = jnp.asarray(valid_k).astype(bool)
-    found_k = (preference_k != 0) & valid_k & (index_k < allowed)
-    first = jnp.min(jnp.where(found_k, index_k, size), initial=size)  # an empty argmax would raise
-    found = first < size
+    pairs_k = (preference_k != 0) & valid_k & (index_k < allowed)
+    first = jnp.min(jnp.where(pairs_k, index_k, size), initial=size)  # an empty argmax would raise
+    paired = first < size
     preference = jnp.sum(jnp.where(index_k == first, preference_k, 0), dtype=jnp.int32)
-    attempts = jnp.where(found, first + 1, allowed)
-    return BranchPair(attempts, jnp.where(found, first, -1), -preference, preference)
+    attempts = jnp.where(paired, first + 1, allowed)
+    return BranchPair(attempts, jnp.where(paired, first, -1), -preference, preference)

@@ -8,22 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from steprl.ops.aggregation import active_tokens, local_step_ids
-from steprl.ops.losses import LEVELS, _check_shapes, _clamp
-from steprl.ops.segments import (
-    _check_one_of,
-    as_float,
-    broadcast_steps,
-    masked_mean,
-    reduce_steps,
-)
+from steprl.ops.checks import check_one_of, check_same_shape
+from steprl.ops.losses import LEVELS, _clamp
+from steprl.ops.segments import as_float, broadcast_steps, masked_mean, reduce_steps
 
 CORRECTIONS = ("truncate", "mask")
 
 
 def rollout_correction_weights(
-    logprob: jax.Array,
-    rollout_logprob: jax.Array,
-    step_ids: jax.Array,
+    logprob_t: jax.Array,
+    rollout_logprob_t: jax.Array,
+    step_ids_t: jax.Array,
     *,
     level: str = "token",
     bound: float | jax.Array = 2.0,
@@ -42,20 +37,21 @@ def rollout_correction_weights(
     (https://arxiv.org/abs/2510.18855, section 3, IcePop). The exponent is clipped to +-20.
 
     Args:
-        logprob: [T] or [N, T] log-probabilities under the policy that training starts from.
-        rollout_logprob: same shape, under the policy that sampled.
-        step_ids: same shape, step of each token, -1 where dark.
+        logprob_t: [T] or [N, T] log-probabilities under the policy that training starts from.
+        rollout_logprob_t: same shape, under the policy that sampled.
+        step_ids_t: same shape, step of each token, -1 where masked.
         level: "token", "step" or "sequence".
         bound: largest weight, above 1.
         how: "truncate" or "mask".
 
     Returns:
-        Weights of the same shape, 0 at dark tokens, without gradient; pass them to `policy_loss` as
-        `rollout_weights`. And the metrics `rollout_is_mean`, `rollout_is_bound_frac` (share of
+        Weights of the same shape, 0 at masked tokens, without gradient; pass them to `policy_loss`
+        as `rollout_weights_t`. And the metrics `rollout_is_mean`, `rollout_is_bound_frac` (share of
         active tokens where the bound acted), `rollout_kl` (mean of -d: an estimate of KL(μ, π_old)).
 
     Raises:
-        ValueError: `level` or `how` is unknown, the bound is not above 1, or the shapes differ.
+        ValueError: `level` or `how` is unknown, the bound is not above 1, the ids cannot be step ids,
+            or the shapes differ.
 
     Note:
         Unlike `log_ratio`, steps and sequences multiply the ratios of their tokens: this weight is a
@@ -68,37 +64,39 @@ def rollout_correction_weights(
         >>> print(weights)
         [2. 1.]
     """
-    _check_one_of("level", level, LEVELS)
-    _check_one_of("how", how, CORRECTIONS)
+    check_one_of("level", level, LEVELS)
+    check_one_of("how", how, CORRECTIONS)
     if not isinstance(bound, jax.Array) and not bound > 1:
         raise ValueError(f"bound={bound!r} must be above 1")
-    _check_shapes(logprob=logprob, rollout_logprob=rollout_logprob, step_ids=step_ids)
-    active = active_tokens(step_ids)
-    difference = jnp.where(active, as_float(logprob), 0)
-    difference = difference - jnp.where(active, as_float(rollout_logprob), 0)
-    difference = jax.lax.stop_gradient(difference)
-    total = difference
+    check_same_shape(
+        logprob_t=logprob_t, rollout_logprob_t=rollout_logprob_t, step_ids_t=step_ids_t
+    )
+    active_t = active_tokens(step_ids_t)
+    difference_t = jnp.where(active_t, as_float(logprob_t), 0)
+    difference_t = difference_t - jnp.where(active_t, as_float(rollout_logprob_t), 0)
+    difference_t = jax.lax.stop_gradient(difference_t)
+    total_t = difference_t
     if level == "sequence":
-        total = jnp.broadcast_to(jnp.sum(difference, -1, keepdims=True), difference.shape)
+        total_t = jnp.broadcast_to(jnp.sum(difference_t, -1, keepdims=True), difference_t.shape)
     elif level == "step":
 
         def pool(difference_t: jax.Array, local_t: jax.Array) -> jax.Array:
             sum_s = reduce_steps(difference_t, local_t, local_t.shape[0], "sum")
             return broadcast_steps(sum_s, local_t)
 
-        local = local_step_ids(step_ids)
-        total = (pool if local.ndim == 1 else jax.vmap(pool))(difference, local)
-    ratio = jnp.exp(_clamp(total, -20.0, 20.0))
-    acted = ratio > bound
+        pool_rows = pool if step_ids_t.ndim == 1 else jax.vmap(pool)
+        total_t = pool_rows(difference_t, local_step_ids(step_ids_t))
+    ratio_t = jnp.exp(_clamp(total_t, -20.0, 20.0))
+    beyond_t = ratio_t > bound
     if how == "truncate":
-        weights = jnp.where(acted, bound, ratio)
+        weights_t = jnp.where(beyond_t, bound, ratio_t)
     else:
-        acted = acted | (ratio < 1 / bound)
-        weights = jnp.where(acted, 0, ratio)
-    weights = jnp.where(active, weights, 0)
+        beyond_t = beyond_t | (ratio_t < 1 / bound)
+        weights_t = jnp.where(beyond_t, 0, ratio_t)
+    weights_t = jnp.where(active_t, weights_t, 0)
     metrics = {
-        "rollout_is_mean": masked_mean(weights, active),
-        "rollout_is_bound_frac": masked_mean(acted, active),
-        "rollout_kl": masked_mean(-difference, active),
+        "rollout_is_mean": masked_mean(weights_t, active_t),
+        "rollout_is_bound_frac": masked_mean(beyond_t, active_t),
+        "rollout_kl": masked_mean(-difference_t, active_t),
     }
-    return weights, metrics
+    return weights_t, metrics

@@ -10,8 +10,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from steprl.ops.checks import check_one_of, check_step_ids
 from steprl.ops.returns import reverse_recurrence
-from steprl.ops.segments import AxisName, _check_one_of, _psum, as_float, masked_whiten
+from steprl.ops.segments import AxisName, _psum, as_float, masked_whiten
 
 KINDS = ("grpo", "dr_grpo", "rloo")
 SINGLETONS = ("score", "zero")
@@ -73,8 +74,8 @@ def group_advantages(
         >>> print(group_advantages(score, groups, 2, "rloo", singleton="zero"))
         [ 0.  -1.5  0.   1.5]
     """
-    _check_one_of("kind", kind, KINDS)
-    _check_one_of("singleton", singleton, SINGLETONS)
+    check_one_of("kind", kind, KINDS)
+    check_one_of("singleton", singleton, SINGLETONS)
     if ddof not in (0, 1):
         raise ValueError(f"ddof={ddof!r} is unknown; allowed: 0, 1")
     score_n, slot_n = _slots(score_n, group_ids_n, num_groups, where)
@@ -114,7 +115,7 @@ def gigpo_advantages(
     *,
     step_weight: jax.Array | float = 1.0,
     kind: str = "grpo",
-    where_ns: jax.Array | None = None,
+    where: jax.Array | None = None,
     epsilon: float = 1e-6,
     axis_name: AxisName = None,
 ) -> jax.Array:
@@ -140,7 +141,7 @@ def gigpo_advantages(
         step_weight: weight of Q.
         kind: "grpo" is the reference's `mean_std_norm`, "dr_grpo" its `mean_norm`; "rloo" works
             too.
-        where_ns: [N, S] optional, non-zero at steps; the others are never read.
+        where: [N, S] optional, non-zero at steps; the others are never read.
         epsilon: added to the standard deviations.
         axis_name: mapped axis over whose devices groups and clusters are spread.
 
@@ -173,9 +174,9 @@ def gigpo_advantages(
     )
     exists_ns = (anchor_ids_ns >= 0) & (anchor_ids_ns < num_anchors)
     exists_ns = exists_ns & _inside(group_ids_n, num_groups)[:, None]
-    if where_ns is not None:
-        chex.assert_equal_shape([step_return_ns, where_ns])
-        exists_ns = exists_ns & jnp.asarray(where_ns).astype(bool)
+    if where is not None:
+        chex.assert_equal_shape([step_return_ns, where])
+        exists_ns = exists_ns & jnp.asarray(where).astype(bool)
     step = group_advantages(
         step_return_ns.reshape(-1),
         anchor_ids_ns.reshape(-1),
@@ -207,25 +208,26 @@ def reinforce_pp_advantages(
     where the rows are steps.
 
     Args:
-        reward_nt: [N, T] reward of each token, a KL penalty included if there is one; dark ones
+        reward_nt: [N, T] reward of each token, a KL penalty included if there is one; masked ones
             are never read.
-        step_ids_nt: [N, T] step of each token, -1 where dark.
+        step_ids_nt: [N, T] step of each token, -1 where masked.
         gamma: discount of a token.
-        across_gaps: True carries a return over dark tokens as if they had been cut out, so that
+        across_gaps: True carries a return over masked tokens as if they had been cut out, so that
             the reward at the end of a trajectory reaches the actions of all its turns. False is
-            the shipped code: there a dark token stops it, and nothing before a tool's output sees
+            the shipped code: there a masked token stops it, and nothing before a tool's output sees
             what came after.
         axis_name: mapped axis over whose devices the batch is spread.
 
     Returns:
-        advantage_nt: [N, T], 0 at dark tokens.
-        return_nt: [N, T] G, 0 at dark tokens.
+        advantage_nt: [N, T], 0 at masked tokens.
+        return_nt: [N, T] G, 0 at masked tokens.
 
     Raises:
-        AssertionError: an input is not of rank 2, the shapes differ, or ids are not integers.
+        ValueError: the ids cannot be step ids.
+        AssertionError: an input is not of rank 2, or the shapes differ.
 
     Note:
-        The reference has across_gaps=False, keeps returns at dark tokens, and raises where less
+        The reference has across_gaps=False, keeps returns at masked tokens, and raises where less
         than two tokens are active; here the advantage is 0 there.
 
     Example:
@@ -238,13 +240,13 @@ def reinforce_pp_advantages(
     """
     chex.assert_rank([reward_nt, step_ids_nt], 2)
     chex.assert_equal_shape([reward_nt, step_ids_nt])
-    chex.assert_type(step_ids_nt, int)
+    check_step_ids(step_ids_nt, "step_ids_nt")
     chex.assert_rank(gamma, 0)
     active_nt = step_ids_nt >= 0
     reward_nt = jnp.where(active_nt, as_float(reward_nt), 0)
-    # A dark token either hands on what lies behind it unchanged, or does not hand it on.
-    at_dark = 1 if across_gaps else 0
-    carry_nt = jnp.where(active_nt, jnp.asarray(gamma, reward_nt.dtype), at_dark)
+    # A masked token either hands on what lies behind it unchanged, or does not hand it on.
+    carry_of_masked = 1 if across_gaps else 0
+    carry_nt = jnp.where(active_nt, jnp.asarray(gamma, reward_nt.dtype), carry_of_masked)
     return_nt = reverse_recurrence(reward_nt.T, carry_nt.T).T
     return_nt = jnp.where(active_nt, return_nt, 0)
     return masked_whiten(return_nt, active_nt, axis_name=axis_name), return_nt
@@ -269,14 +271,15 @@ def reinforce_pp_baseline_advantages(
         score_n: [N] score S of each trajectory.
         group_ids_n: [N] group of each trajectory; outside 0 .. num_groups - 1 for none.
         num_groups: static number of groups; a bound is enough.
-        step_ids_nt: [N, T] step of each token, -1 where dark.
+        step_ids_nt: [N, T] step of each token, -1 where masked.
         axis_name: mapped axis over whose devices the batch and its groups are spread.
 
     Returns:
-        [N, T] float advantages; 0 at dark tokens and in trajectories without a group, whose tokens
+        [N, T] float advantages; 0 at masked tokens and in trajectories without a group, whose tokens
         the whitening does not count.
 
     Raises:
+        ValueError: the ids of the steps cannot be step ids.
         AssertionError: an input is of another rank, the shapes differ, or ids are not integers.
 
     Note:
@@ -294,7 +297,7 @@ def reinforce_pp_baseline_advantages(
     """
     chex.assert_rank(step_ids_nt, 2)
     chex.assert_equal_shape_prefix([score_n, step_ids_nt], 1)
-    chex.assert_type(step_ids_nt, int)
+    check_step_ids(step_ids_nt, "step_ids_nt")
     centred_n = group_advantages(score_n, group_ids_n, num_groups, "dr_grpo", axis_name=axis_name)
     active_nt = (step_ids_nt >= 0) & _inside(group_ids_n, num_groups)[:, None]
     spread_nt = jnp.broadcast_to(centred_n[:, None], active_nt.shape)

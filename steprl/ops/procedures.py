@@ -5,7 +5,8 @@ where an alternative is likely and matters (branching score), and credits the to
 shares with its origin by how the branches of the prompt compare. ARPO
 (https://arxiv.org/abs/2507.19849) is the special case that scores by entropy alone.
 
-Suffixes: `_t` token, `_r` row of one prompt, `_n` row of the batch, `_b` branch, `_k` alternative.
+Suffixes beside `_t`, `_n` and `_nt`: `_r` row of one prompt, `_b` branch, `_k` alternative, `_i` place
+in a flattened table.
 """
 
 from typing import NamedTuple
@@ -14,9 +15,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from steprl.ops.checks import check_one_of, check_row_step_ids
 from steprl.ops.groups import group_advantages
 from steprl.ops.returns import reverse_recurrence
-from steprl.ops.segments import _check_one_of, _check_step_ids, as_float, masked_whiten
+from steprl.ops.segments import as_float, masked_whiten
 
 
 def appo_branching_scores(
@@ -24,7 +26,7 @@ def appo_branching_scores(
     step_ids_t: jax.Array,
     future_value_t: jax.Array | None = None,
     *,
-    where_t: jax.Array | None = None,
+    where: jax.Array | None = None,
     negative_pairs: str = "last",
     epsilon: float = 1e-6,
 ) -> tuple[jax.Array, jax.Array]:
@@ -39,19 +41,19 @@ def appo_branching_scores(
 
     Args:
         entropy_t: [T] H, entropy of the distribution each token was sampled from.
-        step_ids_t: [T] step of each token, -1 where dark.
+        step_ids_t: [T] step of each token, -1 where masked.
         future_value_t: [T] w, see `appo_future_value`; None scores by entropy alone.
-        where_t: [T] non-zero at the tokens that count; all active tokens by default.
+        where: [T] non-zero at the tokens that count; all active tokens by default.
         negative_pairs: what two negative z, whose product is positive, score: "last" is minus
             their product, "product" the product (the reference).
         epsilon: added to the standard deviation.
 
     Returns:
         The scores, and whether a token qualifies outright: [T] float and [T] bool; 0 and False
-        where a token is dark or does not count.
+        where a token is masked or does not count.
 
     Raises:
-        ValueError: `negative_pairs` is unknown.
+        ValueError: `negative_pairs` is unknown, or the ids cannot be step ids.
         AssertionError: an input is batched (use `jax.vmap`), or the shapes differ.
 
     Note:
@@ -66,11 +68,11 @@ def appo_branching_scores(
         >>> print(score.round(2), strict)
         [ 1.5  0.  -1.5] [ True False False]
     """
-    _check_one_of("negative_pairs", negative_pairs, ("last", "product"))
-    _check_step_ids(step_ids_t)
+    check_one_of("negative_pairs", negative_pairs, ("last", "product"))
+    check_row_step_ids(step_ids_t)
     counts_t = step_ids_t >= 0
-    if where_t is not None:
-        counts_t &= jnp.asarray(where_t).astype(bool)
+    if where is not None:
+        counts_t &= jnp.asarray(where).astype(bool)
     z_t = masked_whiten(entropy_t, counts_t, ddof=0, epsilon=epsilon, epsilon_at="std")
     if future_value_t is None:
         return z_t, z_t > 0
@@ -132,7 +134,7 @@ def select_branch_points(
         >>> print(points.token_b, points.kind_b)
         [ 2  0  1 -1] [ 0  0  1 -1]
     """
-    _check_one_of("refill", refill, ("none", "cycle"))
+    check_one_of("refill", refill, ("none", "cycle"))
     if budget < 0:
         raise ValueError(f"budget={budget!r} must not be negative")
     chex.assert_rank([score_rt, strict_rt, candidate_rt], 2)
@@ -149,16 +151,16 @@ def select_branch_points(
     strict_number = jnp.sum(strict_i, dtype=jnp.int32)
     place_b = jnp.arange(budget, dtype=jnp.int32)
     first_b = place_b < number
-    taken_b = first_b if refill == "none" else jnp.broadcast_to(number > 0, (budget,))
+    chosen_b = first_b if refill == "none" else jnp.broadcast_to(number > 0, (budget,))
     kind_b = jnp.where(first_b, jnp.where(place_b < strict_number, 0, 1), 2)
-    kind_b = jnp.where(taken_b, kind_b, -1)
+    kind_b = jnp.where(chosen_b, kind_b, -1)
     # A spare entry at the end, so that there is something to read where there are no tokens.
     ranked_i, score_i = jnp.append(ranked_i, 0), jnp.append(score_i, 0)
     index_b = ranked_i[place_b % jnp.maximum(number, 1)]
     return BranchPoints(
-        row_b=jnp.where(taken_b, index_b // max(width, 1), -1),
-        token_b=jnp.where(taken_b, index_b % max(width, 1), -1),
-        score_b=jnp.where(taken_b, score_i[index_b], 0),
+        row_b=jnp.where(chosen_b, index_b // max(width, 1), -1),
+        token_b=jnp.where(chosen_b, index_b % max(width, 1), -1),
+        score_b=jnp.where(chosen_b, score_i[index_b], 0),
         kind_b=kind_b,
         num_strict=jnp.sum(kind_b == 0, dtype=jnp.int32),
         num_fallback=jnp.sum(kind_b == 1, dtype=jnp.int32),
@@ -167,7 +169,7 @@ def select_branch_points(
 
 
 def entropy_from_topk(logprob_k: jax.Array) -> jax.Array:
-    """Entropy as far as the most likely alternatives of a token tell it.
+    """The part of a token's entropy that its most likely alternatives make up.
 
         H = -sum_k p_k log p_k,   not renormalised: the alternatives left out count nothing
 
@@ -302,7 +304,7 @@ def appo_advantages(
     group_ids_n: jax.Array,
     num_groups: int,
     is_initial_n: jax.Array,
-    mask_nt: jax.Array,
+    where: jax.Array,
     origin_b: jax.Array,
     branch_b: jax.Array,
     token_b: jax.Array,
@@ -310,11 +312,11 @@ def appo_advantages(
     kind: str = "grpo",
     epsilon: float = 1e-6,
 ) -> jax.Array:
-    """Advantages of initial responses, with the word of the branches on the tokens they share.
+    """Advantages of initial responses, with those of the branches on the tokens they share.
 
         a_n = advantage of row n among the initial rows, or the branches, of its prompt
-        A_nt = m_nt (a_n + mean of a_branch over the branches of row n with t <= token) initial rows
-        A_nt = 0                                                                         branches
+        A_nt = a_n + mean of a_branch over the branches of row n with t <= token    initial rows
+        A_nt = 0                                                                    branches
 
     Dual-group advantages of APPO (https://arxiv.org/abs/2606.12384).
 
@@ -323,7 +325,7 @@ def appo_advantages(
         group_ids_n: [N] prompt of each row, in 0 .. num_groups - 1.
         num_groups: static number of prompts.
         is_initial_n: [N] non-zero at initial rows, 0 at branches.
-        mask_nt: [N, T] m, non-zero at tokens that get an advantage.
+        where: [N, T] non-zero at tokens that get an advantage.
         origin_b: [B] initial row that the branch started from.
         branch_b: [B] row that holds the branch.
         token_b: [B] last token that the branch shares with its origin. Entries with rows out of
@@ -332,7 +334,7 @@ def appo_advantages(
         epsilon: added to the standard deviation.
 
     Returns:
-        [N, T] float, 0 where not masked in.
+        [N, T] float, 0 where not selected.
 
     Raises:
         ValueError: `kind` is unknown.
@@ -344,19 +346,19 @@ def appo_advantages(
     Example:
         >>> import jax.numpy as jnp
         >>> score, groups = jnp.array([1.0, 0.0, 1.0, 0.0]), jnp.zeros(4, int)
-        >>> initial, mask = jnp.array([1, 1, 0, 0]), jnp.ones((4, 2))
+        >>> initial, where = jnp.array([1, 1, 0, 0]), jnp.ones((4, 2))
         >>> origin, branch, token = jnp.array([1, 1]), jnp.array([2, 3]), jnp.array([1, 0])
-        >>> args = (score, groups, 1, initial, mask, origin, branch, token)
+        >>> args = (score, groups, 1, initial, where, origin, branch, token)
         >>> print(appo_advantages(*args, kind="dr_grpo"))
         [[ 0.5  0.5]
          [-0.5  0. ]
          [ 0.   0. ]
          [ 0.   0. ]]
     """
-    chex.assert_rank([score_n, mask_nt, origin_b], [1, 2, 1])
+    chex.assert_rank([score_n, where, origin_b], [1, 2, 1])
     chex.assert_equal_shape([score_n, group_ids_n, is_initial_n])
     chex.assert_equal_shape([origin_b, branch_b, token_b])
-    num_rows, width = mask_nt.shape
+    num_rows, width = where.shape
     chex.assert_shape(score_n, (num_rows,))
     initial_n = jnp.asarray(is_initial_n).astype(bool)
     inside_n = (group_ids_n >= 0) & (group_ids_n < num_groups)
@@ -378,5 +380,5 @@ def appo_advantages(
     sum_nt = reverse_recurrence(sum_nt.T, 1.0).T
     number_nt = jnp.cumsum(number_nt[:, ::-1], axis=1)[:, ::-1]
     shared_nt = sum_nt / jnp.maximum(number_nt, 1).astype(a_n.dtype)
-    gets_nt = initial_n[:, None] & jnp.asarray(mask_nt).astype(bool)
+    gets_nt = initial_n[:, None] & jnp.asarray(where).astype(bool)
     return jnp.where(gets_nt, a_n[:, None] + shared_nt, 0)

@@ -16,7 +16,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from steprl.ops.segments import AxisName, _check_step_ids, as_float, masked_mean, masked_variance
+from steprl.ops.checks import check_row_step_ids
+from steprl.ops.segments import AxisName, as_float, masked_mean, masked_variance
 
 
 def reverse_recurrence(
@@ -65,20 +66,20 @@ def reverse_recurrence(
 
 
 def discounted_returns(
-    reward: jax.Array, discount: jax.Array, bootstrap_value: jax.Array | float = 0.0
+    reward_s: jax.Array, discount_s: jax.Array, bootstrap_value: jax.Array | float = 0.0
 ) -> jax.Array:
-    """Discounted sum of the rewards from each element on.
+    """Discounted sum of the rewards from each step on.
 
-        G_t = r_t + γ_t G_{t+1},   G_T = bootstrap_value
+        G_s = r_s + γ_s G_{s+1},   G_S = bootstrap_value
 
     Args:
-        reward: [T] reward of each element (token or step).
-        discount: [T] γ, and 0 at the last element of a trajectory.
+        reward_s: [S] reward of each step; tokens do as well, where each is an action.
+        discount_s: [S] γ, and 0 at the last step of a trajectory.
         bootstrap_value: scalar value of the state behind the row; counts only where the last
             discount is not 0.
 
     Returns:
-        [T] returns.
+        [S] returns.
 
     Raises:
         AssertionError: an input is batched (use `jax.vmap`), or the shapes differ.
@@ -88,10 +89,10 @@ def discounted_returns(
         >>> print(discounted_returns(jnp.array([1.0, 2.0, 4.0]), jnp.array([0.5, 0.5, 0.0])))
         [3. 4. 4.]
     """
-    chex.assert_rank([reward, discount], 1)
-    chex.assert_equal_shape([reward, discount])
+    chex.assert_rank([reward_s, discount_s], 1)
+    chex.assert_equal_shape([reward_s, discount_s])
     chex.assert_rank(bootstrap_value, 0)
-    return reverse_recurrence(reward, discount, bootstrap_value)
+    return reverse_recurrence(reward_s, discount_s, bootstrap_value)
 
 
 def step_gae(
@@ -154,27 +155,28 @@ def token_gae(
         A_t = δ_t + γ_t λ A_{t'},   δ_t = r_t + γ_t V_{t'} - V_t,   t' the next active token
 
     GAE (https://arxiv.org/abs/1506.02438, eq. 16) with the token as the action, as in PPO for
-    language models. Dark tokens are skipped as if they had been cut out of the row.
+    language models. Masked tokens are skipped as if they had been cut out of the row.
 
     Args:
-        reward_t: [T] reward of each token; dark rewards are ignored.
+        reward_t: [T] reward of each token; masked ones are never read.
         discount_t: [T] at an active token: γ, and 0 at the last active token of a trajectory.
         value_t: [T] critic before token t is sampled.
         lambda_: mixing parameter in [0, 1].
-        step_ids_t: [T] step of each token, -1 where dark.
+        step_ids_t: [T] step of each token, -1 where masked.
         bootstrap_value: scalar critic behind the last active token; counts only where that
             token's discount is not 0.
         bootstrap_advantage: scalar advantage behind it, that of the next sampled token; with both,
             a long trajectory can be taken in pieces, the last one first.
 
     Returns:
-        [T] advantages, 0 at dark tokens, not whitened, gradients not stopped.
+        [T] advantages, 0 at masked tokens, not whitened, gradients not stopped.
 
     Raises:
+        ValueError: the ids cannot be step ids.
         AssertionError: an input is batched (use `jax.vmap`), or the shapes differ.
 
     Note:
-        The reference whitens inside and leaves (0 - mean) / std at dark tokens.
+        The reference whitens inside and leaves (0 - mean) / std at masked tokens.
 
     Example:
         >>> import jax.numpy as jnp
@@ -183,7 +185,7 @@ def token_gae(
         >>> print(token_gae(reward, discount, value, 1.0, ids))
         [0.75 0.   0.5 ]
     """
-    _check_step_ids(step_ids_t)
+    check_row_step_ids(step_ids_t)
     chex.assert_equal_shape([reward_t, discount_t, value_t, step_ids_t])
     chex.assert_rank([lambda_, bootstrap_value, bootstrap_advantage], 0)
     behind = bootstrap_value, bootstrap_advantage
@@ -201,8 +203,8 @@ def _gae(
 ) -> jax.Array:
     """GAE over the active elements: one backward pass that carries value and advantage.
 
-    Elements are visited one by one, as in `reverse_recurrence`, and a dark one hands on what lies
-    behind it, so that dark elements change no bit of the results wherever they are put in.
+    Elements are visited one by one, as in `reverse_recurrence`, and a masked one hands on what lies
+    behind it, so that masked elements change no bit of the results wherever they are put in.
     """
     reward, discount, value = as_float(reward), as_float(discount), as_float(value)
     dtype = jnp.result_type(reward, discount, value)
@@ -238,7 +240,7 @@ class RunningMoments(NamedTuple):
 
 
 def update_running_moments(
-    moments: RunningMoments, x: jax.Array, mask: jax.Array, axis_name: AxisName = None
+    moments: RunningMoments, x: jax.Array, where: jax.Array, axis_name: AxisName = None
 ) -> RunningMoments:
     """Take a batch of numbers into running moments (Chan's parallel merge).
 
@@ -251,7 +253,7 @@ def update_running_moments(
     Args:
         moments: the state so far; `RunningMoments()` to begin with (the reference's start).
         x: [...] new numbers.
-        mask: [...] same shape, non-zero where selected.
+        where: [...] same shape, non-zero where selected.
         axis_name: mapped axis whose devices hold further numbers.
 
     Returns:
@@ -267,9 +269,9 @@ def update_running_moments(
         >>> print(seen.mean, seen.variance, seen.number)
         2.0 1.0 2.0
     """
-    new_mean = masked_mean(x, mask, axis_name=axis_name)
-    new_variance = masked_variance(x, mask, axis_name=axis_name)
-    new_count = jnp.sum(jnp.asarray(mask).astype(bool), dtype=new_mean.dtype)
+    new_mean = masked_mean(x, where, axis_name=axis_name)
+    new_variance = masked_variance(x, where, axis_name=axis_name)
+    new_count = jnp.sum(jnp.asarray(where).astype(bool), dtype=new_mean.dtype)
     if axis_name is not None:
         new_count = jax.lax.psum(new_count, axis_name)
     count = moments.number + new_count

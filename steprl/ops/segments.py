@@ -2,16 +2,22 @@
 
 Every token row carries `step_ids_t`, an int32 a token: the index, in a table of steps, of the
 agent step whose action sampled the token, and -1 for a token that no policy sampled (prompt,
-observation, tool output, padding). A token with an id is *active*, one with -1 is *dark*.
+observation, tool output, padding). A token with an id is *active*, one with -1 is *masked*.
 
 Three rules hold in all of `ops`:
 
-* A dark token is never read. It may hold NaN: values are selected before they are used, so that
+* A masked token is never read. It may hold NaN: values are selected before they are used, so that
   neither results nor gradients see it (selecting afterwards would leave 0 * NaN in the gradient).
-* A dark result is exactly 0.
-* The tokens of one step are not interleaved with the tokens of another one; dark tokens may lie
+* The result at a masked token is exactly 0.
+* The tokens of one step are not interleaved with the tokens of another one; masked tokens may lie
   between them. Steps may be numbered from any number, so row-local and flat ids both work where
   no table size is asked for.
+
+A loss mask of 0 and 1 is not step ids: read as such, its 0s are the tokens of step 0, and the prompt
+is trained. `step_ids_from_mask` makes ids of it. Wherever ids are taken, a bool array is refused, and
+so are ids that break the third rule, as a mask with 0s on both sides of its 1s does. Ids that are
+only 0 and 1, without any -1, bring a warning. Values can be seen outside of `jit`, `vmap` and the
+like only: inside, an integer mask goes through.
 
 Functions here work on one row [T] and are lifted by `jax.vmap`; the `masked_*` ones take arrays of
 any rank. Results are float32 (float64 for float64 input).
@@ -23,6 +29,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from steprl.ops.checks import check_one_of, check_row_step_ids
+
 Axis = int | Sequence[int] | None
 AxisName = str | Sequence[str] | None
 
@@ -33,10 +41,10 @@ def step_ids_from_mask(action_mask_t: jax.Array, starts_t: jax.Array | None = No
     Args:
         action_mask_t: [T] non-zero at tokens the policy sampled.
         starts_t: [T] optional, non-zero at the first token of each step; separates steps that
-            touch. A run starts a step whether marked or not; marks at dark tokens are ignored.
+            touch. A run starts a step whether marked or not; marks at masked tokens are ignored.
 
     Returns:
-        [T] int32: 0, 1, 2, ... in order of appearance, -1 at dark tokens.
+        [T] int32: 0, 1, 2, ... in order of appearance, -1 at masked tokens.
 
     Raises:
         AssertionError: an input is not of rank 1, or the shapes differ.
@@ -60,24 +68,25 @@ def step_ids_from_mask(action_mask_t: jax.Array, starts_t: jax.Array | None = No
 def step_starts(step_ids_t: jax.Array) -> jax.Array:
     """Mark the first token of each step, the place where the critic is read.
 
-    A token starts a step when its id differs from that of the active token before it; dark tokens
+    A token starts a step when its id differs from that of the active token before it; masked tokens
     inside a step do not start it anew.
 
     Args:
-        step_ids_t: [T] step of each token, -1 where dark.
+        step_ids_t: [T] step of each token, -1 where masked.
 
     Returns:
         [T] bool.
 
     Raises:
-        AssertionError: the input is not of rank 1, or not an integer array.
+        ValueError: the array cannot be step ids, see the head of this module.
+        AssertionError: the input is not of rank 1.
 
     Example:
         >>> import jax.numpy as jnp
         >>> print(step_starts(jnp.array([-1, 0, -1, 0, 1])).astype(int))
         [0 1 0 0 1]
     """
-    _check_step_ids(step_ids_t)
+    check_row_step_ids(step_ids_t)
     active_t = step_ids_t >= 0
     position_t = jnp.where(active_t, jnp.arange(step_ids_t.shape[0], dtype=jnp.int32), -1)
     before_t = _shift_right(jax.lax.cummax(position_t), -1)  # the last active token before t
@@ -93,8 +102,8 @@ def reduce_steps(
         y_s = reduce over {t : step_ids_t = s} of x_t
 
     Args:
-        x_t: [T] numbers; dark ones are never read.
-        step_ids_t: [T] step of each token in 0 .. num_steps - 1, -1 where dark. Tokens of steps
+        x_t: [T] numbers; masked ones are never read.
+        step_ids_t: [T] step of each token in 0 .. num_steps - 1, -1 where masked. Tokens of steps
             outside the table are dropped.
         num_steps: static size S of the table.
         how: "sum", "mean" (over the tokens of the step), "first" or "last".
@@ -103,7 +112,7 @@ def reduce_steps(
         [S] float; 0 for a step without tokens.
 
     Raises:
-        ValueError: `how` is unknown.
+        ValueError: `how` is unknown, or the ids cannot be step ids.
         AssertionError: an input is not of rank 1, or the shapes differ.
 
     Example:
@@ -112,8 +121,8 @@ def reduce_steps(
         >>> print(reduce_steps(x, ids, 3), reduce_steps(x, ids, 3, "mean"))
         [3. 0. 3.] [1.5 0.  3. ]
     """
-    _check_one_of("how", how, ("sum", "mean", "first", "last"))
-    _check_step_ids(step_ids_t)
+    check_one_of("how", how, ("sum", "mean", "first", "last"))
+    check_row_step_ids(step_ids_t)
     chex.assert_equal_shape([x_t, step_ids_t])
     num_tokens = x_t.shape[0]
     # Row S collects what belongs to no step; negative indices would otherwise wrap around.
@@ -133,8 +142,8 @@ def reduce_steps(
     pick = jax.ops.segment_min if how == "first" else jax.ops.segment_max
     # An empty segment yields the identity of min or max, which lies outside the row.
     position_s = pick(jnp.arange(num_tokens, dtype=jnp.int32), slot_t, num_steps + 1)[:num_steps]
-    found_s = (position_s >= 0) & (position_s < num_tokens)
-    return jnp.where(found_s, x_t[jnp.clip(position_s, 0, num_tokens - 1)], 0)
+    occupied_s = (position_s >= 0) & (position_s < num_tokens)
+    return jnp.where(occupied_s, x_t[jnp.clip(position_s, 0, num_tokens - 1)], 0)
 
 
 def broadcast_steps(x_s: jax.Array, step_ids_t: jax.Array, fill: float = 0.0) -> jax.Array:
@@ -144,13 +153,14 @@ def broadcast_steps(x_s: jax.Array, step_ids_t: jax.Array, fill: float = 0.0) ->
 
     Args:
         x_s: [S] one number a step.
-        step_ids_t: [T] step of each token in 0 .. S - 1, -1 where dark.
-        fill: value of dark tokens, and of tokens whose step is outside the table.
+        step_ids_t: [T] step of each token in 0 .. S - 1, -1 where masked.
+        fill: value of masked tokens, and of tokens whose step is outside the table.
 
     Returns:
         [T] float.
 
     Raises:
+        ValueError: the ids cannot be step ids.
         AssertionError: an input is not of rank 1.
 
     Example:
@@ -159,7 +169,7 @@ def broadcast_steps(x_s: jax.Array, step_ids_t: jax.Array, fill: float = 0.0) ->
         [0. 5. 5. 7.]
     """
     chex.assert_rank(x_s, 1)
-    _check_step_ids(step_ids_t)
+    check_row_step_ids(step_ids_t)
     x_s = as_float(x_s)
     num_steps = x_s.shape[0]
     if num_steps == 0:
@@ -169,7 +179,7 @@ def broadcast_steps(x_s: jax.Array, step_ids_t: jax.Array, fill: float = 0.0) ->
 
 
 def masked_sum(
-    x: jax.Array, mask: jax.Array, axis: Axis = None, axis_name: AxisName = None
+    x: jax.Array, where: jax.Array, axis: Axis = None, axis_name: AxisName = None
 ) -> jax.Array:
     """Sum of the selected elements; 0 where none is selected.
 
@@ -177,7 +187,7 @@ def masked_sum(
 
     Args:
         x: [...] numbers; elements that are not selected are never read.
-        mask: [...] same shape, non-zero where selected.
+        where: [...] same shape, non-zero where selected.
         axis: axes to reduce; all by default.
         axis_name: mapped axis (pmap, vmap, shard_map) to sum over as well.
 
@@ -192,13 +202,13 @@ def masked_sum(
         >>> print(masked_sum(jnp.array([1.0, jnp.nan, 2.0]), jnp.array([1, 0, 1])))
         3.0
     """
-    chex.assert_equal_shape([x, mask])
-    selected = jnp.where(jnp.asarray(mask).astype(bool), as_float(x), 0)
+    chex.assert_equal_shape([x, where])
+    selected = jnp.where(jnp.asarray(where).astype(bool), as_float(x), 0)
     return _psum(jnp.sum(selected, axis=axis), axis_name)
 
 
 def masked_mean(
-    x: jax.Array, mask: jax.Array, axis: Axis = None, axis_name: AxisName = None
+    x: jax.Array, where: jax.Array, axis: Axis = None, axis_name: AxisName = None
 ) -> jax.Array:
     """Mean of the selected elements; the denominator is their number, over all devices.
 
@@ -206,7 +216,7 @@ def masked_mean(
 
     Args:
         x: [...] numbers; elements that are not selected are never read.
-        mask: [...] same shape, non-zero where selected.
+        where: [...] same shape, non-zero where selected.
         axis: axes to reduce; all by default.
         axis_name: mapped axis to average over as well.
 
@@ -224,14 +234,14 @@ def masked_mean(
         >>> print(masked_mean(jnp.array([1.0, 9.0, 2.0]), jnp.array([1, 0, 1])))
         1.5
     """
-    total = masked_sum(x, mask, axis, axis_name)
-    count = _count(mask, axis, axis_name, keepdims=False)
+    total = masked_sum(x, where, axis, axis_name)
+    count = _count(where, axis, axis_name, keepdims=False)
     return total / jnp.maximum(count, 1).astype(total.dtype)
 
 
 def masked_variance(
     x: jax.Array,
-    mask: jax.Array,
+    where: jax.Array,
     axis: Axis = None,
     axis_name: AxisName = None,
     *,
@@ -243,7 +253,7 @@ def masked_variance(
 
     Args:
         x: [...] numbers; elements that are not selected are never read.
-        mask: [...] same shape, non-zero where selected.
+        where: [...] same shape, non-zero where selected.
         axis: axes to reduce; all by default.
         axis_name: mapped axis to reduce over as well.
         ddof: 0 for the population variance, 1 for Bessel's correction.
@@ -262,8 +272,8 @@ def masked_variance(
         >>> print(masked_variance(jnp.array([1.0, 9.0, 3.0]), jnp.array([1, 0, 1]), ddof=1))
         2.0
     """
-    chex.assert_equal_shape([x, mask])
-    selected = jnp.asarray(mask).astype(bool)
+    chex.assert_equal_shape([x, where])
+    selected = jnp.asarray(where).astype(bool)
     deviation, _, _ = _center(as_float(x), selected, axis, axis_name)
     count = _count(selected, axis, axis_name, keepdims=False)
     total = _psum(jnp.sum(jnp.square(deviation), axis=axis), axis_name)
@@ -272,7 +282,7 @@ def masked_variance(
 
 def masked_whiten(
     x: jax.Array,
-    mask: jax.Array,
+    where: jax.Array,
     axis: Axis = None,
     axis_name: AxisName = None,
     *,
@@ -288,7 +298,7 @@ def masked_whiten(
 
     Args:
         x: [...] numbers; elements that are not selected are never read.
-        mask: [...] same shape, non-zero where selected.
+        where: [...] same shape, non-zero where selected.
         axis: axes whose elements share statistics; all by default.
         axis_name: mapped axis that shares statistics as well.
         ddof: 1 for the sample variance (both references), 0 for the population variance.
@@ -317,9 +327,9 @@ def masked_whiten(
         >>> print(masked_whiten(jnp.full((3,), 0.1), jnp.ones((3,)), epsilon_at="std"))
         [0. 0. 0.]
     """
-    _check_one_of("epsilon_at", epsilon_at, ("variance", "std"))
-    chex.assert_equal_shape([x, mask])
-    selected = jnp.asarray(mask).astype(bool)
+    check_one_of("epsilon_at", epsilon_at, ("variance", "std"))
+    chex.assert_equal_shape([x, where])
+    selected = jnp.asarray(where).astype(bool)
     deviation, mean, constant = _center(as_float(x), selected, axis, axis_name)
     count = _count(selected, axis, axis_name, keepdims=True)
     total = _psum(jnp.sum(jnp.square(deviation), axis=axis, keepdims=True), axis_name)
@@ -355,8 +365,8 @@ def _center(
     high = jnp.max(jnp.where(selected, origin_x, -jnp.inf), axis, keepdims=True, initial=-jnp.inf)
     if axis_name is not None:
         low, high = jax.lax.pmin(low, axis_name), jax.lax.pmax(high, axis_name)
-    found = low <= high
-    low, high = jnp.where(found, low, 0), jnp.where(found, high, 0)
+    occupied = low <= high
+    low, high = jnp.where(occupied, low, 0), jnp.where(occupied, high, 0)
     rounding = 8 * jnp.finfo(x.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
 
     count = _count(selected, axis, axis_name, keepdims=True)
@@ -367,9 +377,9 @@ def _center(
     return deviation, low + mean_above, high - low <= rounding
 
 
-def _count(mask: jax.Array, axis: Axis, axis_name: AxisName, keepdims: bool) -> jax.Array:
+def _count(where: jax.Array, axis: Axis, axis_name: AxisName, keepdims: bool) -> jax.Array:
     """Number of selected elements, in integers: float32 stops counting at 2**24."""
-    selected = jnp.asarray(mask).astype(bool)
+    selected = jnp.asarray(where).astype(bool)
     return _psum(jnp.sum(selected, axis=axis, dtype=jnp.int32, keepdims=keepdims), axis_name)
 
 
@@ -380,13 +390,3 @@ def _psum(x: jax.Array, axis_name: AxisName) -> jax.Array:
 def _shift_right(x_t: jax.Array, first: bool | int) -> jax.Array:
     head = jnp.full((min(1, x_t.shape[0]),), first, x_t.dtype)
     return jnp.concatenate([head, x_t[:-1]])
-
-
-def _check_step_ids(step_ids_t: jax.Array) -> None:
-    chex.assert_rank(step_ids_t, 1)
-    chex.assert_type(step_ids_t, int)
-
-
-def _check_one_of(argument: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument}={value!r} is unknown; allowed: {', '.join(allowed)}")

@@ -21,7 +21,7 @@ from steprl.ops import (
     appo_future_value,
     arpo_candidates,
     branch_attempts,
-    contrast,
+    branch_preference,
     masked_variance,
     select_branch_points,
 )
@@ -179,7 +179,7 @@ def _difficulty(
 def _contrast(original: Trajectory, new: Trajectory, accuracy: float, threshold: float) -> int:
     """Prefixes are the same, so whole trajectories compare as their suffixes do."""
     both = (original.total_reward, len(original.steps), new.total_reward, len(new.steps))
-    return int(contrast(*both, accuracy, threshold=threshold))
+    return int(branch_preference(*both, accuracy, threshold=threshold))
 
 
 def _ended_normally(one: Trajectory) -> bool:
@@ -203,7 +203,7 @@ def grow_by_score(
     sampling: Sampling,
     settings: BranchConfig,
     method: str,
-    worded_V: np.ndarray,
+    nonblank_V: np.ndarray,
     gamma: float,
     log_ratio: LogRatio | None,
 ) -> Grown:
@@ -214,7 +214,7 @@ def grow_by_score(
             `settings.initial` of them begin anew (None: half).
         method: "appo" or "arpo", which looks at the first tokens after what a tool said, by entropy
             alone.
-        worded_V: tokens whose text is not blank, from `ops.worded_tokens`.
+        nonblank_V: tokens whose text is not blank, from `ops.nonblank_tokens`.
         gamma: discount a token of the future value.
         log_ratio: for the future value of APPO; None scores by entropy alone.
         sampling: of all that is sampled.
@@ -235,7 +235,7 @@ def grow_by_score(
         ratio_NT = log_ratio(batch if player.on_device else _shared(player, first, initial))
     chosen = jax.device_get(
         select_places(
-            batch, jnp.asarray(worded_V), ratio_NT, gamma,
+            batch, jnp.asarray(nonblank_V), ratio_NT, gamma,
             method=method, tasks=tasks, budget=n - initial, settings=settings,
         )
     )  # fmt: skip
@@ -297,7 +297,7 @@ def _shared(player: Player, first: Rollouts, initial: int) -> StepBatch:
 
 
 @functools.partial(jax.jit, static_argnames=("method", "tasks", "budget", "settings"))
-def select_places(batch, worded_V, ratio_NT, gamma, *, method, tasks, budget, settings):  # type: ignore[no-untyped-def]
+def select_places(batch, nonblank_V, ratio_NT, gamma, *, method, tasks, budget, settings):  # type: ignore[no-untyped-def]
     """The places of each task's branches, from `ops.select_branch_points`, [tasks, budget]."""
     ids_NT = batch.step_ids_NT
     length = ids_NT.shape[1]
@@ -307,7 +307,7 @@ def select_places(batch, worded_V, ratio_NT, gamma, *, method, tasks, budget, se
     if method == "arpo":
         candidate_NT = jax.vmap(arpo_candidates)(ids_NT)
     else:
-        candidate_NT = (ids_NT >= 0) & worded_V[batch.tokens_NT]
+        candidate_NT = (ids_NT >= 0) & nonblank_V[batch.tokens_NT]
         # Behind the last token of all there is nothing to sample.
         candidate_NT &= jnp.arange(length)[None] != last_N1
     if ratio_NT is not None:

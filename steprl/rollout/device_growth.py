@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from steprl.config import BranchConfig
-from steprl.ops import branch_attempts, contrast
+from steprl.ops import branch_attempts, branch_preference
 from steprl.rollout.branching import CALL, begin_anew, select_places
 from steprl.rollout.device import (
     DeviceEnv,
@@ -62,7 +62,7 @@ def grow_plain(
 def grow_by_score(
     policy: Policy, env: DeviceEnv, params: Params, key: jax.Array, task_N: jax.Array,
     sample_N: jax.Array, sampling: Sampling, attempts: int, settings: BranchConfig,
-    method: str, worded_V: jax.Array, gamma: float | jax.Array,
+    method: str, nonblank_V: jax.Array, gamma: float | jax.Array,
     log_ratio: Callable[[StepBatch], jax.Array] | None,
 ) -> GrownBatch:  # fmt: skip
     """As `branching.grow_by_score`: APPO and ARPO.
@@ -82,7 +82,7 @@ def grow_by_score(
     told = _packed(begun)
     ratio_NT = None if log_ratio is None or method == "arpo" else log_ratio(told)
     chosen = select_places(
-        told, worded_V, ratio_NT, gamma,
+        told, nonblank_V, ratio_NT, gamma,
         method=method, tasks=tasks, budget=attempts - initial, settings=settings,
     )  # fmt: skip
     row_K, token_K = chosen.row_b.ravel(), chosen.token_b.ravel()
@@ -158,7 +158,7 @@ def grow_branpo(
         whole = _spliced(env, memory.turns, new, cut)
         new_reward_N = jnp.sum(whole.reward, axis=0)
         new_steps_N = jnp.sum(whole.alive, axis=0)
-        preference_N = contrast(
+        preference_N = branch_preference(
             reward_N, steps_N, new_reward_N, new_steps_N, accuracy_N, threshold=threshold
         )
         hit_N = there_N & (preference_N != 0)

@@ -201,9 +201,9 @@ def test_a_row_of_padding_leaves_the_cache_as_it_was():
     tokens = random_tokens(3)
     positions, segments = dense(tokens)
     _, cache = apply(params, tokens, positions, segments, policy.init_cache(ROWS, LENGTH))
-    dark = segments.copy()
-    dark[1] = 0
-    _, after = apply(params, (tokens + 1) % 31, positions, dark, cache)
+    padded = segments.copy()
+    padded[1] = 0
+    _, after = apply(params, (tokens + 1) % 31, positions, padded, cache)
     for old, new in zip(jax.tree.leaves(cache), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(old[1], new[1])
         assert np.abs(np.asarray(old[0]) - np.asarray(new[0])).max() > 1e-3
@@ -216,7 +216,7 @@ WIDE = 14
 
 @st.composite
 def holes(draw):
-    """Places of the real tokens in a wider row, and what stands in the dark places."""
+    """Places of the real tokens in a wider row, and what stands in the padding."""
     places = [
         sorted(
             draw(st.sets(st.integers(0, WIDE - 1), min_size=LENGTH, max_size=LENGTH)),

@@ -211,9 +211,9 @@ def test_scores_are_zero_where_nothing_was_sampled(scored, holed):
 
 
 def test_what_stands_in_the_dark_changes_no_score(scored, holed):
-    dark = holed.segment_ids_NT == 0
+    padding = holed.segment_ids_NT == 0
     other = batch_of(
-        np.where(dark, 2**31 - 1, holed.tokens_NT).astype(np.int32),
+        np.where(padding, 2**31 - 1, holed.tokens_NT).astype(np.int32),
         holed.step_ids_NT,
         holed.segment_ids_NT,
     )
@@ -251,8 +251,8 @@ def test_each_token_is_scored_within_its_own_set(model, holed, chunk_tokens):
         np.testing.assert_allclose(found.logprob_NT[row, t], logprob, rtol=1e-4, atol=1e-5)
         entropy = -np.sum(np.exp(inside) * inside)
         np.testing.assert_allclose(found.entropy_NT[row, t], entropy, rtol=1e-4, atol=1e-5)
-    dark = holed.step_ids_NT < 0
-    assert not np.any(found.logprob_NT[dark]) and not np.any(found.entropy_NT[dark])
+    masked = holed.step_ids_NT < 0
+    assert not np.any(found.logprob_NT[masked]) and not np.any(found.entropy_NT[masked])
 
 
 def test_a_set_of_everything_and_no_set_are_the_whole_vocabulary(model, scored, holed):

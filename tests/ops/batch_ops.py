@@ -170,7 +170,7 @@ def renamed(row, order):
 
 
 def padded(batch):
-    """With two more rows of no group, three more dark tokens, two more branches of nobody."""
+    """With two more rows of no group, three more masked tokens, two more branches of nobody."""
 
     def pad(name, x):
         more = {"n": (0, 2), "t": (0, 3), "b": (0, 2)}

@@ -84,7 +84,7 @@ def test_rollouts_at_once_equal_a_loop():
 )
 def test_crossing_the_threshold_contrasts_at_any_accuracy(original, new, preference, accuracy):
     for steps in (1, 2, 3):
-        assert ops.contrast(original, 2, new, steps, accuracy) == preference
+        assert ops.branch_preference(original, 2, new, steps, accuracy) == preference
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_crossing_the_threshold_contrasts_at_any_accuracy(original, new, prefere
     ],
 )
 def test_equal_rewards_contrast_by_length(accuracy, original, new, expected):
-    ours = ops.contrast(original, 2, new, np.array([1, 2, 3]), accuracy)
+    ours = ops.branch_preference(original, 2, new, np.array([1, 2, 3]), accuracy)
     np.testing.assert_array_equal(ours, expected)
 
 
@@ -158,7 +158,9 @@ def test_many_rollouts_equal_the_procedure():
     ):
         expected = [min(num_branches - 1, 4), -1, 0, 0]
         for k in range(expected[0]):
-            preference = int(ops.contrast(reward, length, rewards[k], lengths[k], accuracy))
+            preference = int(
+                ops.branch_preference(reward, length, rewards[k], lengths[k], accuracy)
+            )
             if valid[k] and preference:
                 expected = [k + 1, k, -preference, preference]
                 break

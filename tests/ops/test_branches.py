@@ -58,7 +58,7 @@ def test_masks_are_disjoint_and_cover_the_active_tokens_of_original_rows():
 
 
 def layout(seed):
-    """Rows of up to four steps with dark tokens in between, and where their suffixes begin."""
+    """Rows of up to four steps with masked tokens in between, and where their suffixes begin."""
     rng = np.random.default_rng(seed)
     ids = np.sort(rng.integers(0, 4, (N, T)), axis=1).astype(np.int32)
     return np.where(rng.random((N, T)) < 0.7, ids, -1), rng.integers(0, 4, N)
@@ -255,7 +255,7 @@ def test_shapes_are_checked():
     with pytest.raises(AssertionError):
         advantages(batch | {"base_score_n": batch["base_score_n"][1:]})
     with pytest.raises(AssertionError):
-        ops.branpo_masks(np.zeros((2, 3)), np.zeros(2, int), np.zeros(2))
+        ops.branpo_masks(np.zeros((2, 3), int), np.zeros(3, int), np.zeros(2))
 
 
 def test_the_examples_of_the_documentation():

@@ -133,7 +133,7 @@ def test_bfloat16_is_taken_and_widened_before_use(name, half):
     assert_same(ours[name], widened[name], **CLOSE)
 
 
-# --- Dark tokens ----------------------------------------------------------------------------------
+# --- Masked tokens ---------------------------------------------------------------------------------
 
 
 def poison(floats, ids, value=NAN):
@@ -164,14 +164,14 @@ def poisoned():
 
 
 @masked
-def test_nan_at_dark_tokens_reaches_no_result(name, poisoned):
+def test_nan_at_masked_tokens_reaches_no_result(name, poisoned):
     _, (clean, _), (ours, _) = poisoned
     assert all(np.isfinite(x).all() for x in floating(ours[name]))
     assert_same(ours[name], clean[name], rtol=0, atol=0)
 
 
 @masked
-def test_nan_at_dark_tokens_reaches_no_gradient(name, poisoned):
+def test_nan_at_masked_tokens_reaches_no_gradient(name, poisoned):
     ids, (_, clean), (_, ours) = poisoned
     assert_same(ours[name], clean[name], rtol=0, atol=0)
     for gradient in ours[name]:
@@ -179,7 +179,7 @@ def test_nan_at_dark_tokens_reaches_no_gradient(name, poisoned):
 
 
 @masked
-def test_dark_results_are_exactly_zero(name, poisoned):
+def test_masked_results_are_exactly_zero(name, poisoned):
     ids, _, (ours, _) = poisoned
     for x in floating(ours[name]):
         if x.shape == ids.shape:

@@ -166,7 +166,7 @@ def test_nan_where_nothing_is_counted_reaches_no_gradient(name, poisoned):
 
 
 @by_name
-def test_results_of_rows_without_a_group_and_at_dark_tokens_are_exactly_zero(name, poisoned):
+def test_results_of_rows_without_a_group_and_at_masked_tokens_are_exactly_zero(name, poisoned):
     batch, _, (ours, _) = poisoned
     counted = {(N,): batch.group_ids_n >= 0, (N, T): batch.step_ids_nt >= 0}
     for x in jax.tree.leaves(ours[name]):

@@ -53,7 +53,7 @@ def test_the_policy_that_sampled_has_weight_one(level, seed):
 
 @pytest.mark.parametrize("how", ["truncate", "mask"])
 @pytest.mark.parametrize("level", LEVELS)
-def test_dark_tokens_are_not_read_and_nothing_is_differentiated(level, how):
+def test_masked_tokens_are_not_read_and_nothing_is_differentiated(level, how):
     old, rollout = gap()
     poison = [np.where(IDS >= 0, x, np.float32("nan")) for x in (old, rollout)]
     clean, clean_metrics = weights_of(old, rollout, IDS, level=level, how=how)
@@ -88,7 +88,7 @@ def test_the_loss_takes_the_weights():
     old, rollout = gap()
     weights, _ = weights_of(old, rollout, IDS, bound=1e6)
     advantage = np.ones_like(old)
-    loss, _ = policy_loss(old, old, advantage, IDS, level="token", rollout_weights=weights)
+    loss, _ = policy_loss(old, old, advantage, IDS, level="token", rollout_weights_t=weights)
     np.testing.assert_allclose(loss, -np.sum(weights) / np.sum(IDS >= 0), rtol=1e-6)
 
 

@@ -23,7 +23,7 @@ seeds = st.integers(0, 2**31)
 
 
 def batch(seed, spread=1.0):
-    """log-probs, old log-probs, advantages, step ids [N, T] with dark tokens and an empty row."""
+    """log-probs, old log-probs, advantages, step ids [N, T] with masked tokens and an empty row."""
     rng = np.random.default_rng(seed)
     old, shift, advantage = rng.normal(size=(3, N, T)).astype("f")
     ids = np.where(rng.random((N, T)) < 0.7, np.arange(T) // 3, -1).astype(np.int32)
@@ -61,7 +61,7 @@ def test_future_value_is_one_where_the_policies_agree():
     np.testing.assert_array_equal(in_rows(np.zeros((N, T), "f"), ids, 0.9, 0.2), ids >= 0)
 
 
-def test_future_value_stays_finite_and_reads_no_dark_token():
+def test_future_value_stays_finite_and_reads_no_masked_token():
     d = np.full((N, T), 1e4, "f") * np.array([1, -1, 1, -1])[:, None].astype("f")
     ids = batch(1)[3]
     ours = np.asarray(in_rows(np.where(ids >= 0, d, NAN), ids, 1.0, None))
@@ -151,7 +151,7 @@ def test_long_rows_keep_the_metrics_finite():
 
 def value_and_grad(**options):
     def loss(logprob, old, advantage, ids, weights=None):
-        return ops.future_kl_policy_loss(logprob, old, advantage, ids, weights=weights, **options)
+        return ops.future_kl_policy_loss(logprob, old, advantage, ids, weights_t=weights, **options)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -223,7 +223,7 @@ def test_one_token_cut_off_is_allowed_two_are_not():
         assert float(metrics["fipo_rows_dropped"]) == dropped / N
         assert bool((np.asarray(gradient)[0] == 0).all()) == bool(dropped)
     logprob, old, advantage, ids = row_with_cuts(2)
-    ids[0, 1] = -1  # a dark token is not counted
+    ids[0, 1] = -1  # a masked token is not counted
     assert float(without(logprob, old, advantage, ids)[0][1]["fipo_rows_dropped"]) == 0
 
 
@@ -252,7 +252,7 @@ def test_rollout_weights_multiply_the_losses():
     logprob, old, advantage, ids = batch(3, 0.1)
     plain, _ = ops.future_kl_policy_loss(logprob, old, advantage, ids)
     halved = np.full((N, T), 0.5, "f")
-    ours, _ = ops.future_kl_policy_loss(logprob, old, advantage, ids, rollout_weights=halved)
+    ours, _ = ops.future_kl_policy_loss(logprob, old, advantage, ids, rollout_weights_t=halved)
     np.testing.assert_allclose(ours, plain / 2, rtol=1e-6)
 
 
@@ -280,17 +280,11 @@ def test_a_row_may_come_alone():
     np.testing.assert_allclose(gradient, gradients[0], rtol=1e-6)
 
 
-def test_a_mask_serves_as_step_ids():
-    *floats, ids = batch(9)
-    masked, numbered = default(*floats, ids >= 0), default(*floats, ids)
-    np.testing.assert_allclose(masked[0][0], numbered[0][0], rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     "options",
     [
         {"decay": 0}, {"future_clip": -0.1}, {"dual_clip": 1.0}, {"reduction": "mean"},
-        {"weights": np.zeros((N, 1), "f")},
+        {"weights_t": np.zeros((N, 1), "f")},
     ],
     ids=str,
 )  # fmt: skip

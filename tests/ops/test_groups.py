@@ -286,7 +286,7 @@ def test_gigpo_leaves_out_what_where_leaves_out_and_rows_without_a_group():
     score, group_ids, returns, anchors = steps()
     where = np.random.default_rng(1).random((N, S)) < 0.6
     group_ids[0] = -1
-    ours = gigpo(score, group_ids, G, np.where(where, returns, NAN), anchors, 2 * G, where_ns=where)
+    ours = gigpo(score, group_ids, G, np.where(where, returns, NAN), anchors, 2 * G, where=where)
     gone = np.where(where & (group_ids >= 0)[:, None], anchors, -1)
     expected = gigpo(score, group_ids, G, returns, gone, 2 * G)
     np.testing.assert_allclose(ours, expected, **CLOSE)
@@ -320,7 +320,7 @@ def test_whether_a_return_crosses_tool_output(across_gaps, expected):
 
 @FEW
 @given(st.lists(st.booleans(), min_size=T, max_size=T).map(np.array), eighths)
-def test_returns_of_the_default_are_those_with_dark_tokens_cut_out(active, reward):
+def test_returns_of_the_default_are_those_with_masked_tokens_cut_out(active, reward):
     token_ids = np.where(active, 0, -1)[None]
     rewards = (np.arange(T, dtype=np.float32) + np.float32(reward))[None]
     _, returns = reinforce_pp(rewards, token_ids, 0.5)
@@ -344,9 +344,9 @@ def test_baseline_is_the_centred_score_whitened_over_tokens():
 
 
 def test_reinforce_pp_without_spread_is_zero():
-    dark, one = np.full((2, 3), -1), np.full((2, 3), -1)
+    masked, one = np.full((2, 3), -1), np.full((2, 3), -1)
     one[0, 1] = 0
-    for step_ids in (dark, one, np.zeros((2, 3), int)):
+    for step_ids in (masked, one, np.zeros((2, 3), int)):
         for results in (
             reinforce_pp(jnp.zeros((2, 3)), step_ids)[0],
             baseline(jnp.full(2, 0.1), jnp.zeros(2, int), G, step_ids),

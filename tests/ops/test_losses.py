@@ -67,7 +67,7 @@ def test_the_parts_of_a_mini_batch_add_up(reduction):
     x, ids = random_batch()[0], jnp.array(IDS)
     weights = ops.aggregation_weights(ids, reduction)
     parts = [
-        ops.aggregate(x[i : i + 1], ids[i : i + 1], weights=weights[i : i + 1]) for i in range(3)
+        ops.aggregate(x[i : i + 1], ids[i : i + 1], weights_t=weights[i : i + 1]) for i in range(3)
     ]
     np.testing.assert_allclose(sum(parts), ops.aggregate(x, ids, reduction), rtol=1e-5)
 
@@ -99,16 +99,6 @@ def test_step_means_are_the_sequence_means_of_one_row_a_step(mean_of):
 def test_global_numbers_replace_the_counted_ones(reduction, options, weight):
     weights = ops.aggregation_weights(jnp.array([0, 0, -1]), reduction, **options)
     np.testing.assert_allclose(weights, [weight, weight, 0], rtol=1e-6)
-
-
-def test_a_bool_mask_is_a_mask_and_integers_are_steps():
-    x = jnp.array([1.0, 3.0, 8.0])
-    assert ops.aggregate(x, jnp.array([True, True, False])) == 2
-    assert ops.aggregate(x, jnp.array([1, 1, 0])) == 4  # step 0 is a step, not a dark token
-    with pytest.raises(ValueError, match="needs integer step ids"):
-        ops.aggregate(x, jnp.array([True, True, False]), "step-mean-token-sum")
-    with pytest.raises(ValueError, match="signed integers or bool, got float32"):
-        ops.aggregate(x, jnp.ones(3))
 
 
 @pytest.mark.parametrize("reduction", ops.REDUCTIONS)
@@ -233,7 +223,7 @@ def test_on_policy_the_gradient_is_that_of_reinforce(level):
     ids = jnp.array(IDS)
 
     def loss(x, old, a):
-        return ops.policy_loss(x, old, a, ids, level=level)[0]
+        return ops.policy_loss(x, old, a, ids, level=level, reduction="token-mean")[0]
 
     grads = jax.grad(loss, argnums=(0, 1, 2))(logprob, logprob, advantage)
     expected = np.where(ACTIVE, -advantage / ACTIVE.sum(), 0)
@@ -251,6 +241,17 @@ def test_steppo_with_one_step_a_row_is_gspo():
         np.testing.assert_allclose(gspo[0], steppo[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("level", ops.LEVELS)
+def test_by_default_every_unit_with_a_ratio_weighs_the_same(level):
+    batch, ids = random_batch(spread=1.0), jnp.array(IDS)
+    own = {"token": "token-mean", "step": "step-mean-token-mean", "sequence": "seq-mean-token-mean"}
+    losses = {
+        r: float(ops.policy_loss(*batch, ids, level=level, reduction=r)[0]) for r in own.values()
+    }
+    assert len(set(losses.values())) == 3
+    assert ops.policy_loss(*batch, ids, level=level)[0] == losses[own[level]]
+
+
 def test_packed_rows_and_one_row_a_step_give_the_same_loss():
     batch = random_batch(spread=1.0)
     split = [(i, s) for i in range(3) for s in np.unique(IDS[i][IDS[i] >= 0])]
@@ -266,7 +267,7 @@ def test_micro_batches_add_up_with_the_weights_of_the_mini_batch():
     weights = ops.aggregation_weights(ids, "seq-mean-token-mean")
     whole = ops.policy_loss(*batch, ids, reduction="seq-mean-token-mean")[0]
     parts = [
-        ops.policy_loss(*(x[i] for x in batch), ids[i], weights=weights[i])[0] for i in range(3)
+        ops.policy_loss(*(x[i] for x in batch), ids[i], weights_t=weights[i])[0] for i in range(3)
     ]
     np.testing.assert_allclose(sum(parts), whole, rtol=1e-5)
 
@@ -276,7 +277,7 @@ def test_rollout_weights_multiply_the_loss():
     double = np.where(ACTIVE, 2.0, NAN)
     arguments = (logprob, old, advantage, jnp.array(IDS))
     np.testing.assert_allclose(
-        ops.policy_loss(*arguments, rollout_weights=double)[0],
+        ops.policy_loss(*arguments, rollout_weights_t=double)[0],
         2 * ops.policy_loss(*arguments)[0],
         rtol=1e-6,
     )
@@ -315,7 +316,7 @@ def test_value_loss_equals_a_loop_and_moves_the_new_values_only():
 def test_step_level_critic_counts_the_first_token_of_each_step():
     value, target, old = random_batch()
     starts = jax.vmap(ops.step_starts)(jnp.array(IDS))
-    ours, _ = ops.value_loss(value, target, old, starts)
+    ours, _ = ops.value_loss(value, target, old, jnp.where(starts, IDS, -1))
     error = (value - target)[np.asarray(starts)]
     np.testing.assert_allclose(ours, 0.5 * np.mean(error**2), rtol=1e-5)
 

@@ -83,7 +83,7 @@ def test_gradients_over_devices_are_those_of_the_whole_batch(how):
     def gradient(scale, x, y, z, ids, axis_name=None, add=False):
         def loss(scale):
             weights = ops.aggregation_weights(ids, "step-mean-token-mean", axis_name=axis_name)
-            return ops.policy_loss(scale * x, y, z, ids, weights=weights)[0]
+            return ops.policy_loss(scale * x, y, z, ids, weights_t=weights)[0]
 
         grad = jax.grad(loss)(scale)
         return jax.lax.psum(grad, axis_name) if add else grad

@@ -95,11 +95,11 @@ def test_equal_entropies_or_values_qualify_nobody(x):
 def test_only_the_tokens_that_count_are_in_the_statistics():
     entropy, where = np.array([5, 1, 9, 9, 3, 7], "f"), np.array([1, 1, 0, 1, 1, 0])
     counts = (SOME >= 0) & (where > 0)
-    score, strict = entropy_scores(entropy, SOME, None, where_t=where)
+    score, strict = entropy_scores(entropy, SOME, None, where=where)
     np.testing.assert_allclose(score, z_scores(entropy, counts), **CLOSE)
     np.testing.assert_array_equal(strict, [0, 0, 0, 0, 1, 0])
     poisoned = np.where(counts, entropy, NAN)
-    np.testing.assert_array_equal(entropy_scores(poisoned, SOME, None, where_t=where)[0], score)
+    np.testing.assert_array_equal(entropy_scores(poisoned, SOME, None, where=where)[0], score)
 
 
 # --- Selection ------------------------------------------------------------------------------------

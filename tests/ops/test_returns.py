@@ -1,4 +1,4 @@
-"""Returns and advantages: one recurrence, a zero discount ends a trajectory, dark is skipped."""
+"""Returns and advantages: one recurrence, a zero discount ends a trajectory, masked tokens are skipped."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ fractions = st.floats(0, 1, width=32)
 
 
 def random_row(seed=0, length=9):
-    """rewards, discounts with an end inside, values, step ids with dark places."""
+    """rewards, discounts with an end inside, values, step ids with masked places."""
     rng = np.random.default_rng(seed)
     reward, value = rng.normal(size=(2, length)).astype(np.float32)
     discount = np.full(length, 0.9, np.float32)
@@ -219,7 +219,7 @@ def test_a_trajectory_in_pieces_is_the_whole():
     np.testing.assert_array_equal(jnp.concatenate(pieces), whole)
 
 
-def test_dark_tokens_are_cut_out():
+def test_masked_tokens_are_cut_out():
     reward, discount, value, ids = random_row(4)
     kept = ids >= 0
     full = ops.token_gae(reward, discount, value, 0.8, ids, 0.3)

@@ -7,7 +7,7 @@ from steprl import ops
 
 T, S, ROWS = 7, 4, 8
 
-# Each takes three float rows and the step ids; MASKED ops also promise never to read dark tokens.
+# Each takes three float rows and the step ids; MASKED ops also promise never to read masked tokens.
 MASKED = {
     "broadcast_steps": lambda x, y, z, ids: ops.broadcast_steps(
         ops.reduce_steps(x, ids, S, "mean"), ids
@@ -46,7 +46,7 @@ for how in ("k1", "abs", "k2", "k3", "k3+"):
 for how in ops.LEVELS:
     MASKED[f"log_ratio {how}"] = lambda x, y, z, ids, h=how: ops.log_ratio(x, y, ids, h)
     MASKED[f"policy_loss {how}"] = lambda x, y, z, ids, h=how: ops.policy_loss(
-        x, y, z, ids, level=h, dual_clip=3.0, rollout_weights=y
+        x, y, z, ids, level=h, dual_clip=3.0, rollout_weights_t=y
     )
     MASKED[f"rollout_correction_weights {how}"] = lambda x, y, z, ids, h=how: (
         ops.rollout_correction_weights(x, y, ids, level=h)
@@ -68,7 +68,7 @@ PLAIN = {
     ),
     "appo_reward_factor": lambda x, y, z, ids: ops.appo_reward_factor(ids[5], x[0], y[0], T, 0.9),
     "branch_attempts": lambda x, y, z, ids: ops.branch_attempts(x, y, z, ids + 1, ids >= 0),
-    "contrast": lambda x, y, z, ids: ops.contrast(x, ids, y, ids[::-1], z),
+    "branch_preference": lambda x, y, z, ids: ops.branch_preference(x, ids, y, ids[::-1], z),
     "truncated_logprobs": lambda x, y, z, ids: ops.truncated_logprobs(x, y > 0),
     "pack_support": lambda x, y, z, ids: ops.pack_support(x > 0),
     "unpack_support": lambda x, y, z, ids: ops.unpack_support(ops.pack_support(x > 0), T),
@@ -82,7 +82,7 @@ def battery(x, y, z, ids, which=None):
 
 
 def example(rows=ROWS):
-    """Three float arrays and step ids [rows, T], with dark tokens in, before and after steps."""
+    """Three float arrays and step ids [rows, T], with masked tokens in, before and after steps."""
     rng = np.random.default_rng(0)
     floats = (rng.normal(size=(rows, T)).astype(np.float32) for _ in range(3))
     layouts = np.array([[-1, 0, 0, -1, 1, 1, -1], [0, 1, -1, 2, 2, 3, 3], [-1, -1, 0, -1, 0, 0, 1]])

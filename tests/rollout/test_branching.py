@@ -184,13 +184,13 @@ def attempts_of(tasks, n, rng):
 
 
 def by_score(
-    method, seed=0, tasks=3, n=6, initial=None, log_ratio=None, worded=None, refill="cycle"
+    method, seed=0, tasks=3, n=6, initial=None, log_ratio=None, nonblank=None, refill="cycle"
 ):
     rng = np.random.default_rng(seed)
     first = initial or n // 2
     script = Scripted(attempts_of(tasks, first, rng), lambda *_: (3, 1.0, "stop_token"), seed)
     task_N, sample_N = np.repeat(np.arange(tasks), n), np.tile(np.arange(n), tasks)
-    worded = np.ones(WORDS, bool) if worded is None else worded
+    nonblank = np.ones(WORDS, bool) if nonblank is None else nonblank
     settings = BranchConfig(initial=initial, refill=refill)
     grown = grow_by_score(
         script.player(),
@@ -201,7 +201,7 @@ def by_score(
         Sampling(),
         settings,
         method,
-        worded,
+        nonblank,
         1.0,
         log_ratio,
     )
@@ -244,16 +244,16 @@ def test_appo_branches_behind_the_tokens_of_highest_entropy_where_nothing_else_i
         assert descent.score == pytest.approx(best[0], abs=1e-4)
 
 
-def test_appo_looks_at_worded_tokens_only():
-    worded = np.zeros(WORDS, bool)
-    worded[:20] = True
-    script, grown, n, first = by_score("appo", worded=worded)
+def test_appo_looks_at_nonblank_tokens_only():
+    nonblank = np.zeros(WORDS, bool)
+    nonblank[:20] = True
+    script, grown, n, first = by_score("appo", nonblank=nonblank)
     for task, group in enumerate(grown.groups):
         for descent in grown.descents[task][first:]:
             origin = group[descent.origin]
             ids = np.concatenate([s.action_ids for s in origin.steps])
             sizes = [len(s.action_ids) for s in origin.steps]
-            assert worded[ids[sum(sizes[: descent.step]) + descent.token - 1]]
+            assert nonblank[ids[sum(sizes[: descent.step]) + descent.token - 1]]
 
 
 def test_appo_prefers_tokens_after_which_the_policy_has_changed():

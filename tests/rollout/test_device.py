@@ -85,10 +85,10 @@ def test_positions_count_the_real_tokens_of_a_row(played):
 
 
 def test_padding_holds_nothing(played):
-    dark = played.segment_ids_NT == 0
-    assert dark.any() and not played.tokens_NT[dark].any()
-    assert np.all(played.step_ids_NT[dark] == -1)
-    assert np.all(played.tokens_NT[~dark] != 0)
+    padding = played.segment_ids_NT == 0
+    assert padding.any() and not played.tokens_NT[padding].any()
+    assert np.all(played.step_ids_NT[padding] == -1)
+    assert np.all(played.tokens_NT[~padding] != 0)
 
 
 def test_step_ids_rise_and_are_the_steps_of_the_table(played):

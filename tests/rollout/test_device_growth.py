@@ -12,7 +12,7 @@ from steprl.algorithms import ALGORITHMS
 from steprl.config import AlgorithmConfig, BranchConfig, MeshConfig
 from steprl.envs.games import make_game
 from steprl.models.tokenizer import detokenize
-from steprl.ops import worded_tokens
+from steprl.ops import nonblank_tokens
 from steprl.rollout import attempts, with_anchors
 from steprl.rollout.branching import grow_branpo as grow_branpo_on_host
 from steprl.rollout.branching import grow_by_score as grow_by_score_on_host
@@ -87,17 +87,17 @@ def setting(world: World):
 def grower(world: World, method: str, told: bool) -> Grower:
     env, player, mesh, params = setting(world)
     texts = [detokenize(player.tokenizer, [token]) for token in range(env.vocab_size)]
-    worded = worded_tokens(texts)
+    nonblank = nonblank_tokens(texts)
     task_N, sample_N = (x.astype(np.int32) for x in attempts(3, world.tasks, world.n))
     ratio = some_ratio if told else None
-    scored = (method, worded, GAMMA, ratio)
+    scored = (method, nonblank, GAMMA, ratio)
 
     def one(key):
         rows = (world.policy, env, params, key, jnp.asarray(task_N), jnp.asarray(sample_N))
         rows = (*rows, Sampling(), world.n)
         if method == "branpo":
             return grow_branpo(*rows, world.branch)
-        return grow_by_score(*rows, world.branch, method, jnp.asarray(worded), GAMMA, ratio)
+        return grow_by_score(*rows, world.branch, method, jnp.asarray(nonblank), GAMMA, ratio)
 
     def host(seed):
         rows = (player, params, jax.random.key(seed), task_N, sample_N, Sampling(), world.branch)

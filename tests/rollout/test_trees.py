@@ -65,7 +65,7 @@ def compiled_gradients(params, batch):
         surrogates = [
             policy_loss(
                 new.logprob_NT, batch.logprob_NT, advantage_NT, batch.step_ids_NT, level=level,
-                clip_low=0.5, clip_high=0.5, weights=weights,
+                clip_low=0.5, clip_high=0.5, weights_t=weights,
             )[0]
             for level in LEVELS
         ]  # fmt: skip
@@ -208,14 +208,14 @@ def test_what_stands_in_the_dark_changes_no_score():
     rng = np.random.default_rng(6)
     batch = laid_out([group(rng, task, 2 + task, sets=True) for task in range(2)])
     tree = batch.tree
-    dark, none = tree.segment_ids_MGU == 0, tree.target_MP == tree.tokens_MGU[0].size
-    assert dark.any() and none.any()
+    padding, none = tree.segment_ids_MGU == 0, tree.target_MP == tree.tokens_MGU[0].size
+    assert padding.any() and none.any()
     put = lambda x, where, value: np.where(where, np.asarray(value, x.dtype), x)  # noqa: E731
     support = np.where(none[..., None], np.uint32(1), tree.support_MPW)
     other = tree._replace(
-        tokens_MGU=put(tree.tokens_MGU, dark, 2**31 - 1),
-        positions_MGU=put(tree.positions_MGU, dark, 3),
-        segment_ends_MGU=put(tree.segment_ends_MGU, dark, 99),
+        tokens_MGU=put(tree.tokens_MGU, padding, 2**31 - 1),
+        positions_MGU=put(tree.positions_MGU, padding, 3),
+        segment_ends_MGU=put(tree.segment_ends_MGU, padding, 99),
         before_MP=put(tree.before_MP, none, 5),
         support_MPW=support,
     )
