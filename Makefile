@@ -2,7 +2,7 @@
 #
 #   make quickstart     train a small agent on the CPU
 #   make search         a real language model learns to search Wikipedia, two steps of it
-#   make test           the whole test suite
+#   make test           the test suite
 #
 # Overridable: PYTHON=python3.12, VENV=path, PYTEST_ARGS="-k checkpoint", VECTORS=path.
 
@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart search test test-fast lint types conformance clean
+.PHONY: help quickstart search test test-all test-fast lint types conformance clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,13 +32,17 @@ search: $(VENV)/.installed-search ## Train SmolLM2-135M as a search agent for tw
 	@echo "==> Training the search agent (up to 20 minutes on 2 cores)"
 	@$(BIN)/steprl train configs/wiki_search_smollm2.yaml train.steps=2 --overwrite
 
-test: $(VENV)/.installed-dev ## Run the whole test suite.
+test: $(VENV)/.installed-dev ## Run every kind of test; of long lists of methods and scripts, some.
+	@echo "==> Running the tests with $(WORKERS) workers"
+	@$(PYTEST) -m "not full" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-dev ## Run all tests, every method, notebook and script included.
 	@echo "==> Running all tests with $(WORKERS) workers"
 	@$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(VENV)/.installed-dev ## Run the tests that are not marked slow.
+test-fast: $(VENV)/.installed-dev ## Run the tests that are marked neither slow nor full.
 	@echo "==> Running the fast tests with $(WORKERS) workers"
-	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow and not full" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and formatting.
 	@echo "==> Checking style with ruff"

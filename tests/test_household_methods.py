@@ -106,6 +106,7 @@ def test_the_schedule_goes_over_the_budget(methods, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_run_ends_when_its_tokens_are_spent(methods, size, tmp_path):
     size = size._replace(seeds=1, budget=200)
     methods.run_all(size, [], tmp_path, workers=1)

@@ -23,14 +23,6 @@ from tests.lock import assert_close, key_of, lab, moved, table_policy, trains
 from tests.rollout.markov import _table as markov_table
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """What is compared here is the same at every level of optimisation, and compiles in half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # Methods
 
 
@@ -45,11 +37,19 @@ def check_training(train, seed=11):
     return params, metrics
 
 
+# One of each kind: a critic of steps and of tokens, groups, branches by contrast and by score.
+KINDS = ("steppo", "ppo", "grpo", "branpo", "appo")
+OTHERS = tuple(name for name in ALGORITHMS if name not in KINDS)
+
+
 @pytest.mark.parametrize(
     "name",
-    [name if name == "branpo" else pytest.param(name, marks=pytest.mark.slow)
-     for name in ALGORITHMS],
-)  # fmt: skip
+    [
+        "branpo",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS if name != "branpo"),
+        *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.full]) for name in OTHERS),
+    ],
+)
 def test_every_method_trains(name):
     _, metrics = check_training(trains(f"algorithm.name={name}"))
     branches = "branches" in ALGORITHMS[name].needs

@@ -27,14 +27,6 @@ from tests.lock import (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """What is compared here is the same at every level of optimisation, and compiles in half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # One program
 
 

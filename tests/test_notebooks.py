@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_PICTURE = 60_000  # bytes
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+SHORT = FOLDER / "01_step_credit.ipynb"
 
 RUN = """
 import json, sys
@@ -36,7 +37,11 @@ def run(path, folder, env):
 
 
 @pytest.mark.slow
-@EACH
+@pytest.mark.parametrize(
+    "path",
+    [path if path == SHORT else pytest.param(path, marks=pytest.mark.full) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_it_runs_from_any_folder(path, tmp_path, plain_env):
     done = run(path, tmp_path, plain_env)
     assert done.returncode == 0, done.stderr

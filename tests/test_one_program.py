@@ -112,6 +112,7 @@ def test_attempts_part_where_a_token_differs(loops, first, second, parted):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_everyone_plays_the_same_and_every_row_is_there(one_program, tiny, monkeypatch):
     smaller = {name: getattr(tiny, name) for name in ("model", "rollout", "actor")}
     whole = one_program.design.config_of

@@ -29,14 +29,6 @@ SEEDS = range(6)
 GAMMA = 0.9
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """What is compared here is the same at every level of optimisation, and compiles in half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class World(NamedTuple):
     """A game and who plays it."""
 
