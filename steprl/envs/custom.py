@@ -9,17 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from steprl.envs import Env
 from steprl.envs.adapters import ADAPTERS
+from steprl.envs.games import Game
+from steprl.envs.suite import Suite, is_env, suite_of
 
 
-def load_environment(
-    name: str, options: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Env]:
-    """The environments that a function of the user makes, one for each split.
+def load_suite(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> Suite:
+    """What a function of the user returns: a `Suite`, a `Game`, or an environment.
 
-    A function that takes `split` is called with "train" and with "eval", unless the options say which
-    split is meant; any other is called once, and its environment is that of "train".
+    A function that takes `split` is called with "train" and with "eval" and returns an environment for
+    each, unless the options say which split is meant; any other is called once.
 
     Modules of the current directory are found first. After the import, that directory stays at the
     end of `sys.path`: for imports inside of functions, and for tools in processes of their own.
@@ -29,20 +28,24 @@ def load_environment(
             Or a short name of `steprl.envs.adapters.ADAPTERS`.
         options: keyword arguments, as in `env.options`.
 
-    Returns:
-        Environments by split: "train", and "eval" where the function takes `split`.
-
     Raises:
         ValueError: there is no such module or function, it does not take the options or fails, or
-            what it returns has no `reset` and `step`.
+            what it returns is none of these.
     """
     name = ADAPTERS.get(name, name)
     make = _find(name)
     _check_options(name, make, options)
-    splits: tuple[str | None, ...] = (None,)
-    if "split" not in options and "split" in _parameters(make):
-        splits = ("train", "eval")
-    return {split or "train": _make(name, make, options, split) for split in splits}
+    made: Any
+    if "split" in options or "split" not in _parameters(make):
+        made = _call(name, make, options, None)
+    else:
+        made = {split: _call(name, make, options, split) for split in ("train", "eval")}
+        if isinstance(made["train"], Suite | Game):
+            raise ValueError(
+                f"env.name={name!r} returned a {type(made['train']).__name__} for a split: it brings its "
+                "own, so the function takes no `split`"
+            )
+    return suite_of(made, source=f"env.name={name!r} returned")
 
 
 def _find(name: str) -> Callable[..., Any]:
@@ -60,7 +63,7 @@ def _find(name: str) -> Callable[..., Any]:
             raise ValueError(f"env.name={name!r}: {module_name} has no {path!r}{there}")
         found = getattr(found, part)
     if not callable(found):
-        hint = ", but an environment: give a function that returns it" if _is_env(found) else ""
+        hint = ", but an environment: give a function that returns it" if is_env(found) else ""
         raise ValueError(f"env.name={name!r}: {path} is no function{hint}")
     return found
 
@@ -100,9 +103,9 @@ def _check_options(name: str, make: Callable[..., Any], options: Mapping[str, An
             raise ValueError(f"env.options.{key}: {name} has no argument {key!r}; {takes}")
 
 
-def _make(
+def _call(
     name: str, make: Callable[..., Any], options: Mapping[str, Any], split: str | None
-) -> Env:
+) -> Any:
     arguments = {**options} if split is None else {**options, "split": split}
     missing = [
         key
@@ -114,34 +117,11 @@ def _make(
     if missing:
         raise ValueError(f"env.name={name!r} needs env.options.{missing[0]}")
     try:
-        made = make(**arguments)
+        return make(**arguments)
     except Exception as error:
         called = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         call = f"{name.partition(':')[2]}({called})"
         raise ValueError(f"env.name={name!r}: {_failure(call, error)}") from error
-    if not _is_env(made):
-        what = f"the class {made.__name__}" if isinstance(made, type) else type(made).__name__
-        raise ValueError(
-            f"env.name={name!r} returned {what}; expected an object with reset and step, see "
-            "steprl.envs.Env"
-        )
-    _check_attributes(name, made)
-    return made
-
-
-def _check_attributes(name: str, env: Any) -> None:
-    """What an environment may say about its observations, it says rightly."""
-    context = getattr(env, "context", "extend")
-    if context not in ("rebuild", "extend"):
-        raise ValueError(f"env.name={name!r}: its context is {context!r}; rebuild or extend")
-    system = getattr(env, "system", None)
-    if not isinstance(system, str | None):
-        raise ValueError(f"env.name={name!r}: its system is {type(system).__name__}, not text")
-    tools = getattr(env, "tools", None) or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise ValueError(
-            f"env.name={name!r}: its tools are no list of schemas, see steprl.tools.tool_schema"
-        )
 
 
 def _parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -160,11 +140,6 @@ def _failure(what: str, error: Exception) -> str:
         return f"{what} failed: {type(error).__name__}: {error}"
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{what} failed at {last.filename}:{last.lineno}: {type(error).__name__}: {error}"
-
-
-def _is_env(thing: Any) -> bool:
-    methods = (getattr(thing, method, None) for method in ("reset", "step"))
-    return not isinstance(thing, type) and all(map(callable, methods))
 
 
 def _made_in(value: Any, module_name: str) -> bool:

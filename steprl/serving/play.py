@@ -7,7 +7,7 @@ from steprl.envs import Env
 from steprl.rollout.contexts import Context, Observation, next_context
 
 
-class Turn(NamedTuple):
+class PlayedStep(NamedTuple):
     """One step; the first of a task has no action."""
 
     action: str | None
@@ -18,7 +18,7 @@ class Turn(NamedTuple):
 
 def play(
     env: Env, context: Context, task: int, reply: Callable[[Sequence[int]], Sequence[int]]
-) -> Iterator[Turn]:
+) -> Iterator[PlayedStep]:
     """Plays a task with the tokens that a rollout would have.
 
     Args:
@@ -28,16 +28,16 @@ def play(
         reply: ids of an action, from the ids of its context.
 
     Returns:
-        The first observation, then a turn a step, until the environment says that it is over.
+        The first observation, then one a step, until the environment says that it is over.
     """
     state, observation = env.reset(task)
-    yield Turn(None, observation, {}, False)
+    yield PlayedStep(None, observation, {}, False)
     ids = context.begin(observation)
     while True:
         action_ids = list(reply(ids))
         action = context.decode(action_ids)
         state, observation, _, terminated, truncated, info = env.step(state, action)
-        yield Turn(action, observation, info, terminated or truncated)
+        yield PlayedStep(action, observation, info, terminated or truncated)
         if terminated or truncated:
             return
         ids, _ = next_context(context, [*ids, *action_ids], observation)
