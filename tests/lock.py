@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steprl.envs.device_game import Observation
+from steprl.envs.device_env import DeviceObservation
 from steprl.envs.games import Game
 from steprl.laboratory import make_train
 from steprl.types import Policy
@@ -48,7 +48,7 @@ class Lock:
         shown = state.colors[jnp.minimum(opened, 2)]
         answer = jnp.where(right, jnp.stack([shown, 0]), jnp.stack([NO, shown]))
         done = opened == 3
-        return LockState(state.colors, opened, turn), Observation(
+        return LockState(state.colors, opened, turn), DeviceObservation(
             tokens=answer.astype(jnp.int32),
             reward=done.astype(jnp.float32),
             terminated=done,
@@ -61,7 +61,7 @@ class Lock:
         return 3 - state.opened
 
 
-LOCK = Game(lambda settings, heldout: Lock(heldout), lambda: WORDS)
+LOCK = Game(Lock, WORDS)
 
 
 def table_policy(logits):
@@ -100,7 +100,7 @@ def lab(*overrides):
 
 
 def trains(*overrides, method=None):
-    return make_train(lab(*overrides), method, game=LOCK, policy=SAYS)
+    return make_train(lab(*overrides), method, env=LOCK, policy=SAYS)
 
 
 def key_of(seed):

@@ -182,7 +182,9 @@ def played(warm):
 
 def exact(warm, trajectories, threshold):
     session, params = warm
-    return enumerate_steps(session.policy, params, session.config, True, trajectories, threshold)
+    return enumerate_steps(
+        session.policy, params, session.suite, session.config, True, trajectories, threshold
+    )
 
 
 def test_continuations_agree_with_the_enumeration(warm, played):

@@ -9,19 +9,18 @@ import pytest
 
 from steprl.algorithms import ALGORITHMS, Algorithm, algorithm, step_credit
 from steprl.config import MeshConfig
-from steprl.envs.games import make_game
+from steprl.envs.opening import open_suite
 from steprl.laboratory import make_program
-from steprl.models.tokenizer import detokenize
+from steprl.models.tokenizer import detokenize, phrase_tokenizer
 from steprl.ops import nonblank_tokens
 from steprl.optimizer import make_optimizer
 from steprl.rollout.branching import grow_branpo, grow_by_score, grown_batch
-from steprl.rollout.player import make_player, phrases_of
+from steprl.rollout.player import make_player
 from steprl.sampling import Sampling
 from steprl.sharding import make_mesh
 from steprl.update import make_update, with_branches
 from tests.lock import assert_close, key_of, lab, moved, table_policy, trains
 from tests.rollout.markov import _table as markov_table
-
 
 # Methods
 
@@ -80,12 +79,12 @@ def ratio_of(state, batch):
 
 def on_the_host(config, state, key):
     """The rollouts of the second iteration: a batch, success of the originals, tokens, branches."""
-    mesh, tokenizer, name = (
+    suite, name = open_suite(config.env), config.algorithm.name
+    mesh, tokenizer = (
         make_mesh(MeshConfig(), jax.devices()[:1]),
-        phrases_of(config),
-        config.algorithm.name,
+        phrase_tokenizer(suite.vocabulary),
     )
-    player = make_player(config, HOPS, mesh, tokenizer)
+    player = make_player(suite, config, HOPS, mesh, tokenizer)
     task_key, play_key, _ = jax.random.split(key, 3)
     first = int(jax.random.randint(task_key, (), 0, 2**30)) + config.rollout.batch_size
     task_N = (first + np.arange(12) // 4).astype(np.int32)
@@ -97,7 +96,7 @@ def on_the_host(config, state, key):
     if name == "branpo":
         grown, originals = grow_branpo(player, *rows, Sampling(), branch), 1
     else:
-        size = make_game(config.env).vocab_size
+        size = len(tokenizer)
         nonblank = nonblank_tokens([detokenize(tokenizer, [token]) for token in range(size)])
         ratio = functools.partial(ratio_of, state)
         grown = grow_by_score(player, *rows, Sampling(), branch, name, nonblank, gamma, ratio)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steprl.envs.device_game import Observation
-from steprl.envs.games import GAMES, Game, player_of, text_game, vocabulary_of
+from steprl.envs.device_env import DeviceObservation
+from steprl.envs.games import Game, shape_game, text_game
+from steprl.envs.opening import open_game
 from steprl.laboratory import make_program, make_train
 from steprl.models import decoder_config, make_policy
 from steprl.types import Policy
@@ -43,7 +44,7 @@ class Light:
     def step(self, state, action):
         right = action[0] == state.color
         state = state._replace(turn=state.turn + 1)
-        return state, Observation(
+        return state, DeviceObservation(
             tokens=jnp.where(right, GOOD, BAD)[None].astype(jnp.int32),
             reward=right.astype(jnp.float32),
             terminated=right,
@@ -57,12 +58,12 @@ class Light:
 
 
 def row(game=Light, words=WORDS, **players):
-    return Game(lambda settings, heldout: game(heldout), lambda: words, **players)
+    return Game(game, words, **players)
 
 
 LIGHT = row(
-    demonstrate=lambda settings, state, key: state.color[None],
-    optimal=lambda settings, state: state.color[None],
+    demonstrate=lambda state, key: state.color[None],
+    optimal=lambda state, key: state.color[None],
 )
 
 
@@ -105,7 +106,7 @@ def with_width(width):
 )
 def test_a_game_that_breaks_its_contract_is_told_where(game, message):
     with pytest.raises(ValueError, match=message):
-        make_program(small_config(), game=game)
+        make_program(small_config(), env=game)
 
 
 def bag(vocab=7, width=8, **parts):
@@ -150,34 +151,32 @@ def bag(vocab=7, width=8, **parts):
 )
 def test_a_policy_that_breaks_its_contract_is_told_where(policy, message):
     with pytest.raises(ValueError, match=message):
-        make_program(small_config(), game=LIGHT, policy=policy)
+        make_program(small_config(), env=LIGHT, policy=policy)
 
 
 def test_a_policy_without_a_critic_is_for_methods_without_one():
     policy = bag(value=None)
-    make_program(small_config("algorithm.name=grpo", "rollout.n=2"), game=LIGHT, policy=policy)
+    make_program(small_config("algorithm.name=grpo", "rollout.n=2"), env=LIGHT, policy=policy)
     with pytest.raises(ValueError, match="steppo learns from a critic"):
-        make_program(small_config("algorithm.name=steppo"), game=LIGHT, policy=policy)
+        make_program(small_config("algorithm.name=steppo"), env=LIGHT, policy=policy)
 
 
 def test_a_game_without_a_demonstrator_begins_from_random_parameters():
-    program = make_program(small_config("sft.steps=0"), game=row(), policy=bag())
+    program = make_program(small_config("sft.steps=0"), env=row(), policy=bag())
     params, metrics = program.warm_start(jax.random.key(0))
     assert params["embed"].shape == (7, 8) and metrics == {}
-    with pytest.raises(ValueError, match=r"no player `demonstrate`; give Game\(demonstrate=...\)"):
-        make_program(small_config("sft.steps=5"), game=row(), policy=bag())
-    with pytest.raises(ValueError, match="no player `optimal`"):
-        player_of(small_config().env, "optimal", row())
+    with pytest.raises(ValueError, match=r"shows no demonstrations; give Game\(demonstrate=...\)"):
+        make_program(small_config("sft.steps=5"), env=row(), policy=bag())
 
 
-def test_knobs_are_turned_on_a_game_of_ones_own_too():
+def test_shared_settings_hold_for_a_game_of_ones_own_too():
     config = small_config("env.game.thought_tokens=2", "sft.steps=0")
-    assert len(vocabulary_of(config.env, LIGHT)) == 4 + 8
-    make_program(config, game=LIGHT, policy=bag(vocab=3 + 4 + 8))
+    assert len(shape_game(LIGHT, config.env.game).vocabulary) == 4 + 8
+    make_program(config, env=LIGHT, policy=bag(vocab=3 + 4 + 8))
 
 
 def test_it_is_played_as_text():
-    env = text_game(small_config().env, row=LIGHT)
+    env = text_game(LIGHT)
     state, text = env.reset(1)
     assert text == "green"
     after, text, reward, terminated, truncated, info = env.step(state, "red")
@@ -192,7 +191,7 @@ def test_a_policy_of_one_table_learns_a_game_of_two_words():
         "actor.lr=0.1", "actor.lr_schedule=constant", "algorithm.gamma=0.5",
         "trainer.total_training_steps=30",
     )  # fmt: skip
-    params, metrics = jax.jit(make_train(config, game=LIGHT, policy=bag()))(jax.random.key(0))
+    params, metrics = jax.jit(make_train(config, env=LIGHT, policy=bag()))(jax.random.key(0))
     first_token = jax.nn.softmax(params["embed"] @ params["embed"].T)
     assert first_token[RED, RED] > 0.9 and first_token[GREEN, GREEN] > 0.9
     assert metrics["num_turns/mean"][-1] < 1.2 < metrics["num_turns/mean"][0]
@@ -201,16 +200,11 @@ def test_a_policy_of_one_table_learns_a_game_of_two_words():
 @pytest.mark.slow
 def test_a_game_that_is_given_is_played_as_one_that_is_named():
     config = small_config("sft.steps=2", "env.name=errand")
-    named = GAMES["errand"]
-    given = Game(
-        lambda settings, heldout: named.make(config.env.errand, heldout),
-        named.vocabulary,
-        lambda settings, state, key: named.demonstrate(config.env.errand, state, key),
-    )
+    given = open_game(config.env)
     # The name is then not looked at.
     other = dataclasses.replace(config, env=dataclasses.replace(config.env, name="household"))
-    policy, key = bag(vocab=3 + len(named.vocabulary())), jax.random.key(0)
-    found = jax.jit(make_train(other, game=given, policy=policy))(key)
+    policy, key = bag(vocab=3 + len(given.vocabulary)), jax.random.key(0)
+    found = jax.jit(make_train(other, env=given, policy=policy))(key)
     jax.tree.map(
         np.testing.assert_array_equal, found, jax.jit(make_train(config, policy=policy))(key)
     )
@@ -218,7 +212,7 @@ def test_a_game_that_is_given_is_played_as_one_that_is_named():
 
 def test_a_policy_that_is_given_is_the_one_that_plays():
     config, policy = small_config(), make_policy(decoder_config("tiny", vocab_size=7))
-    assert make_program(config, game=LIGHT, policy=policy).policy is policy
+    assert make_program(config, env=LIGHT, policy=policy).policy is policy
     # Without one it is a decoder of the shape of the settings, with the words of the game.
-    made = jax.eval_shape(make_program(config, game=LIGHT).policy.init, jax.random.key(0))
+    made = jax.eval_shape(make_program(config, env=LIGHT).policy.init, jax.random.key(0))
     assert made["decoder"]["embedding"]["embedding"].shape == (7, 16)

@@ -26,7 +26,6 @@ from tests.lock import (
     trains,
 )
 
-
 # One program
 
 
@@ -188,7 +187,7 @@ def test_a_budget_of_tokens_stops_a_run_and_no_other(lanes):
 @pytest.mark.slow
 def test_a_run_that_stands_still_has_the_parameters_of_its_last_iteration(lanes):
     key, settings, (params, _) = lanes
-    program = make_program(lab("trainer.total_training_steps=40"), game=LOCK, policy=SAYS)
+    program = make_program(lab("trainer.total_training_steps=40"), env=LOCK, policy=SAYS)
     warm_key, run_key = jax.random.split(key)
     given = {"clip_fraction": settings["clip_fraction"][4]}
     progress = program.begin(program.warm_start(warm_key)[0], given)
@@ -215,7 +214,7 @@ def test_a_warm_start_learns_from_demonstrations():
 
 
 def test_a_run_begins_with_its_warm_start_unless_parameters_are_given():
-    program, key = make_program(lab(), game=LOCK, policy=SAYS), key_of(4)
+    program, key = make_program(lab(), env=LOCK, policy=SAYS), key_of(4)
     params, metrics = program.warm_start(jax.random.split(key)[0])
     assert metrics == {}
     train = jax.jit(trains("trainer.total_training_steps=1"))
@@ -225,7 +224,7 @@ def test_a_run_begins_with_its_warm_start_unless_parameters_are_given():
 @pytest.mark.parametrize("knows, solved", [(BLUE, True), (RED, False)])
 def test_evaluation_plays_held_out_tasks_only(knows, solved):
     """Blue locks are held out: who says blue opens all of them, who says red opens none."""
-    evaluate = jax.jit(make_program(lab(), game=LOCK, policy=SAYS).evaluate, static_argnums=2)
+    evaluate = jax.jit(make_program(lab(), env=LOCK, policy=SAYS).evaluate, static_argnums=2)
     table = jnp.zeros((SIZE, SIZE)).at[:, knows].set(5.0)
     params = {"decoder": {"table": table}, "value": {"head": jnp.zeros(SIZE)}}
     found = evaluate(params, key_of(0), 32, jnp.float32(0.0))

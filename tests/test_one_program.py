@@ -73,13 +73,14 @@ def test_a_loop_of_other_sizes_is_compared_by_the_step(one_program):
 
 
 def test_turns_driven_from_the_host_are_those_of_one_program(loops, tiny):
-    from steprl.envs.games import make_game, vocabulary_of
+    from steprl.envs.opening import open_game
     from steprl.laboratory import make_program
     from steprl.models.tokenizer import phrase_tokenizer
     from steprl.rollout import rollout
 
-    env, policy = make_game(tiny.env), make_program(tiny).policy
-    assert policy.init and len(phrase_tokenizer(vocabulary_of(tiny.env))) == env.vocab_size
+    game, policy = open_game(tiny.env), make_program(tiny).policy
+    env = game.make(False)
+    assert policy.init and len(phrase_tokenizer(game.vocabulary)) == env.vocab_size
     params = jax.jit(policy.init)(jax.random.key(0))
     task_N, sample_N, key = np.array([3, 3, 8]), np.array([0, 1, 0]), jax.random.key(1)
     state = type("State", (), {"params": params})

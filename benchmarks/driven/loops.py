@@ -15,7 +15,8 @@ import numpy as np
 
 from steprl.algorithms import algorithm
 from steprl.config import Config
-from steprl.envs.games import make_game, text_game
+from steprl.envs.games import text_game
+from steprl.envs.opening import open_game
 from steprl.experience import make_gather
 from steprl.laboratory import make_train
 from steprl.optimizer import make_optimizer
@@ -61,14 +62,16 @@ def two_programs(session: Session) -> Run:
 def call_a_turn(session: Session) -> Run:
     """Episodes are driven from the host: a turn is a call of the language model for all rows and a
     call of the game for all rows, and the host hears what happened after each."""
-    return _driven(session, played_by_turns(session.policy, make_game(session.config.env)))
+    return _driven(
+        session, played_by_turns(session.policy, open_game(session.config.env).make(False))
+    )
 
 
 def text_environment(session: Session) -> Run:
     """The game as a text environment of the slot engine, as `steprl train` does with the environments
     of others: text out, text in, one episode at a time."""
-    config, game = session.config, make_game(session.config.env)
-    env = _Timed(text_game(config.env))
+    config, whole = session.config, open_game(session.config.env)
+    game, env = whole.make(False), _Timed(text_game(whole))
     context = plain_context(session.player.tokenizer)._replace(stop_ids=tuple(game.stop_ids))
     length = game.prompt_width + game.max_steps * (game.action_width + game.observation_width)
     # No row is wider than those of the others, and a full context ends no episode.

@@ -116,7 +116,7 @@ def run_audit(
     if split not in player.splits:
         raise ValueError(f"split={split}: this environment has {', '.join(player.splits)}")
     if threshold is not None:
-        check(session.config, threshold)
+        check(session.suite, session.config, threshold)
     if player.explore is None or player.branch is None or player.collate is None:
         raise ValueError(f"env.name={session.config.env.name}: its rollouts cannot branch")
     tasks = min(tasks, player.sizes.get(split, tasks))
@@ -183,7 +183,8 @@ def _enumerate(
     session: Session, params: Params, split: str, trajectories: Sequence[Trajectory],
     threshold: float, watch: Callable[[str, float], None],
 ) -> Bounds:  # fmt: skip
-    arguments = (session.policy, params, session.config, split != session.player.splits[0])
+    heldout = split != session.player.splits[0]
+    arguments = (session.policy, params, session.suite, session.config, heldout)
     tasks = sorted({one.task for one in trajectories})
     parts = []
     for done, task in enumerate(tasks):

@@ -1,4 +1,4 @@
-"""The exact value of what a policy does on `multihop`, from its probabilities, without sampling.
+"""The exact value of what a policy does in a game, from its probabilities, without sampling.
 
 All that is likelier than a threshold is enumerated, token by token and through the rules themselves,
 and what is not is bounded: between never being rewarded and always. So every number is an interval
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from steprl.config import Config
-from steprl.envs.multihop import Multihop
-from steprl.envs.multihop.language import ANSWER, END_ID, FIRST_ENTITY
+from steprl.envs.games import Enumerable, Game
+from steprl.envs.suite import Suite
 from steprl.sampling import Sampling, prefill, sampling_logprobs, sampling_of
 from steprl.types import Params, Policy, Trajectory
 
@@ -30,20 +30,22 @@ class Bounds(NamedTuple):
     variance_s: np.ndarray  # of Q over the actions that could have been taken
 
 
-def why_not(config: Config) -> str | None:
+def why_not(suite: Suite, config: Config) -> str | None:
     """Why a run cannot be enumerated; None where it can."""
-    if config.env.name != "multihop":
-        return f"only multihop can be enumerated, and env.name={config.env.name}"
-    if config.env.multihop.search_failure > 0:
-        return "searches fail by chance (env.multihop.search_failure), which is not enumerated"
+    if suite.game is None or suite.game.enumerable is None:
+        return (
+            f"env.name={config.env.name} does not say what an enumeration needs (Game.enumerable)"
+        )
+    if suite.game.enumerable.chance is not None:
+        return f"{suite.game.enumerable.chance}, which is not enumerated"
     if config.rollout.temperature <= 0:
         return "rollout.temperature=0 has no distribution"
     return None
 
 
-def check(config: Config, threshold: float) -> None:
+def check(suite: Suite, config: Config, threshold: float) -> None:
     """Raises ValueError where a run cannot be enumerated, or not down to this threshold."""
-    if problem := why_not(config):
+    if problem := why_not(suite, config):
         raise ValueError(f"the exact values cannot be found: {problem}")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold} must be between 0 and 1")
@@ -65,6 +67,7 @@ class _Level(NamedTuple):
 def enumerate_steps(
     policy: Policy,
     params: Params,
+    suite: Suite,
     config: Config,
     heldout: bool,
     trajectories: Sequence[Trajectory],
@@ -73,6 +76,7 @@ def enumerate_steps(
     """V, Q and the variance of Q at each step of trajectories, by their order.
 
     Args:
+        suite: of a game.
         trajectories: played under `config`, with the temperature of its rollouts.
         threshold: what is less likely than this, seen from the last step before it that was really
             played, is bounded.
@@ -80,7 +84,9 @@ def enumerate_steps(
     Raises:
         ValueError: the run cannot be enumerated, or the threshold is not between 0 and 1.
     """
-    check(config, threshold)
+    check(suite, config, threshold)
+    game = suite.game
+    assert game is not None and game.enumerable is not None
     rows: dict[int, list[int]] = {}
     for row, one in enumerate(trajectories):
         rows.setdefault(one.task, []).append(row)
@@ -88,32 +94,33 @@ def enumerate_steps(
     params = jax.device_put(jax.device_get(policy.prepare(params)), jax.local_devices()[0])
     found: dict[int, Bounds] = {}
     for task, mine in rows.items():
-        game = _Game(policy, config, heldout, task)
-        bounds = _of_task(game, params, [trajectories[row] for row in mine], threshold)
+        asked = _Task(policy, game, game.enumerable, config, heldout, task)
+        bounds = _of_task(asked, params, [trajectories[row] for row in mine], threshold)
         found |= dict(zip(mine, bounds, strict=True))
     joined = (np.concatenate([found[row][part] for row in range(len(trajectories))])
               for part in range(len(Bounds._fields)))  # fmt: skip
     return Bounds(*joined)
 
 
-class _Game:
-    """One question and the compiled functions of it: reading, and the rules."""
+class _Task:
+    """One task of a game and the compiled functions of it: reading, and the rules."""
 
-    def __init__(self, policy: Policy, config: Config, heldout: bool, task: int):
-        self.env = Multihop(config.env.multihop, heldout)
+    def __init__(
+        self, policy: Policy, game: Game, known: Enumerable, config: Config, heldout: bool, task: int
+    ):  # fmt: skip
+        self.env = game.make(heldout)
         self.gamma, self.policy = config.algorithm.gamma, policy
         self.read, self.step = _compiled(policy, self.env, sampling_of(config.rollout))
-        # No search fails, so the key decides nothing; an array of numbers can be kept on the host.
+        # Nothing is left to chance, so the key decides nothing; an array of numbers can be kept on the host.
         state, prompt = self.env.reset(task, jax.random.PRNGKey(0))
         self.state = jax.tree.map(np.asarray, jax.device_get(state))
         self.prompt = np.asarray(prompt)[np.asarray(prompt) != 0]
-        self.last_turn = int(self.state.hops) + config.env.multihop.spare_steps
-        right = int(self.state.chain[int(self.state.hops)]) + FIRST_ENTITY
-        self.answer = np.array([ANSWER, right, END_ID])
+        self.is_last = known.is_last
+        self.answer = np.array(known.rewarded_action(self.state))
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(policy: Policy, env: Multihop, sampling: Sampling) -> Any:
+def _compiled(policy: Policy, env: Any, sampling: Sampling) -> Any:
     """Reading a few tokens behind a context, and one step of the environment, in rows."""
 
     @jax.jit
@@ -140,15 +147,15 @@ class _Contexts(NamedTuple):
 
 
 def _of_task(
-    game: _Game, params: Params, played: Sequence[Trajectory], threshold: float
+    task: _Task, params: Params, played: Sequence[Trajectory], threshold: float
 ) -> list[Bounds]:
     tree, paths = _visited(played)
     begins = {place for path in paths for place in path[:-1]}
-    contexts, levels = _first(game, params), []
+    contexts, levels = _first(task, params), []
     while len(contexts.prob_KV):
-        level, contexts = _deeper(game, params, contexts, tree, begins, threshold)
+        level, contexts = _deeper(task, params, contexts, tree, begins, threshold)
         levels.append(level)
-    value, variance, action_value = _values(levels, game.gamma)
+    value, variance, action_value = _values(levels, task.gamma)
     return [
         Bounds(
             np.array([value[place] for place in path[:-1]]).reshape(-1, 2),
@@ -177,21 +184,21 @@ def _visited(played: Sequence[Trajectory]) -> tuple[list[dict[int, int]], list[l
     return tree, paths
 
 
-def _first(game: _Game, params: Params) -> _Contexts:
-    env, size = game.env, len(game.prompt)
+def _first(task: _Task, params: Params) -> _Contexts:
+    env, size = task.env, len(task.prompt)
     length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
     tokens = np.zeros((1, env.prompt_width), np.int32)
-    tokens[0, :size] = game.prompt
+    tokens[0, :size] = task.prompt
     zero, one = np.zeros(1, np.int32), np.ones(1)
-    cache = game.policy.init_cache(1, length)
-    prob, cache = jax.device_get(game.read(params, cache, tokens, zero + size, zero))
-    state = jax.tree.map(lambda x: x[None], game.state)
+    cache = task.policy.init_cache(1, length)
+    prob, cache = jax.device_get(task.read(params, cache, tokens, zero + size, zero))
+    state = jax.tree.map(lambda x: x[None], task.state)
     prefix = np.zeros((1, env.action_width), np.int32)
     return _Contexts(prob, cache, state, prefix, zero, zero + size, one, zero, zero)
 
 
 def _deeper(
-    game: _Game, params: Params, at: _Contexts, tree: list[dict[int, int]], begins: set[int],
+    task: _Task, params: Params, at: _Contexts, tree: list[dict[int, int]], begins: set[int],
     threshold: float,
 ) -> tuple[_Level, _Contexts]:  # fmt: skip
     """The tokens that are followed from some contexts, and the contexts behind them."""
@@ -199,14 +206,14 @@ def _deeper(
     for row in np.flatnonzero(at.place_K >= 0):
         forced_KV[row, list(tree[at.place_K[row]])] = True
     prob_KV = at.prob_KV.astype(np.float64)
-    most_KV = _most(game, at, prob_KV.shape[1])
+    most_KV = _most(task, at, prob_KV.shape[1])
     keep_KV = forced_KV | ((at.weight_K[:, None] * prob_KV >= threshold) & (most_KV > 0))
     unseen_K = np.sum(np.where(keep_KV, 0.0, prob_KV * most_KV), axis=1)
 
     parent_C, token_C = np.nonzero(keep_KV)
     prefix_CA, size_C = at.prefix_KA[parent_C], at.size_K[parent_C] + 1
     prefix_CA[np.arange(len(parent_C)), size_C - 1] = token_C
-    whole_C = (token_C == END_ID) | (size_C == game.env.action_width)
+    whole_C = np.isin(token_C, task.env.stop_ids) | (size_C == task.env.action_width)
     place_C = np.array(
         [
             tree[place].get(int(token), -1) if place >= 0 else -1
@@ -215,11 +222,11 @@ def _deeper(
         np.int64,
     )
     reward_C, over_C = np.zeros(len(parent_C)), np.zeros(len(parent_C), bool)
-    seen_CO = np.zeros((len(parent_C), game.env.observation_width), np.int32)
+    seen_CO = np.zeros((len(parent_C), task.env.observation_width), np.int32)
     states = jax.tree.map(lambda x: x[parent_C], at.state)
     done = np.flatnonzero(whole_C)
     if len(done):
-        after, seen = _in_rows(game.step, len(done), *_take((states, prefix_CA), done))
+        after, seen = _in_rows(task.step, len(done), *_take((states, prefix_CA), done))
         reward_C[done], over_C[done] = seen.reward, seen.terminated | seen.truncated
         seen_CO[done] = seen.tokens
         for old, new in zip(jax.tree.leaves(states), jax.tree.leaves(after), strict=True):
@@ -241,7 +248,7 @@ def _deeper(
     fed = (jax.tree.map(lambda x: x[parent_C], at.cache), tokens_CO, length_C, position_C)
     prob, cache = np.zeros((0, prob_KV.shape[1]), np.float32), at.cache
     if len(on):
-        prob, cache = _in_rows(functools.partial(game.read, params), len(on), *_take(fed, on))
+        prob, cache = _in_rows(functools.partial(task.read, params), len(on), *_take(fed, on))
     kept = whole_C[on]
     return level, _Contexts(
         prob, cache, _take(states, on),
@@ -251,15 +258,15 @@ def _deeper(
     )  # fmt: skip
 
 
-def _most(game: _Game, at: _Contexts, vocab: int) -> np.ndarray:
-    """[K, V] the largest return behind each token: at the last turn only the right answer has one."""
+def _most(task: _Task, at: _Contexts, vocab: int) -> np.ndarray:
+    """[K, V] the largest return behind each token: in a last step only one action has any."""
     most_KV = np.ones((len(at.size_K), vocab))
-    last_K = at.state.turn >= game.last_turn
+    last_K = task.is_last(at.state)
     most_KV[last_K] = 0.0
     for row in np.flatnonzero(last_K):
         size = int(at.size_K[row])
-        if size < 3 and (at.prefix_KA[row, :size] == game.answer[:size]).all():
-            most_KV[row, game.answer[size]] = 1.0
+        if size < len(task.answer) and (at.prefix_KA[row, :size] == task.answer[:size]).all():
+            most_KV[row, task.answer[size]] = 1.0
     return most_KV
 
 

@@ -30,7 +30,7 @@ def add_commands(command: Any) -> None:
         type=float,
         const=_THRESHOLD,
         metavar="THRESHOLD",
-        help="multihop only: also enumerate all that is likelier than this (default: 1e-5)",
+        help="where the game can be enumerated, do so with all that is likelier than this (default: 1e-5)",
     )
 
 

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -22,8 +22,9 @@ def add_commands(command: Any) -> None:
     sub.add_argument("--system", metavar="TEXT", help="the system message")
     sub.add_argument(
         "--env",
-        choices=("wiki_search", "none"),
-        help="play each question through the environment (default: that of the run)",
+        metavar="NAME",
+        help="play each question through this environment, or none (default: that of the run, where it "
+        "takes questions)",
     )
     sub.add_argument("--temperature", type=float, default=0.7, help="default: 0.7; 0 is greedy")
     sub.add_argument("--max-tokens", type=int, default=512, help="of one reply (default: 512)")
@@ -93,13 +94,37 @@ def _chat(options: argparse.Namespace, console: Console) -> int:
             f"{options.model} has no chat template, so there is nobody to talk to; `steprl rollout` "
             "shows what a run does in its environment"
         )
-    of_run = opened.config.env.name if opened.config else "none"
-    environment = options.env or (of_run if of_run == "wiki_search" else "none")
-    if environment == "none":
+    suite = _questioned(talk, opened.config)
+    if suite is None:
         _converse(talk)
     else:
-        _research(talk, opened)
+        _research(talk, opened, suite)
     return 0
+
+
+def _questioned(talk: _Talk, config: Any) -> Any:
+    """The suite that questions are played through, if any: of the one asked for, or of the run."""
+    from steprl.config import Config
+    from steprl.envs.opening import open_suite
+
+    name = talk.options.env
+    if name == "none" or (name is None and config is None):
+        return None
+    env = (Config() if config is None else config).env
+    if name is None:
+        try:
+            suite = open_suite(env)
+        except (ValueError, ImportError, FileNotFoundError) as error:
+            talk.console.print(
+                f"[dim]The environment of the run cannot be opened: {escape(str(error))}[/]"
+            )
+            return None
+        return None if suite.question is None else suite
+    with talk.console.status(f"Opening {escape(name)} ..."):
+        suite = open_suite(dataclasses.replace(env, name=name))
+    if suite.question is None:
+        raise ValueError(f"--env {name}: it takes no typed questions")
+    return suite
 
 
 def _lines(talk: _Talk, hint: str) -> Iterator[str]:
@@ -155,12 +180,13 @@ def _converse(talk: _Talk) -> None:
             turn += 1
 
 
-def _research(talk: _Talk, opened: Any) -> None:
+def _research(talk: _Talk, opened: Any, suite: Any) -> None:
     """Each line is a question, played through the environment as in a rollout."""
     from steprl.serving.play import play
 
-    with talk.console.status("Opening the passages ..."):
-        ask, context = _wiki_search(talk, opened)
+    suite, context = _read_as_in_the_run(talk, opened, suite)
+    ask = suite.question
+    assert ask is not None
     turn = 0
 
     def reply(prompt: Sequence[int]) -> list[int]:
@@ -203,18 +229,14 @@ def _show(talk: _Talk, step: Any, number: int) -> None:
         talk.console.print("[dim]No answer within the steps.[/]")
 
 
-def _wiki_search(talk: _Talk, opened: Any) -> tuple[Callable[[str], Any], Any]:
-    """The environment of one typed question, and how it is read: as in the run, or as by default."""
-    from steprl.config import Config
-    from steprl.envs.wiki_search import Question, wiki_search
-    from steprl.envs.wiki_search.prompts import SYSTEM
-    from steprl.rollout.contexts import chat_context
+def _read_as_in_the_run(talk: _Talk, opened: Any, suite: Any) -> tuple[Any, Any]:
+    """The environment with prompts that fit, and how the policy reads them: as in a rollout."""
+    from steprl.rollout.contexts import suite_context
 
-    settings = (opened.config or Config()).env.wiki_search
-    context = chat_context(
-        opened.tokenizer, talk.options.system or SYSTEM, rebuild=settings.context == "rebuild"
-    )
-    # Prompt and reply fit into the context in any case, as in a rollout.
+    if talk.options.system:
+        suite = dataclasses.replace(suite, system=talk.options.system)
+    context = suite_context(suite, opened.tokenizer, pretrained=True)
+    # Prompt and reply fit into the context in any case.
     room = talk.served.engine.context_length - len(context.begin(""))
     if opened.config is not None:
         room = min(room, opened.config.rollout.context_length - len(context.begin("")))
@@ -222,20 +244,12 @@ def _wiki_search(talk: _Talk, opened: Any) -> tuple[Callable[[str], Any], Any]:
             talk.options.max_tokens, opened.config.rollout.response_length
         )
     room -= talk.options.max_tokens
-    if room < 256:
+    if suite.limited is None:
+        return suite, context
+    try:
+        return suite.limited(room, lambda text: len(opened.tokenizer.encode(text))), context
+    except ValueError as error:
         raise ValueError(
             f"--max-tokens {talk.options.max_tokens} leaves {room} tokens of the context for a prompt; "
-            "wiki_search needs some 256"
-        )
-    env = wiki_search(
-        settings.questions, settings.passages, "all", settings.cache,
-        max_steps=settings.max_steps, max_calls=settings.max_calls, hits=settings.hits,
-        first_search=settings.first_search, recent_issues=settings.recent_issues,
-        passage_length=settings.passage_length, context=settings.context, prompt_length=room,
-        measure=lambda text: len(opened.tokenizer.encode(text)),
-    )  # fmt: skip
-
-    def ask(text: str) -> Any:
-        return dataclasses.replace(env, questions=(Question("typed", text, ()),))
-
-    return ask, context
+            f"{error}"
+        ) from None

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+# Each is a package of steprl.envs, whose `open` takes the section of `EnvConfig` of the same name.
 ENVIRONMENTS = ("multihop", "errand", "shop", "household", "wiki_search", "mini_shop")
-# Of other packages, set by env.options; steprl.envs.adapters says where they are.
+# Of other packages, set by env.options; each is a module of steprl.envs.adapters.
 ADAPTERS = (
     "alfworld",
     "gymnasium",
@@ -40,6 +41,13 @@ class MultihopConfig:
     # n-th search is nearly always about the n-th relation, and a model learns to count instead of
     # looking at what it has done: more failures in the warm start take that shortcut away.
     demo_search_failure: float | None = setting(None, 0.0, 0.9)
+
+    def __post_init__(self) -> None:
+        if self.min_hops > self.max_hops:
+            raise ValueError(
+                f"env.multihop.min_hops={self.min_hops} must be at most "
+                f"env.multihop.max_hops={self.max_hops}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +161,7 @@ class ShopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GameConfig:
-    """Knobs of the games on the device: multihop, errand, shop."""
+    """What the games on the device share: multihop, errand, shop, and those of your own."""
 
     thought_tokens: int = setting(0, 0, 64)  # words of free thought before each command
     # Share of the reward that is paid for progress, the rest is for the task solved at last.

@@ -176,12 +176,6 @@ def check_consistency(config: Config) -> None:
     if strangers:
         raise ConfigError(f"trainer.logger={strangers[0]!r}: allowed are {', '.join(LOGGERS)}")
     _check_environment(config.env)
-    hops = config.env.multihop
-    if hops.min_hops > hops.max_hops:
-        raise ConfigError(
-            f"env.multihop.min_hops={hops.min_hops} must be at most "
-            f"env.multihop.max_hops={hops.max_hops}"
-        )
 
 
 def _check_environment(env: EnvConfig) -> None:

@@ -1,100 +1,143 @@
-"""The games that live on the device: how each is made, shown and solved."""
+"""Games on the device: what one brings, its shared settings, and how it is played as text."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from steprl.config import EnvConfig, GameConfig
-from steprl.envs import errand, multihop, shop
-from steprl.envs.device_game import THOUGHTS, DeviceGame, GameText, Knobs
+from steprl.config import GameConfig
+from steprl.envs.device_env import DeviceEnv
+from steprl.envs.shaped_game import THOUGHTS, ShapedGame, asks_for_distance
+from steprl.models.tokenizer import detokenize, phrase_tokenizer
 
-
-class Game(NamedTuple):
-    """One row of the table; settings are the game's section of `env`."""
-
-    make: Callable[..., Any]  # (settings, heldout) -> DeviceGame
-    vocabulary: Callable[[], tuple[str, ...]]  # phrases, in the order of the ids from 3 on
-    # (settings, state, key) -> action; None where nothing is shown
-    demonstrate: Callable[[Any, Any, jax.Array], jax.Array] | None = None
-    # (settings, state) -> action; None where it is not known
-    optimal: Callable[[Any, Any], jax.Array] | None = None
-    # Settings of the game that demonstrations are played in.
-    shown: Callable[[Any], Any] = lambda settings: settings
+ScriptedPlayer = Callable[[Any, jax.Array], jax.Array]
+"""From the state, and the key of the trajectory, to an action, [action_width] tokens."""
 
 
-GAMES: dict[str, Game] = {
-    "multihop": Game(
-        multihop.Multihop,
-        multihop.vocabulary,
-        multihop.demonstrate,
-        multihop.optimal,
-        multihop.demonstration_settings,
-    ),
-    "errand": Game(errand.Errand, errand.vocabulary, errand.demonstrate, errand.optimal),
-    "shop": Game(shop.Shop, shop.vocabulary, shop.demonstrate, shop.optimal),
-}
+class Enumerable(NamedTuple):
+    """What an exact enumeration of a game's outcomes has to know; a return is at most 1.
 
-
-def settings_of(config: EnvConfig) -> Any:
-    """The section of the configured game."""
-    return getattr(config, config.name)
-
-
-def _row_of(config: EnvConfig, row: Game | None) -> tuple[Game, Any]:
-    """The row of the configured game and its settings; one's own has none."""
-    return (GAMES[config.name], settings_of(config)) if row is None else (row, None)
-
-
-def make_game(
-    config: EnvConfig,
-    heldout: bool | jax.Array = False,
-    shown: bool = False,
-    row: Game | None = None,
-) -> DeviceGame:
-    """The configured game, with its knobs where one is turned.
-
-    Args:
-        config: its `name` is a key of `GAMES`.
-        heldout: which split; may be traced, so that one program serves both.
-        shown: as demonstrations are played in it.
-        row: of a game of one's own, in place of the one that `name` names.
+    Attributes:
+        is_last: (states, a row each) -> [K] bool: the next step is the last that can be taken.
+        rewarded_action: state -> tokens of the only action that is rewarded in a last step.
+        chance: what is left to chance, and by which setting; None where nothing is.
     """
-    row, settings = _row_of(config, row)
-    game: DeviceGame = row.make(row.shown(settings) if shown else settings, heldout)
-    return game if config.game == GameConfig() else Knobs(game, config.game)
+
+    is_last: Callable[[Any], np.ndarray]
+    rewarded_action: Callable[[Any], Sequence[int]]
+    chance: str | None = None
 
 
-def player_of(
-    config: EnvConfig, how: str = "demonstrate", row: Game | None = None
-) -> Callable[[Any, jax.Array], jax.Array]:
-    """`player(state, trajectory key) -> action`, of the demonstrator or of the "optimal" one.
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """A game whose episodes run inside the compiled program, with its language and its players.
+
+    Attributes:
+        make: the environment of a split, from "is it held out?", which may be traced, so that one
+            program serves both splits.
+        vocabulary: phrases, in the order of the ids from 3 on.
+        demonstrate: the demonstrator of the warm start; None where nothing is shown.
+        optimal: a player who makes no mistake; None where none is known.
+        demonstration_env: in which demonstrations are played; None: the training split.
+        enumerable: for exact values in an audit; None where they cannot be found.
+
+    Example:
+        >>> from steprl.envs.multihop import Multihop, vocabulary
+        >>> game = Game(lambda heldout: Multihop(heldout=heldout), vocabulary())
+        >>> text_game(game).reset(0)[1]
+        'who is the teacher of the doctor of Wilma?'
+    """
+
+    make: Callable[[Any], DeviceEnv]
+    vocabulary: tuple[str, ...]
+    demonstrate: ScriptedPlayer | None = None
+    optimal: ScriptedPlayer | None = None
+    demonstration_env: DeviceEnv | None = None
+    enumerable: Enumerable | None = None
+
+    def shown(self) -> DeviceEnv:
+        """The environment that demonstrations are played in."""
+        return self.make(False) if self.demonstration_env is None else self.demonstration_env
+
+
+def shape_game(game: Game, config: GameConfig) -> Game:
+    """The game with the shared settings of `env.game`; itself where they are all off.
 
     Raises:
-        ValueError: a game of one's own has no such player.
+        ValueError: a setting needs a game that knows how many steps are left.
     """
-    table, settings = _row_of(config, row)
-    shows, solves = table.demonstrate, table.optimal
-    if (solves if how == "optimal" else shows) is None:
-        raise ValueError(f"game: it has no player `{how}`; give Game({how}=...)")
+    if config == GameConfig():
+        return game
+    plain = game.make(False)
+    if asks_for_distance(config) and not callable(getattr(plain, "distance", None)):
+        raise ValueError(
+            "env.game.progress_reward and env.game.fatal_errors ask how many steps an optimal player "
+            f"still needs: {type(plain).__name__} has no method `distance`"
+        )
+    shaped = ShapedGame(plain, config)
 
-    def play(state: Any, key: jax.Array) -> jax.Array:
-        if how == "optimal":
-            return solves(settings, state)  # type: ignore[misc]
-        return shows(settings, state, key)  # type: ignore[misc]
+    def thinking(player: ScriptedPlayer | None) -> ScriptedPlayer | None:
+        if player is None:
+            return None
+        return lambda state, key: shaped.think(state, player(state.game, key), key)
 
-    if config.game == GameConfig():
-        return play
-    knobs = Knobs(table.make(settings, False), config.game)
-    return lambda state, key: knobs.think(state, play(state.game, key), key)
+    env = game.demonstration_env
+    return Game(
+        make=lambda heldout: ShapedGame(game.make(heldout), config),
+        vocabulary=game.vocabulary + THOUGHTS * (config.thought_tokens > 0),
+        demonstrate=thinking(game.demonstrate),
+        optimal=thinking(game.optimal),
+        demonstration_env=None if env is None else ShapedGame(env, config),
+    )
 
 
-def vocabulary_of(config: EnvConfig, row: Game | None = None) -> tuple[str, ...]:
-    """The phrases of the configured game; thoughts come last where there are any."""
-    return _row_of(config, row)[0].vocabulary() + THOUGHTS * (config.game.thought_tokens > 0)
+def text_game(game: Game, heldout: bool = False) -> "GameText":
+    """A game as a text environment on the host."""
+    env = game.make(heldout)
+    return GameText(env, game.vocabulary, *env.stop_ids[:1])
 
 
-def text_game(config: EnvConfig, heldout: bool = False, row: Game | None = None) -> GameText:
-    """The configured game, or one's own, as a text environment on the host."""
-    game = make_game(config, heldout, row=row)
-    return GameText(game, vocabulary_of(config, row), *game.stop_ids[:1])
+class GameText:
+    """The value protocol of `steprl.envs.Env` around one on token arrays: words are looked up both ways.
+
+    Args:
+        game: the rules.
+        phrases: its vocabulary, in the order of the ids behind the special tokens. Those that begin
+            with "invalid" say why an action was not understood.
+        end: id that ends an action which is shorter than the widest.
+    """
+
+    def __init__(self, game: DeviceEnv, phrases: Sequence[str], end: int = 0):
+        self.game, self._end = game, end
+        self.tokenizer = phrase_tokenizer(phrases)
+        self._reset, self._step = jax.jit(game.reset), jax.jit(game.step)
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the longest episode."""
+        return int(self.game.max_steps)
+
+    def reset(self, task: int, key: Any = None) -> tuple[Any, str]:
+        """State and prompt of a task; `key` decides what is left to chance (default: by task)."""
+        state, tokens = self._reset(task, jax.random.key(task) if key is None else key)
+        return state, self._text(tokens)
+
+    def step(self, state: Any, action: str) -> tuple[Any, str, float, bool, bool, dict[str, Any]]:
+        """Plays an action; one that is not understood costs a step and is told why."""
+        ids = self.tokenizer.encode(action)[: self.game.action_width]
+        if len(ids) < self.game.action_width:
+            ids.append(self._end)
+        padded = np.zeros(self.game.action_width, np.int32)
+        padded[: len(ids)] = ids
+        state, seen = self._step(state, padded)
+        text = self._text(seen.tokens)
+        info: dict[str, Any] = {"success": bool(seen.success), "valid": bool(seen.valid)}
+        if not seen.valid:
+            info["reason"] = text
+        return state, text, float(seen.reward), bool(seen.terminated), bool(seen.truncated), info
+
+    def _text(self, tokens: jax.Array) -> str:
+        ids = np.asarray(tokens)
+        return detokenize(self.tokenizer, ids[ids != 0])

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from steprl.algorithms import Algorithm, algorithm
 from steprl.config import Config
-from steprl.envs.games import GAMES, Game, make_game, player_of, vocabulary_of
-from steprl.laboratory.checks import check_game
+from steprl.envs.games import Game
+from steprl.envs.opening import game_of, open_game
+from steprl.envs.suite import Suite, suite_of
 from steprl.models import decoder_config, make_policy
 from steprl.models.contract import check_policy
 from steprl.models.scoring import score
@@ -79,27 +80,25 @@ class Program(NamedTuple):
 def make_program(
     config: Config,
     method: Algorithm | None = None,
-    game: Game | None = None,
+    env: Game | Suite | None = None,
     policy: Policy | None = None,
 ) -> Program:
-    """The parts of a run of `config`, whose environment is one of `GAMES`, or one's own.
+    """The parts of a run of `config`, whose environment is a game on the device.
 
     Args:
         config: sizes and the names of things are fixed; numbers of `TRACED` may be given anew with
             each call. `trainer.seed`, files, checkpoints and the mesh play no part.
         method: in place of the one that `algorithm.name` names, whose rollouts it still gets.
-        game: in place of the one that `env.name` names; its settings are None. `env.game` holds.
+        env: a game of your own in place of the one that `env.name` names. `env.game` holds.
         policy: in place of a decoder of the shape of `model`. `model.freeze` and `logprob_chunk` hold.
 
     Raises:
         ValueError: the environment is not on the device, settings do not fit each other, or a game
             or policy of one's own breaks its contract; says where.
     """
-    _check(config, game is not None)
-    phrases = vocabulary_of(config.env, game)
-    tokenizer = phrase_tokenizer(phrases)
-    if game is not None:
-        check_game(make_game(config.env, row=game), phrases)
+    _check(config)
+    game = open_game(config.env) if env is None else game_of(suite_of(env, config.env.game))
+    tokenizer = phrase_tokenizer(game.vocabulary)
     if policy is not None:
         check_policy(policy, len(tokenizer))
     policy = policy or make_policy(_shape(config, len(tokenizer)))
@@ -168,9 +167,14 @@ def make_program(
         params: Params, key: jax.Array, attempts: int, temperature: float | jax.Array = 1.0
     ) -> jax.Array:
         task_N = jnp.arange(attempts, dtype=jnp.int32)
-        env = make_game(config.env, heldout=True, row=game)
         batch = rollout(
-            policy, env, params, key, task_N, jnp.zeros_like(task_N), Sampling(temperature)
+            policy,
+            game.make(True),
+            params,
+            key,
+            task_N,
+            jnp.zeros_like(task_N),
+            Sampling(temperature),
         )
         return batch.success_N
 
@@ -180,7 +184,7 @@ def make_program(
 def make_train(
     config: Config,
     method: Algorithm | None = None,
-    game: Game | None = None,
+    env: Game | Suite | None = None,
     policy: Policy | None = None,
 ) -> Callable[..., tuple[Params, Metrics]]:
     """`train(key, params=None, settings=None) -> (params, metrics)`, to be compiled and mapped.
@@ -189,12 +193,12 @@ def make_train(
     iterations in one `lax.scan`. Metrics are those of the iterations, [iterations] each.
 
     Args:
-        config, method, game, policy: see `make_program`.
+        config, method, env, policy: see `make_program`.
 
     Raises:
         ValueError: as `make_program`; or a name in `settings` is not one of `TRACED`.
     """
-    program = make_program(config, method, game, policy)
+    program = make_program(config, method, env, policy)
 
     def train(
         key: jax.Array, params: Params | None = None, settings: Settings | None = None
@@ -240,11 +244,7 @@ def next_clip(clip: jax.Array, fraction: jax.Array, wanted: float | jax.Array) -
     return jnp.clip(clip * jnp.clip(factor, 1 / 1.5, 1.5), 1e-4, 1.0)
 
 
-def _check(config: Config, own_game: bool) -> None:
-    if config.env.name not in GAMES and not own_game:
-        raise ValueError(
-            f"env.name={config.env.name} runs on the host; inside one program there are {', '.join(GAMES)}"
-        )
+def _check(config: Config) -> None:
     if config.model.path is not None:
         raise ValueError("model.path: games have a language of their own; leave it out")
     for name, off in (("top_k", 0), ("top_p", 1.0)):
@@ -272,10 +272,10 @@ def _shape(config: Config, vocab_size: int) -> Any:
 
 
 def _make_grow(
-    config: Config, policy: Policy, method: Algorithm, nonblank_V: Any, game: Game | None
+    config: Config, policy: Policy, method: Algorithm, nonblank_V: Any, game: Game
 ) -> Callable[..., GrownBatch]:
     """The rollouts of the configured method."""
-    env, name = make_game(config.env, row=game), config.algorithm.name
+    env, name = game.make(False), config.algorithm.name
     sampling, branch = sampling_of(config.rollout), config.algorithm.branch
 
     def grow(
@@ -311,14 +311,18 @@ def _success(batch: StepBatch, task_N: jax.Array, config: Config) -> jax.Array:
 
 
 def _make_warm_start(
-    config: Config, policy: Policy, game: Game | None
+    config: Config, policy: Policy, game: Game
 ) -> Callable[[jax.Array], tuple[Params, Metrics]]:
     if not config.sft.steps:
         return lambda key: (policy.init(jax.random.split(key)[0]), {})
     optimizer = make_sft_optimizer(config.sft)
     update = make_sft_update(policy, optimizer, config.model.logprob_chunk, config.model.freeze)
-    env, play = make_game(config.env, shown=True, row=game), player_of(config.env, row=game)
-    size = config.sft.batch_size
+    if game.demonstrate is None:
+        raise ValueError(
+            f"sft.steps={config.sft.steps}: the game shows no demonstrations; give "
+            "Game(demonstrate=...), or set sft.steps=0"
+        )
+    env, play, size = game.shown(), game.demonstrate, config.sft.batch_size
 
     def warm_start(key: jax.Array) -> tuple[Params, Metrics]:
         init_key, data_key = jax.random.split(key)

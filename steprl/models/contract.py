@@ -38,13 +38,13 @@ def check_policy(policy: Policy, vocab_size: int) -> None:
             "give one vector a token"
         )
     logits = jax.eval_shape(policy.unembed, params, hidden)
-    check_same("policy.unembed", logits, (*ids.shape, vocab_size), jnp.float32)
+    check_array("policy.unembed", logits, (*ids.shape, vocab_size), jnp.float32)
     if policy.value is not None:
         value = jax.eval_shape(policy.value, params, ids, ids, ids, hidden)
-        check_same("policy.value", value, ids.shape, jnp.float32)
+        check_array("policy.value", value, ids.shape, jnp.float32)
     cache = jax.eval_shape(lambda: policy.init_cache(_ROWS, 2 * _LENGTH))
     read, after = jax.eval_shape(policy.apply, params, ids, ids, ids, cache)
-    check_same("policy.apply with a cache: the hidden states", read, hidden.shape, hidden.dtype)
+    check_array("policy.apply with a cache: the hidden states", read, hidden.shape, hidden.dtype)
     check_same_tree("policy.apply: the cache", after, cache, "that of policy.init_cache")
     for leaf in jax.tree.leaves(cache):
         if leaf.ndim == 0 or leaf.shape[0] != _ROWS:
@@ -54,7 +54,8 @@ def check_policy(policy: Policy, vocab_size: int) -> None:
             )
 
 
-def check_same(what: str, found: Any, shape: tuple[int, ...], dtype: Any) -> None:
+def check_array(what: str, found: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """Raises ValueError unless an array, which may be abstract, has this shape and type."""
     if found.shape != shape or found.dtype != dtype:
         raise ValueError(
             f"{what} is {found.dtype} of shape {found.shape}, and should be {jnp.dtype(dtype)} of "
@@ -63,6 +64,7 @@ def check_same(what: str, found: Any, shape: tuple[int, ...], dtype: Any) -> Non
 
 
 def check_same_tree(what: str, found: Any, wanted: Any, which: str) -> None:
+    """Raises ValueError unless two trees of arrays have the same structure, shapes and types."""
     structure, other = str(jax.tree.structure(found)), str(jax.tree.structure(wanted))
     if structure != other:
         raise ValueError(

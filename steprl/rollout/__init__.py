@@ -1,10 +1,10 @@
 """The loop of agent and environment, on the device and on the host, and its records."""
 
 from steprl.rollout.anchors import with_anchors
-from steprl.rollout.device import DeviceEnv, demonstrations, rollout
+from steprl.rollout.device import demonstrations, rollout
 from steprl.rollout.device_player import device_player
 from steprl.rollout.host import HostPlayer
-from steprl.rollout.player import make_player, phrases_of
+from steprl.rollout.player import make_player
 from steprl.rollout.records import collate, pack, trajectories
 from steprl.rollout.rollouts import BranchPoint, Rollouts, Usage
 from steprl.rollout.scripted import scripted
@@ -14,7 +14,6 @@ from steprl.rollout.trajectory_file import read_trajectories, write_trajectories
 
 __all__ = [
     "BranchPoint",
-    "DeviceEnv",
     "HostPlayer",
     "Player",
     "Rollouts",
@@ -25,7 +24,6 @@ __all__ = [
     "device_player",
     "make_player",
     "pack",
-    "phrases_of",
     "read_trajectories",
     "rollout",
     "scripted",

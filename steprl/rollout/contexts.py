@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steprl.envs import Observation
+from steprl.envs.suite import Suite
 from steprl.models.chat import ChatFormat, chat_format
 from steprl.models.tokenizer import detokenize
+from steprl.tools import describe_tools
 
 
 class Context(NamedTuple):
@@ -32,8 +34,35 @@ class Context(NamedTuple):
     rebuild: bool  # every observation begins a context of its own
 
 
-def plain_context(tokenizer: Any) -> Context:
-    """Observations as they are: for small languages whose actions end at `eos_token_id`."""
+def suite_context(suite: Suite, tokenizer: Any, pretrained: bool) -> Context:
+    """How a policy reads an environment.
+
+    Args:
+        suite: on the host.
+        tokenizer: of the policy.
+        pretrained: the policy chats; else it speaks the small language of the suite.
+    """
+    rebuild = suite.context == "rebuild"
+    if not pretrained:
+        return plain_context(tokenizer, rebuild)
+    try:
+        return chat_context(tokenizer, suite.system, suite.tools, rebuild)
+    except ValueError:
+        if not suite.tools:
+            raise
+    # A template that shows no tools; they are described instead.
+    described = "\n\n".join(
+        part for part in (suite.system, describe_tools(map(dict, suite.tools))) if part
+    )
+    return chat_context(tokenizer, described or None, None, rebuild)
+
+
+def plain_context(tokenizer: Any, rebuild: bool = False) -> Context:
+    """Observations as they are: for small languages whose actions end at `eos_token_id`.
+
+    Args:
+        rebuild: every observation is the whole of what the policy sees, not what is new.
+    """
     end = tokenizer.eos_token_id
 
     def read(observation: Observation) -> list[int]:
@@ -49,7 +78,7 @@ def plain_context(tokenizer: Any) -> Context:
         stop_ids=(end,),
         closing_ids=(),
         pad_id=tokenizer.pad_token_id,
-        rebuild=False,
+        rebuild=rebuild,
     )
 
 

@@ -5,31 +5,14 @@ Blocks have fixed places, what is shorter leaves holes; positions count real tok
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from steprl.envs.device_env import DeviceEnv
 from steprl.sampling import STOPPED, Sampling, generate, trajectory_key
 from steprl.types import Params, Policy, StepBatch
-
-
-class DeviceEnv(Protocol):
-    """An environment whose `reset` and `step` run under `jit` and `vmap`, one episode each."""
-
-    @property
-    def prompt_width(self) -> int: ...
-    @property
-    def action_width(self) -> int: ...
-    @property
-    def observation_width(self) -> int: ...
-    @property
-    def max_steps(self) -> int: ...
-    @property
-    def stop_ids(self) -> tuple[int, ...]: ...
-
-    def reset(self, task: Any, key: jax.Array) -> tuple[Any, jax.Array]: ...
-    def step(self, state: Any, action: jax.Array) -> tuple[Any, Any]: ...
 
 
 class Turn(NamedTuple):

@@ -23,9 +23,6 @@ from steprl.types import Params, Policy, Step, StepBatch, Trajectory
 MAX_PACKED = 8
 """Demonstrated tasks of one row at most, where several short ones share it."""
 
-Demonstrate = Callable[[int, int], Trajectory]
-"""From task and seed to a demonstration of the training split."""
-
 
 class Player(NamedTuple):
     """Functions of one environment.
@@ -65,7 +62,7 @@ def text_player(
     mesh: Mesh,
     rollout: RolloutConfig,
     max_steps: int,
-    demonstrate: Demonstrate | None = None,
+    demonstrate: Callable[[int, int], Trajectory] | None = None,
     sizes: Mapping[str, int] = MappingProxyType({}),
     workers: int = 0,
 ) -> Player:
@@ -76,7 +73,7 @@ def text_player(
         context: how the policy reads them.
         tokenizer: for views of the tokens.
         max_steps: steps of a trajectory at most.
-        demonstrate: for the warm start.
+        demonstrate: task, seed -> a demonstration of the training split, for the warm start.
         sizes: tasks of a split, where there are finitely many.
         workers: environments stepped at the same time, unless rollout.env_workers says.
     """
@@ -114,13 +111,12 @@ def text_player(
         return batch_of(explore(*arguments, **(settings | {"remember": False})).trajectories)
 
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
-        assert demonstrate is not None
         # The seeds of a row follow from the key and its task; drawn on the host, they wait for nothing.
         entropy = np.asarray(jax.random.key_data(key)).tolist()
         rows = []
         for task in task_N:
             seed = int(np.random.default_rng([*entropy, int(task)]).integers(2**31))
-            rows.append(row_of(demonstrate, int(task) * stride, seed))
+            rows.append(row_of(int(task) * stride, seed))
         return shard_rows(pack(rows, length, sampled_room), mesh)
 
     # Rows share no task where there are always more; of finitely many each has its turn to be first.
@@ -128,11 +124,12 @@ def text_player(
     # A context that is written anew holds one action; one that grows may be half actions.
     sampled_room = max(response, length // 8) if context.rebuild else length // 2
 
-    def row_of(demonstrate: Demonstrate, first: int, seed: int) -> list[Trajectory]:
+    def row_of(first_task: int, seed: int) -> list[Trajectory]:
         """The contexts of a run of tasks, as many as a row has room for."""
+        assert demonstrate is not None
         row: list[Trajectory] = []
         room, sampled_left = length, sampled_room
-        for task in range(first, first + MAX_PACKED):
+        for task in range(first_task, first_task + MAX_PACKED):
             pieces = apart(demonstrate(task, seed))
             begin = seed % max(len(pieces), 1)  # so that rows which hold one context show them all
             for piece in [*pieces[begin:], *pieces[:begin]]:
@@ -147,7 +144,7 @@ def text_player(
         if not row:
             raise ValueError(
                 f"rollout.context_length={length}, rollout.response_length={response}: the "
-                f"demonstrations of tasks {first} to {first + MAX_PACKED - 1} do not fit"
+                f"demonstrations of tasks {first_task} to {first_task + MAX_PACKED - 1} do not fit"
             )
         return row
 

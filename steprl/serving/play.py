@@ -28,7 +28,7 @@ def play(
         reply: ids of an action, from the ids of its context.
 
     Returns:
-        The first observation, then a turn a step, until the environment says that it is over.
+        The first observation, then one a step, until the environment says that it is over.
     """
     state, observation = env.reset(task)
     yield PlayedStep(None, observation, {}, False)

@@ -13,7 +13,7 @@ import pytest
 
 from steprl.config import Config, ConfigError, environments, load_config, save_config
 from steprl.envs import adapters
-from steprl.envs.custom import load_environment
+from steprl.envs.custom import load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
@@ -98,7 +98,12 @@ def here(tmp_path, monkeypatch):
     before = set(sys.modules)
     yield write
     for name in set(sys.modules) - before:
-        if name.split(".")[0].startswith("user_") or name in ("guess", "corridor", "rivers"):
+        if name.split(".")[0].startswith("user_") or name in (
+            "guess",
+            "corridor",
+            "rivers",
+            "count",
+        ):
             del sys.modules[name]
 
 
@@ -116,20 +121,20 @@ def here(tmp_path, monkeypatch):
     ],
 )
 def test_a_function_of_the_current_directory_is_called_with_the_options(here, name, options, slope):
-    envs = load_environment(name, options)
-    assert list(envs) == ["train"]
-    assert envs["train"].step(1, "")[2] == slope
+    suite = load_suite(name, options)
+    assert list(suite.splits) == ["train"] and suite.names == ("train", "train")
+    assert suite.train.step(1, "")[2] == slope
 
 
 def test_a_function_that_takes_split_makes_an_environment_for_each(here):
-    envs = load_environment("user_lines:Split", {"slope": 3})
+    envs = load_suite("user_lines:Split", {"slope": 3}).splits
     assert {split: env.split for split, env in envs.items()} == {"train": "train", "eval": "eval"}
-    envs = load_environment("user_lines:Split", {"split": "mine"})
+    envs = load_suite("user_lines:Split", {"split": "mine"}).splits
     assert {split: env.split for split, env in envs.items()} == {"train": "mine"}
 
 
 def test_a_function_of_any_options_is_given_these_only(here):
-    envs = load_environment("user_lines:anything", {"a": 1, "b": [2]})
+    envs = load_suite("user_lines:anything", {"a": 1, "b": [2]}).splits
     assert list(envs) == ["train"] and envs["train"].options == {"a": 1, "b": [2]}
 
 
@@ -144,26 +149,26 @@ def test_adapters_have_short_names_that_a_configuration_knows():
             in inspect.signature(getattr(importlib.import_module(module), function)).parameters
         )
     with pytest.raises(ValueError, match=r"env.options.no_such: .*textworld:environment has no"):
-        load_environment("textworld", {"no_such": 1})
+        load_suite("textworld", {"no_such": 1})
 
 
 def test_an_installed_module_will_do():
     options = {"split": "train", "max_steps": 3}
-    envs = load_environment("steprl.envs.household:Household", options)
-    assert envs["train"].max_steps == 3
+    suite = load_suite("steprl.envs.household:Household", options)
+    assert suite.train.max_steps == suite.max_steps == 3
 
 
 def test_the_current_directory_is_first_in_the_import_and_last_afterwards(here, tmp_path):
     here("colorsys.py", "from user_lines import Line as make")  # there is one in Python
     sys.modules.pop("colorsys", None)
     before = list(sys.path)
-    assert load_environment("colorsys:make")["train"].step(1, "")[2] == 1.0
+    assert load_suite("colorsys:make").train.step(1, "")[2] == 1.0
     del sys.modules["colorsys"]
     assert sys.path == [*before, str(tmp_path)]
-    load_environment("user_lines:Line")
+    load_suite("user_lines:Line")
     assert sys.path == [*before, str(tmp_path)]
     with pytest.raises(ValueError, match="no module"):
-        load_environment("user_nowhere:make")
+        load_suite("user_nowhere:make")
     assert sys.path == [*before, str(tmp_path)]
 
 
@@ -181,15 +186,15 @@ def test_the_current_directory_is_first_in_the_import_and_last_afterwards(here, 
         ("user_syntax:make", {}, r"user_syntax failed: SyntaxError: .*user_syntax.py, line 1"),
         ("user_lines:mak", {}, "user_lines has no 'mak'; it has Line, Split, Factory, make, anything"),
         ("user_lines:Factory.mak", {}, "user_lines has no 'Factory.mak'"),
-        ("user_lines:limit", {}, "limit is no function$"),
-        ("user_lines:line", {}, "line is no function, but an environment: give a function that"),
+        ("user_lines:limit", {}, "limit is no function but a value of type int"),
+        ("user_lines:line", {}, "line is no function but a value of type Line: give a function that"),
         ("user_lines:make", {}, "needs env.options.slope"),
         ("user_lines:make", {"slop": 1}, "env.options.slop: .*has no argument 'slop'; it takes slope, c"),
         ("user_lines:number", {"x": 1}, "it takes none"),
         ("user_lines:anything", {"a b": 1}, "env.options: 'a b' is no name of an argument"),
         ("user_lines:broken", {"slope": 0}, r"broken\(slope=0\) failed at .*user_lines.py:\d+: ZeroDiv"),
-        ("user_lines:number", {}, "returned int; expected an object with reset and step"),
-        ("user_lines:a_class", {}, "returned the class Line; expected"),
+        ("user_lines:number", {}, "returned int where an object with reset and step was expected"),
+        ("user_lines:a_class", {}, "returned the class Line where an object"),
         ("user_lines:described", {"context": "grow"}, "its context is 'grow'; rebuild or extend"),
         ("user_lines:described", {"system": 3}, "its system is int, not text"),
         ("user_lines:described", {"tools": {"a": 1}}, "its tools are no list of schemas"),
@@ -202,13 +207,13 @@ def test_the_current_directory_is_first_in_the_import_and_last_afterwards(here, 
 )  # fmt: skip
 def test_an_error_says_what_was_wrong(here, name, options, message):
     with pytest.raises(ValueError, match=message) as caught:
-        load_environment(name, options)
+        load_suite(name, options)
     assert "env." in str(caught.value)
 
 
 def test_the_error_of_the_user_is_its_cause(here):
     with pytest.raises(ValueError) as caught:
-        load_environment("user_lines:broken", {"slope": 0})
+        load_suite("user_lines:broken", {"slope": 0})
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
@@ -297,6 +302,6 @@ def test_the_settings_and_the_command_of_the_page_are_understood(here):
     here("guess.py", next(block for block in blocks() if block.startswith("# guess.py")))
     assert load_config(file).env.options == {"highest": 20}
     env = load_config(file, overrides.split()).env
-    envs = load_environment(env.name, env.options)
+    envs = load_suite(env.name, env.options).splits
     assert "from 1 to 30" in envs["train"].reset(0)[1]
     assert envs["train"].tasks[0] not in envs["eval"].tasks

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from steprl.config import EnvConfig, ErrandConfig, GameConfig
-from steprl.envs.device_game import GameText
 from steprl.envs.errand import Errand, demonstrate, optimal, vocabulary
 from steprl.envs.errand import language as words
 from steprl.envs.errand.env import DOOR, STATION
-from steprl.envs.games import GAMES, make_game, player_of, text_game
+from steprl.envs.games import GameText, text_game
+from steprl.envs.opening import open_game
 from steprl.models.tokenizer import detokenize
 from steprl.rollout import demonstrations, rollout, trajectories
 from steprl.sampling import LENGTH
@@ -276,7 +276,7 @@ def test_the_demonstrator_is_weak_whatever_the_horizon(errands, low, high):
     assert low <= np.asarray(batch.success_N).mean() <= high
 
 
-# ---------------------------------------------------------------- batches, knobs, text
+# ---------------------------------------------------------------- batches, shared settings, text
 
 
 def wandering_policy():
@@ -356,7 +356,7 @@ def test_many_episodes_at_once_are_those_one_by_one():
 
 @pytest.mark.parametrize("heldout", [False, True], ids=["training", "held out"])
 @pytest.mark.parametrize(
-    "knobs",
+    "shared",
     [
         GameConfig(),
         GameConfig(thought_tokens=3, progress_reward=1.0, fatal_errors=1.0),
@@ -364,20 +364,21 @@ def test_many_episodes_at_once_are_those_one_by_one():
     ],
     ids=["none", "thoughts", "progress"],
 )
-def test_the_optimal_player_succeeds_under_any_knobs(knobs, heldout):
-    config = EnvConfig(name="errand", game=knobs, errand=PAIR)
-    env, player = make_game(config, heldout), player_of(config, "optimal")
+def test_the_optimal_player_succeeds_under_any_shared_settings(shared, heldout):
+    config = EnvConfig(name="errand", game=shared, errand=PAIR)
+    game = open_game(config)
+    env, player = game.make(heldout), game.optimal
     batch = jax.jit(lambda: demonstrations(env, player, jax.random.key(1), jnp.arange(32)))()
     reward = np.asarray(batch.reward_NS)
     assert np.all(batch.success_N) and np.all(batch.mask_NS.sum(axis=1) == PAIR.horizon)
     np.testing.assert_allclose(reward.sum(axis=1), 1.0, rtol=1e-5)
-    if knobs.progress_reward == 1.0:  # a sixteenth of the way, a sixteenth of the reward
+    if shared.progress_reward == 1.0:  # a sixteenth of the way, a sixteenth of the reward
         np.testing.assert_allclose(reward[:, : PAIR.horizon], 1 / PAIR.horizon, rtol=1e-5)
 
 
 def test_a_mistake_may_be_fatal():
     config = EnvConfig(name="errand", game=GameConfig(fatal_errors=1.0), errand=DEFAULT)
-    game = text_game(config)
+    game = text_game(open_game(config))
     state, _ = game.reset(0)
     _, seen, reward, terminated, truncated, info = game.step(state, "go stove")
     assert (seen, reward, terminated, truncated) == ("you are there", 0.0, True, False)
@@ -387,7 +388,7 @@ def test_a_mistake_may_be_fatal():
 def test_words_and_ids_are_those_of_the_tokenizer():
     game = shared()
     assert len(game.tokenizer) == words.VOCAB_SIZE == Errand.vocab_size < 80
-    assert GAMES["errand"].vocabulary() == vocabulary()
+    assert open_game(EnvConfig(name="errand")).vocabulary == vocabulary()
     for phrase in vocabulary():
         assert len(game.tokenizer.encode(phrase)) == 1
     for token, text in [

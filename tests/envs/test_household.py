@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from steprl.envs.household import ROOM_KINDS, SPLITS, TASK_TYPES, Household
 from steprl.envs.household.catalogue import catalogue, places_for
 from steprl.envs.household.environment import checksum
-from steprl.envs.household.game import Game, Goal, State, Thing, start
+from steprl.envs.household.game import Goal, HouseholdGame, State, Thing, start
 from steprl.envs.household.rooms import (
     TEST_UNSEEN_ROOMS,
     VALID_UNSEEN_ROOMS,
@@ -27,10 +27,10 @@ EGG = ["go to diningtable 1", "take egg 1 from diningtable 1"]
 KNIFE = ["go to diningtable 1", "take knife 1 from diningtable 1"]
 
 
-def kitchen(task_type: str = "pick_and_place_simple", target: str = "CounterTop") -> Game:
+def kitchen(task_type: str = "pick_and_place_simple", target: str = "CounterTop") -> HouseholdGame:
     """A small kitchen: an egg and a knife on the table, another egg in the fridge."""
     receptacles = ("CounterTop", "DiningTable", "Fridge", "Microwave", "SinkBasin")
-    return Game(
+    return HouseholdGame(
         receptacles=tuple(Thing(kind, 1) for kind in receptacles),
         objects=(Thing("Egg", 2), Thing("Egg", 1), Thing("Knife", 1)),
         places=(2, 1, 1),
@@ -38,9 +38,9 @@ def kitchen(task_type: str = "pick_and_place_simple", target: str = "CounterTop"
     )
 
 
-def study() -> Game:
+def study() -> HouseholdGame:
     """A book on the bed, a lamp on the desk."""
-    return Game(
+    return HouseholdGame(
         receptacles=(Thing("Bed", 1), Thing("Desk", 1)),
         objects=(Thing("Book", 1), Thing("DeskLamp", 1)),
         places=(0, 1),
@@ -48,7 +48,7 @@ def study() -> Game:
     )
 
 
-def play(game: Game, *commands: str) -> State:
+def play(game: HouseholdGame, *commands: str) -> State:
     state = start(game)
     for command in commands:
         state, _, reason = act(state, command)
@@ -227,8 +227,8 @@ def test_a_treatment_undone_is_no_win(wanted, other):
 def test_two_things_in_two_receptacles_are_no_win():
     game = kitchen("pick_two_obj_and_place", "DiningTable")
     tables = (*game.receptacles[:2], Thing("DiningTable", 2), *game.receptacles[3:])
-    apart = Game(tables, game.objects, game.places, game.goal)
-    together = Game(tables, game.objects, (1, 1, 1), game.goal)
+    apart = HouseholdGame(tables, game.objects, game.places, game.goal)
+    together = HouseholdGame(tables, game.objects, (1, 1, 1), game.goal)
     assert (won(start(apart)), won(start(together))) == (False, True)
 
 

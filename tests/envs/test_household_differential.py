@@ -16,7 +16,7 @@ from steprl.envs.adapters.alfworld import description, pddl_engine
 from steprl.envs.household import TASK_TYPES, Household
 from steprl.envs.household import expert as experts
 from steprl.envs.household.catalogue import catalogue, kind_of_floor_plan
-from steprl.envs.household.game import Game, State, Thing
+from steprl.envs.household.game import HouseholdGame, State, Thing
 
 RANDOM_STEPS = 24
 EXPERT_STEPS = 20
@@ -37,7 +37,7 @@ def alfworld(tmp_path_factory):
     os.environ["ALFWORLD_DATA"] = str(tmp_path_factory.mktemp("alfworld"))
     pytest.importorskip("alfworld", reason="alfworld is not installed (it is optional: GPL parts)")
 
-    def load(game: Game) -> tuple:
+    def load(game: HouseholdGame) -> tuple:
         engine = pddl_engine()
         engine.load(description(game))
         return engine, engine.reset()
@@ -62,7 +62,7 @@ def random_command(env: Household, state: State, rng: random.Random) -> str:
     return rng.choice([command for command in admissible if command.split()[0] == verb])
 
 
-def tour_of_treatments(game: Game) -> list[str]:
+def tour_of_treatments(game: HouseholdGame) -> list[str]:
     """Slice, heat, cool and clean four foods in turn, and examine them after each change."""
     where = {t: game.receptacles[p].name for t, p in zip(game.objects, game.places, strict=True)}
     knife = next(t for t in where if t.type in ("Knife", "ButterKnife"))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from steprl.envs.household import SPLITS, TASK_TYPES, Household
 from steprl.envs.household import expert as experts
 from steprl.envs.household.catalogue import catalogue
-from steprl.envs.household.game import Game, start
+from steprl.envs.household.game import HouseholdGame, start
 from steprl.envs.household.rules import act, admissible_commands, won
 from steprl.envs.household.texts import HELP
 from steprl.envs.household.vocabulary import (
@@ -42,7 +42,7 @@ def test_expert_that_knows_the_house_wins_every_game_in_few_steps(task_type):
     assert max(len(d.actions) for d in played) <= 11  # twice: go, open, take, go, (open), move
 
 
-def shortest(game: Game, limit: int) -> int:
+def shortest(game: HouseholdGame, limit: int) -> int:
     """Length of the shortest winning plan, by breadth-first search; `limit` if none is shorter."""
     frontier = [start(game)]
     visited = {frontier[0][1:]}
@@ -79,26 +79,30 @@ def test_expert_gives_only_commands_that_are_understood(task):
 @given(st.integers(0, 10**9))
 def test_expert_depends_on_the_texts_alone(task):
     played = experts.demonstrate(ENV, task)
-    memory = experts.begin(played.observations[0])
+    knowledge = experts.begin(played.observations[0])
     for action, observation in zip(played.actions, played.observations[1:], strict=True):
-        assert experts.act(memory) == action
-        memory = experts.observe(memory, action, observation)
+        assert experts.act(knowledge) == action
+        knowledge = experts.observe(knowledge, action, observation)
 
 
 @few
 @given(st.integers(0, 10**9), st.integers())
 def test_what_is_read_is_what_is(task, seed):
-    """A memory built from texts never contradicts the state, even after wandering."""
+    """A knowledge built from texts never contradicts the state, even after wandering."""
     played = experts.demonstrate(ENV, task, seed, wander=0.3)
     state, text = ENV.reset(task)
-    memory = experts.begin(text)
+    knowledge = experts.begin(text)
     for action in played.actions:
         state, text, *_ = ENV.step(state, action)
-        memory = experts.observe(memory, action, text)
+        knowledge = experts.observe(knowledge, action, text)
         truth = experts.knowing_all(state)
-        assert (memory.at, memory.held, memory.treated) == (truth.at, truth.held, truth.treated)
-        assert memory.closed <= truth.closed
-        for place, things in memory.seen.items():
+        assert (knowledge.at, knowledge.held, knowledge.treated) == (
+            truth.at,
+            truth.held,
+            truth.treated,
+        )
+        assert knowledge.closed <= truth.closed
+        for place, things in knowledge.seen.items():
             assert sorted(things) == sorted(truth.seen[place])
 
 

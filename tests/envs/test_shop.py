@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from steprl.config import EnvConfig, GameConfig, ShopConfig
-from steprl.envs.games import GAMES, make_game, player_of, text_game, vocabulary_of
+from steprl.envs.games import text_game
+from steprl.envs.opening import open_game
 from steprl.envs.shop import COLOURS, KINDS, OPTIONS, PLACES, Shop, demonstrate, optimal
 from steprl.envs.shop import language as words
 from steprl.models.tokenizer import detokenize
@@ -24,7 +25,7 @@ LONG = ShopConfig(goods=12, results=4, options=5, purchases=4)
 
 @functools.cache
 def text_of(config):
-    return text_game(EnvConfig(name="shop", shop=config))
+    return text_game(open_game(EnvConfig(name="shop", shop=config)))
 
 
 def wish(state, number=0):
@@ -390,17 +391,18 @@ def test_demonstrations_open_the_first_result_and_skip_the_last_option_at_their_
     assert first.mean() == pytest.approx(0.4 + 0.6 / 2, abs=0.05)
 
 
-# ---------------------------------------------------------------- knobs
+# ---------------------------------------------------------------- shared settings
 
 
 def test_an_optimal_player_with_thoughts_is_paid_for_progress():
-    knobs = GameConfig(thought_tokens=3, progress_reward=0.5, fatal_errors=1.0)
-    config = EnvConfig(name="shop", shop=TWO, game=knobs)
-    game, player = make_game(config), player_of(config, "optimal")
+    shared = GameConfig(thought_tokens=3, progress_reward=0.5, fatal_errors=1.0)
+    config = EnvConfig(name="shop", shop=TWO, game=shared)
+    whole = open_game(config)
+    game, player = whole.make(False), whole.optimal
     batch = jax.jit(lambda tasks: demonstrations(game, player, jax.random.key(0), tasks))(
         jnp.arange(32)
     )
-    assert game.action_width == 5 and len(vocabulary_of(config)) + 3 == game.vocab_size
+    assert game.action_width == 5 and len(whole.vocabulary) + 3 == game.vocab_size
     assert np.all(batch.success_N)
     np.testing.assert_array_equal(batch.mask_NS.sum(axis=1), 8)
     expected = np.full((32, 8), 0.5 / 8) + 0.5 * (np.arange(8) == 7)[None, :]
@@ -408,7 +410,8 @@ def test_an_optimal_player_with_thoughts_is_paid_for_progress():
 
 
 def test_a_wrong_purchase_earns_no_progress_and_neither_does_what_follows():
-    game = text_game(EnvConfig(name="shop", shop=TWO, game=GameConfig(progress_reward=1.0)))
+    config = EnvConfig(name="shop", shop=TWO, game=GameConfig(progress_reward=1.0))
+    game = text_game(open_game(config))
     state, _ = game.reset(0)
     paid = []
     for number, command in [
@@ -503,7 +506,7 @@ def test_one_program_serves_both_splits():
 def test_words_and_ids_are_those_of_the_tokenizer():
     tokenizer = text_of(SMALL).tokenizer
     assert len(tokenizer) == words.VOCAB_SIZE == Shop.vocab_size < 90
-    assert GAMES["shop"].vocabulary() == words.vocabulary()
+    assert open_game(EnvConfig(name="shop")).vocabulary == words.vocabulary()
     for token, text in [
         (words.SEARCH, "search"), (words.OPEN, "open"), (words.CHOOSE, "choose"),
         (words.BUY, "buy"), (words.NOW, "now"), (words.BACK, "back"), (words.STOP, "."),

@@ -10,15 +10,15 @@ import pytest
 
 from steprl.algorithms import ALGORITHMS
 from steprl.config import AlgorithmConfig, BranchConfig, MeshConfig
-from steprl.envs.games import make_game
-from steprl.models.tokenizer import detokenize
+from steprl.envs.opening import open_game, open_suite
+from steprl.models.tokenizer import detokenize, phrase_tokenizer
 from steprl.ops import nonblank_tokens
 from steprl.rollout import attempts, with_anchors
 from steprl.rollout.branching import grow_branpo as grow_branpo_on_host
 from steprl.rollout.branching import grow_by_score as grow_by_score_on_host
 from steprl.rollout.branching import grown_batch
 from steprl.rollout.device_growth import grow_branpo, grow_by_score, grow_plain
-from steprl.rollout.player import make_player, phrases_of
+from steprl.rollout.player import make_player
 from steprl.sampling import Sampling
 from steprl.sharding import make_mesh
 from steprl.types import Policy
@@ -70,9 +70,10 @@ def setting(world: World):
         f"actor.ppo_mini_batch_size={world.n}", f"rollout.n={world.n}",
         f"rollout.batch_size={world.tasks}",
     )  # fmt: skip
-    mesh, tokenizer = make_mesh(MeshConfig(), jax.devices()[:1]), phrases_of(config)
-    player = make_player(config, world.policy, mesh, tokenizer)
-    return make_game(config.env), player, mesh, world.policy.init(jax.random.key(0))
+    suite, mesh = open_suite(config.env), make_mesh(MeshConfig(), jax.devices()[:1])
+    tokenizer = phrase_tokenizer(suite.vocabulary)
+    player = make_player(suite, config, world.policy, mesh, tokenizer)
+    return open_game(config.env).make(False), player, mesh, world.policy.init(jax.random.key(0))
 
 
 @functools.cache
@@ -283,7 +284,7 @@ def blind_policy(words):
 def test_anchors_part_the_steps_as_on_the_host(name):
     config = small_config(f"env.name={name}", "env.multihop.num_entities=4",
                           "env.multihop.search_failure=0.3", "env.multihop.spare_steps=4")  # fmt: skip
-    env = make_game(config.env)
+    env = open_game(config.env).make(False)
     policy = markov_policy(4) if name == "multihop" else blind_policy(env.vocab_size)
     task_N, sample_N = (x.astype(np.int32) for x in attempts(0, 4, 6))
     grow = jax.jit(functools.partial(grow_plain, policy, env, {}, anchors=True))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from steprl.envs import Env
-from steprl.envs.household import Game, Household
+from steprl.envs.household import Household, HouseholdGame
 from steprl.envs.household.catalogue import catalogue
 from steprl.envs.household.game import Thing
 from steprl.envs.replayed import replayed
@@ -92,7 +92,7 @@ class AlfworldEngine:
         self._engine.unwrapped.downward_lib.cleanup()
 
 
-def description(game: Game) -> dict[str, str]:
+def description(game: HouseholdGame) -> dict[str, str]:
     """The game as the contents of a `.tw-pddl` file, which ALFWorld's engine loads.
 
     Raises:
@@ -156,7 +156,7 @@ def _identifier(thing: Thing) -> str:
     return f"{thing.type}|{position}"
 
 
-def pddl_problem(game: Game, goals: Mapping[str, Any]) -> str:
+def pddl_problem(game: HouseholdGame, goals: Mapping[str, Any]) -> str:
     """The game as the problem text of a `.tw-pddl` file, in ALFWorld's spelling."""
     facts = catalogue()
     ids = {t: _identifier(t) for t in (*game.receptacles, *game.objects)}

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steprl.config import ErrandConfig
-from steprl.envs.device_game import Observation
+from steprl.envs.device_env import DeviceObservation
 from steprl.envs.errand import language as words
 
 STATION = len(words.PLACES)  # the first of them, as a location
@@ -136,7 +136,7 @@ class Errand:
             del said[1]
         return jnp.append(jnp.stack(said, axis=1).reshape(-1), words.STOP).astype(jnp.int32)
 
-    def step(self, state: ErrandState, action: jax.Array) -> tuple[ErrandState, Observation]:
+    def step(self, state: ErrandState, action: jax.Array) -> tuple[ErrandState, DeviceObservation]:
         """One command of two tokens, [2]. What cannot be done now is answered "nothing happens"."""
         config, errands = self.config, self.config.errands
         verb, location = action[0] - words.FIRST_VERB, action[1] - words.FIRST_LOCATION
@@ -180,7 +180,7 @@ class Errand:
         arrived = jnp.any(done & puts[:errands])
         token = jnp.where(jnp.any(puts), jnp.where(arrived, words.DELIVERED, words.DROPPED), token)
         token = jnp.where(jnp.any(changes), words.FIRST_CHANGE + verb - words.HEAT, token)
-        return now, Observation(
+        return now, DeviceObservation(
             tokens=token[None].astype(jnp.int32),
             reward=success.astype(jnp.float32),
             terminated=success,

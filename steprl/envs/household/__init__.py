@@ -11,7 +11,16 @@
 
 from steprl.envs.household.catalogue import ROOM_KINDS, TASK_TYPES
 from steprl.envs.household.environment import Household
-from steprl.envs.household.game import Game, State
+from steprl.envs.household.game import HouseholdGame, State
 from steprl.envs.household.rooms import SPLITS
+from steprl.envs.household.suite import open
 
-__all__ = ["ROOM_KINDS", "SPLITS", "TASK_TYPES", "Game", "Household", "State"]
+__all__ = [
+    "ROOM_KINDS",
+    "SPLITS",
+    "TASK_TYPES",
+    "Household",
+    "HouseholdGame",
+    "State",
+    "open",
+]

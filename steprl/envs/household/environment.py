@@ -8,7 +8,7 @@ from operator import index
 from typing import Any
 
 from steprl.envs.household.catalogue import ROOM_KINDS, TASK_TYPES, Room, catalogue
-from steprl.envs.household.game import Game, State, start
+from steprl.envs.household.game import HouseholdGame, State, start
 from steprl.envs.household.rooms import SPLITS, generate_room, rooms_of
 from steprl.envs.household.rules import act, admissible_commands, won
 from steprl.envs.household.tasks import make_game
@@ -116,7 +116,7 @@ class Household:
         """All commands that the game would understand in this state, sorted."""
         return admissible_commands(state)
 
-    def game(self, task: int) -> Game:
+    def game(self, task: int) -> HouseholdGame:
         """The game of a task number."""
         if index(task) < 0:
             raise ValueError(f"tasks are non-negative integers, got {task}")
@@ -124,7 +124,7 @@ class Household:
 
 
 @lru_cache(maxsize=256)
-def _game(env: Household, task: int) -> Game:
+def _game(env: Household, task: int) -> HouseholdGame:
     """Draw games from the task's own stream until one belongs to the split."""
     rng = random.Random(f"household {env.split} {task}")
     task_type = env.task_types[task % len(env.task_types)]
@@ -142,6 +142,6 @@ def _room(env: Household, kind: str, rng: random.Random) -> Room:
     return rng.choice(rooms_of(env.split, kind))
 
 
-def checksum(game: Game) -> int:
+def checksum(game: HouseholdGame) -> int:
     """A number from 0 to 7 that decides to which split a game belongs."""
     return zlib.crc32(repr((game.receptacles, game.objects, game.places, game.goal)).encode()) % 8

@@ -4,11 +4,11 @@ It looks for things in a fixed order of places (surfaces first, then cupboards w
 rows of drawers and cabinets; lowest number first), among those where such a thing fits. So the next
 command follows from the texts alone, and a small model can learn it.
 
-    memory = begin(first_observation)
-    action = act(memory)
-    memory = observe(memory, action, observation)
+    knowledge = begin(first_observation)
+    action = act(knowledge)
+    knowledge = observe(knowledge, action, observation)
 
-`knowing_all(state)` is a memory that knows where everything is: the same rules then give a short
+`knowing_all(state)` knows where everything is: the same rules then give a short
 plan. `demonstrate` plays a whole game, as well or as badly as it is told to.
 """
 
@@ -44,7 +44,7 @@ class Wish(NamedTuple):
     lamp: str
 
 
-class Memory(NamedTuple):
+class Knowledge(NamedTuple):
     """What an agent knows after some commands.
 
     Attributes:
@@ -100,7 +100,7 @@ def read_wish(sentence: str) -> Wish:
     raise ValueError(f"no known goal: {sentence!r}")
 
 
-def begin(observation: str) -> Memory:
+def begin(observation: str) -> Knowledge:
     """What the first observation of a game tells.
 
     Raises:
@@ -110,41 +110,43 @@ def begin(observation: str) -> Memory:
     receptacles = tuple(_NAME.findall(room))
     if not receptacles:
         raise ValueError(f"no room in {observation[:80]!r}")
-    return Memory(read_wish(sentence.strip().removesuffix(".")), receptacles, {})
+    return Knowledge(read_wish(sentence.strip().removesuffix(".")), receptacles, {})
 
 
-def observe(memory: Memory, action: str, observation: str) -> Memory:
+def observe(knowledge: Knowledge, action: str, observation: str) -> Knowledge:
     """What is known after a command and its answer."""
     if observation == "Nothing happens.":
-        return memory
+        return knowledge
     verb, _, rest = action.strip().partition(" ")
     if verb == "go":
-        memory = memory._replace(at=rest.removeprefix("to "))
-    here = memory.at
-    content = memory.seen.get(here, ())
+        knowledge = knowledge._replace(at=rest.removeprefix("to "))
+    here = knowledge.at
+    content = knowledge.seen.get(here, ())
     if verb == "close":
-        return memory._replace(closed=memory.closed | {here})
+        return knowledge._replace(closed=knowledge.closed | {here})
     if verb == "take":
         thing = rest.split(" from ")[0]
-        seen = {**memory.seen, here: tuple(name for name in content if name != thing)}
-        return memory._replace(held=thing, seen=seen)
+        seen = {**knowledge.seen, here: tuple(name for name in content if name != thing)}
+        return knowledge._replace(held=thing, seen=seen)
     if verb == "move":
         thing = rest.split(" to ")[0]
-        return memory._replace(held="", seen={**memory.seen, here: (*content, thing)})
-    if verb in TREATMENTS and verb == treatment_of(memory.wish.task_type):
-        return memory._replace(treated=memory.treated | {memory.held})
+        return knowledge._replace(held="", seen={**knowledge.seen, here: (*content, thing)})
+    if verb in TREATMENTS and verb == treatment_of(knowledge.wish.task_type):
+        return knowledge._replace(treated=knowledge.treated | {knowledge.held})
     if verb in ("heat", "cool"):  # undoes the other
-        return memory._replace(treated=memory.treated - {memory.held})
+        return knowledge._replace(treated=knowledge.treated - {knowledge.held})
     if f"The {here} is closed." in observation:
-        return memory._replace(closed=memory.closed | {here})
-    if verb in ("go", "open", "examine") and ", you see " in observation and rest != memory.held:
+        return knowledge._replace(closed=knowledge.closed | {here})
+    if verb in ("go", "open", "examine") and ", you see " in observation and rest != knowledge.held:
         listed = tuple(_NAME.findall(observation.partition(", you see ")[2]))
-        return memory._replace(closed=memory.closed - {here}, seen={**memory.seen, here: listed})
-    return memory
+        return knowledge._replace(
+            closed=knowledge.closed - {here}, seen={**knowledge.seen, here: listed}
+        )
+    return knowledge
 
 
-def knowing_all(state: State) -> Memory:
-    """A memory that has looked into every receptacle of the house, closed ones too."""
+def knowing_all(state: State) -> Knowledge:
+    """What a player knows who has looked into every receptacle of the house, closed ones too."""
     table = state.game.table
     names, things = table.receptacle_names, table.object_names
     verb = treatment_of(state.game.goal.task_type)
@@ -158,26 +160,26 @@ def knowing_all(state: State) -> Memory:
     )
 
 
-def act(memory: Memory) -> str:
+def act(knowledge: Knowledge) -> str:
     """The next command; "look" when there is nothing left to try."""
-    wish, held = memory.wish, memory.held
+    wish, held = knowledge.wish, knowledge.held
     verb = treatment_of(wish.task_type)
     if not held:
-        return _fetch(memory, _wanted(memory), wish.object)
+        return _fetch(knowledge, _wanted(knowledge), wish.object)
     if _type(held) != wish.object:
-        return _put(memory, _those_that_fit(memory, _type(held)))
+        return _put(knowledge, _those_that_fit(knowledge, _type(held)))
     if wish.lamp:
-        lamps = {r: o for r, seen in memory.seen.items() for o in seen if _type(o) == wish.lamp}
-        place = _nearest(memory, list(lamps))
+        lamps = {r: o for r, seen in knowledge.seen.items() for o in seen if _type(o) == wish.lamp}
+        place = _nearest(knowledge, list(lamps))
         if not place:
-            return _search(memory, wish.lamp)
-        return f"use {lamps[place]}" if place == memory.at else f"go to {place}"
-    if verb and held not in memory.treated:
-        site = _nearest(memory, _of_type(memory, TREATMENTS[verb][0].lower()))
+            return _search(knowledge, wish.lamp)
+        return f"use {lamps[place]}" if place == knowledge.at else f"go to {place}"
+    if verb and held not in knowledge.treated:
+        site = _nearest(knowledge, _of_type(knowledge, TREATMENTS[verb][0].lower()))
         if not site:
             return "look"
-        return f"{verb} {held} with {site}" if site == memory.at else f"go to {site}"
-    return _put(memory, _targets(memory))
+        return f"{verb} {held} with {site}" if site == knowledge.at else f"go to {site}"
+    return _put(knowledge, _targets(knowledge))
 
 
 def demonstrate(
@@ -206,17 +208,17 @@ def demonstrate(
     """
     rng = random.Random(f"expert {task} {seed}")
     state, text = env.reset(task)
-    memory = knowing_all(state) if knows_all else begin(text)
+    knowledge = knowing_all(state) if knows_all else begin(text)
     observations, actions = [text], []
     over = won = False
     while not over and rng.random() >= give_up:
-        action = act(memory)
+        action = act(knowledge)
         if rng.random() < wander:
-            action = f"go to {rng.choice(memory.receptacles)}"
+            action = f"go to {rng.choice(knowledge.receptacles)}"
         if rng.random() < slip:
             action = re.sub(r"\d+", str(rng.randint(1, 4)), action, count=1)
         state, text, _, won, truncated, _ = env.step(state, action)
-        memory = observe(memory, action, text)
+        knowledge = observe(knowledge, action, text)
         observations.append(text)
         actions.append(action)
         over = won or truncated
@@ -232,8 +234,8 @@ def _order(name: str) -> tuple[int, int]:
     return _RANK.get(kind, len(_RANK)), int(number)
 
 
-def _of_type(memory: Memory, kind: str) -> list[str]:
-    return [name for name in memory.receptacles if _type(name) == kind]
+def _of_type(knowledge: Knowledge, kind: str) -> list[str]:
+    return [name for name in knowledge.receptacles if _type(name) == kind]
 
 
 @cache
@@ -243,73 +245,75 @@ def _place_types(kind: str) -> frozenset[str]:
     return frozenset(place.lower() for t in types if t.lower() == kind for place in places_for(t))
 
 
-def _those_that_fit(memory: Memory, kind: str) -> list[str]:
-    return [name for name in memory.receptacles if _type(name) in _place_types(kind)]
+def _those_that_fit(knowledge: Knowledge, kind: str) -> list[str]:
+    return [name for name in knowledge.receptacles if _type(name) in _place_types(kind)]
 
 
-def _nearest(memory: Memory, places: list[str]) -> str:
+def _nearest(knowledge: Knowledge, places: list[str]) -> str:
     """Of these places the one to use: here, else an open one, else the first in order."""
-    return min(places, key=lambda r: (r != memory.at, r in memory.closed, _order(r)), default="")
+    return min(
+        places, key=lambda r: (r != knowledge.at, r in knowledge.closed, _order(r)), default=""
+    )
 
 
-def _targets(memory: Memory) -> list[str]:
+def _targets(knowledge: Knowledge) -> list[str]:
     """Receptacles to put the object in: beside its twin if one is there already."""
-    wish = memory.wish
-    targets = _of_type(memory, wish.receptacle)
+    wish = knowledge.wish
+    targets = _of_type(knowledge, wish.receptacle)
     if wish.task_type != "pick_two_obj_and_place":
         return targets
-    begun = [r for r in targets if any(_type(o) == wish.object for o in memory.seen.get(r, ()))]
-    return [_nearest(memory, begun)] if begun else targets
+    begun = [r for r in targets if any(_type(o) == wish.object for o in knowledge.seen.get(r, ()))]
+    return [_nearest(knowledge, begun)] if begun else targets
 
 
-def _wanted(memory: Memory) -> list[tuple[str, str]]:
+def _wanted(knowledge: Knowledge) -> list[tuple[str, str]]:
     """Pairs (receptacle, object) that may be fetched, all of them seen."""
-    wish = memory.wish
+    wish = knowledge.wish
     two = wish.task_type == "pick_two_obj_and_place"
-    done = _targets(memory) if two else []
+    done = _targets(knowledge) if two else []
     kept = done if len(done) == 1 else []
     return [
         (place, thing)
-        for place, things in memory.seen.items()
+        for place, things in knowledge.seen.items()
         for thing in things
         if _type(thing) == wish.object and place not in kept
     ]
 
 
-def _fetch(memory: Memory, wanted: list[tuple[str, str]], kind: str) -> str:
+def _fetch(knowledge: Knowledge, wanted: list[tuple[str, str]], kind: str) -> str:
     """Take one of these things, or look for one."""
     if not wanted:
-        return _search(memory, kind)
-    place = _nearest(memory, [place for place, _ in wanted])
+        return _search(knowledge, kind)
+    place = _nearest(knowledge, [place for place, _ in wanted])
     things = [thing for where, thing in wanted if where == place]
     # One that is treated already saves the way to the sink; then the lowest number.
-    thing = min(things, key=lambda o: (o not in memory.treated, _order(o)))
-    return _at(memory, place) or f"take {thing} from {place}"
+    thing = min(things, key=lambda o: (o not in knowledge.treated, _order(o)))
+    return _at(knowledge, place) or f"take {thing} from {place}"
 
 
-def _put(memory: Memory, places: list[str]) -> str:
+def _put(knowledge: Knowledge, places: list[str]) -> str:
     """Put the thing in hand into one of these places."""
-    place = _nearest(memory, places)
+    place = _nearest(knowledge, places)
     if not place:
         return "look"
-    return _at(memory, place) or f"move {memory.held} to {place}"
+    return _at(knowledge, place) or f"move {knowledge.held} to {place}"
 
 
-def _at(memory: Memory, place: str) -> str:
+def _at(knowledge: Knowledge, place: str) -> str:
     """The command that is needed before a place can be used, or ""."""
-    if memory.at != place:
+    if knowledge.at != place:
         return f"go to {place}"
-    return f"open {place}" if place in memory.closed else ""
+    return f"open {place}" if place in knowledge.closed else ""
 
 
-def _search(memory: Memory, kind: str) -> str:
+def _search(knowledge: Knowledge, kind: str) -> str:
     """Look into the next place where such a thing may be; when all are seen, into any other."""
-    likely = [r for r in _those_that_fit(memory, kind) if r not in memory.seen]
-    unseen = likely or [r for r in memory.receptacles if r not in memory.seen]
+    likely = [r for r in _those_that_fit(knowledge, kind) if r not in knowledge.seen]
+    unseen = likely or [r for r in knowledge.receptacles if r not in knowledge.seen]
     if not unseen:
         return "look"
-    if memory.at in unseen and memory.at in memory.closed:
-        return f"open {memory.at}"
+    if knowledge.at in unseen and knowledge.at in knowledge.closed:
+        return f"open {knowledge.at}"
     return f"go to {min(unseen, key=_order)}"
 
 

@@ -1,4 +1,4 @@
-"""What a game is (`Game`), and everything in it that can change (`State`)."""
+"""What a game is (`HouseholdGame`), and everything in it that can change (`State`)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +43,7 @@ def listing_order(things: list[Thing]) -> tuple[Thing, ...]:
 
 
 @dataclass(frozen=True)
-class Game:
+class HouseholdGame:
     """One game: a room with its things, and a goal. All receptacles start closed.
 
     Attributes:
@@ -88,7 +88,7 @@ class Table(NamedTuple):
     go_commands: tuple[tuple[str, ...], ...]  # at each place, and last from nowhere
 
 
-def _table(game: Game) -> Table:
+def _table(game: HouseholdGame) -> Table:
     facts = catalogue()
     receptacle_names = tuple(thing.name for thing in game.receptacles)
     object_names = tuple(thing.name for thing in game.objects)
@@ -139,7 +139,7 @@ class State(NamedTuple):
         steps: commands given so far, refused ones included.
     """
 
-    game: Game
+    game: HouseholdGame
     places: tuple[int, ...]
     at: int = NOWHERE
     held: int = -1
@@ -152,6 +152,6 @@ class State(NamedTuple):
     steps: int = 0
 
 
-def start(game: Game) -> State:
+def start(game: HouseholdGame) -> State:
     """The state before the first command."""
     return State(game, game.places)

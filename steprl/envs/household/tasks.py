@@ -3,7 +3,7 @@
 import random
 
 from steprl.envs.household.catalogue import FIXTURES, LAMPS, Room, catalogue, places_for
-from steprl.envs.household.game import TREATMENTS, Game, Goal, Thing, listing_order
+from steprl.envs.household.game import TREATMENTS, Goal, HouseholdGame, Thing, listing_order
 
 _TREATMENT_OF = {
     "pick_clean_then_place_in_recep": "clean",
@@ -45,7 +45,7 @@ def possible_goals(room: Room, task_type: str) -> tuple[tuple[str, str], ...]:
 
 def make_game(
     room: Room, task_type: str, rng: random.Random, copies: tuple[int, ...] = (1, 1, 2, 3)
-) -> Game | None:
+) -> HouseholdGame | None:
     """Draw a game: the goal first, then for each thing a type of place, then one such place.
 
     Drawing the type of place first makes a thing as likely to be on the one table as in one of
@@ -85,7 +85,7 @@ def make_game(
     )
     ordered = listing_order(receptacles)
     objects = listing_order(list(placed))
-    return Game(
+    return HouseholdGame(
         receptacles=ordered,
         objects=objects,
         places=tuple(ordered.index(placed[thing]) for thing in objects),

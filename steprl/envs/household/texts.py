@@ -1,6 +1,6 @@
 """What the agent reads: the sentences of ALFWorld's grammar (`alfworld/data/alfred.twl2`)."""
 
-from steprl.envs.household.game import NOWHERE, Game, State
+from steprl.envs.household.game import NOWHERE, HouseholdGame, State
 
 NOTHING_HAPPENS = "Nothing happens."
 HELP = """\
@@ -24,7 +24,7 @@ Available commands:
 _MIDDLE = "You are in the middle of a room. Looking quickly around you, you see"
 
 
-def welcome(game: Game) -> str:
+def welcome(game: HouseholdGame) -> str:
     """The first observation: the room and the goal."""
     room = enumerate_names(list(game.table.receptacle_names))
     return (

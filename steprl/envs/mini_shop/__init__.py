@@ -21,6 +21,7 @@ from steprl.envs.mini_shop.records import Goal, Product
 from steprl.envs.mini_shop.rules import ShopState
 from steprl.envs.mini_shop.scoring import Score, full_score, small_score, token_set_ratio
 from steprl.envs.mini_shop.shop import Shop, load_shop, make_shop, small_shop
+from steprl.envs.mini_shop.suite import open
 
 __all__ = [
     "REWARDS",
@@ -36,6 +37,7 @@ __all__ = [
     "load_shop",
     "make_shop",
     "mini_shop",
+    "open",
     "open_splits",
     "small_score",
     "small_shop",

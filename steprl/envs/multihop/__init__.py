@@ -3,6 +3,7 @@
 from steprl.envs.multihop.env import Multihop, MultihopState
 from steprl.envs.multihop.expert import demonstrate, demonstration_settings, optimal
 from steprl.envs.multihop.language import ENTITIES, RELATIONS, vocabulary
+from steprl.envs.multihop.suite import open
 from steprl.envs.multihop.text import MultihopText
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "MultihopText",
     "demonstrate",
     "demonstration_settings",
+    "open",
     "optimal",
     "vocabulary",
 ]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from steprl.config import MultihopConfig
-from steprl.envs.device_game import Observation
+from steprl.envs.device_env import DeviceObservation
 from steprl.envs.multihop import language as words
 
 
@@ -109,7 +109,9 @@ class Multihop:
         tokens = jnp.where(place == last + 2, words.ASK, tokens)
         return jnp.where(place > last + 2, words.PAD_ID, tokens).astype(jnp.int32)
 
-    def step(self, state: MultihopState, action: jax.Array) -> tuple[MultihopState, Observation]:
+    def step(
+        self, state: MultihopState, action: jax.Array
+    ) -> tuple[MultihopState, DeviceObservation]:
         """One action of tokens, [action_width], padded with 0 behind its end token."""
         entities = self.config.num_entities
         verb, name, relation, end = action[0], action[1], action[2], action[3]
@@ -143,7 +145,7 @@ class Multihop:
             failed=search & fails,
         )
         limit = state.hops + 1 + self.config.spare_steps
-        return new_state, Observation(
+        return new_state, DeviceObservation(
             tokens=token[None].astype(jnp.int32),
             reward=right.astype(jnp.float32),
             terminated=answer,

@@ -1,7 +1,7 @@
 """The same game played as text."""
 
 from steprl.config import MultihopConfig
-from steprl.envs.device_game import GameText
+from steprl.envs.games import GameText
 from steprl.envs.multihop import language as words
 from steprl.envs.multihop.env import Multihop
 

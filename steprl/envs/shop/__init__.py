@@ -3,6 +3,7 @@
 from steprl.envs.shop.env import Shop, ShopState
 from steprl.envs.shop.expert import demonstrate, optimal
 from steprl.envs.shop.language import COLOURS, KINDS, OPTIONS, PLACES, vocabulary
+from steprl.envs.shop.suite import open
 
 __all__ = [
     "COLOURS",
@@ -12,6 +13,7 @@ __all__ = [
     "Shop",
     "ShopState",
     "demonstrate",
+    "open",
     "optimal",
     "vocabulary",
 ]

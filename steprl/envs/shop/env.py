@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steprl.config import ShopConfig
-from steprl.envs.device_game import Observation
+from steprl.envs.device_env import DeviceObservation
 from steprl.envs.shop import language as words
 
 
@@ -138,7 +138,7 @@ class Shop:
         )
         return jnp.append(each.reshape(-1), words.STOP).astype(jnp.int32)
 
-    def step(self, state: ShopState, action: jax.Array) -> tuple[ShopState, Observation]:
+    def step(self, state: ShopState, action: jax.Array) -> tuple[ShopState, DeviceObservation]:
         """One command of two tokens."""
         config = self.config
         verb, word = action[0], action[1]
@@ -183,7 +183,7 @@ class Shop:
         )
         token = jnp.where(chooses, words.CHOSEN, jnp.where(buys, words.BOUGHT, words.NOTHING))
         token = jnp.where(valid, token, _reason(verb))
-        return new_state, Observation(
+        return new_state, DeviceObservation(
             tokens=self._seen(new_state, searches | back, opens, token),
             reward=reward.astype(jnp.float32),
             terminated=ends,

@@ -15,6 +15,7 @@ from steprl.envs.wiki_search.expert import demonstrate
 from steprl.envs.wiki_search.index import PassageIndex, build_index, open_index
 from steprl.envs.wiki_search.questions import Question, load_questions
 from steprl.envs.wiki_search.records import Passage
+from steprl.envs.wiki_search.suite import open
 from steprl.envs.wiki_search.summary import Attempt, attempts, play, summarise
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "f1_score",
     "load_questions",
     "normalise_answer",
+    "open",
     "open_index",
     "play",
     "summarise",

@@ -1,0 +1,20 @@
+"""What the environment brings to a run."""
+
+from steprl.config import MiniShopConfig
+from steprl.envs.mini_shop.environment import open_splits
+from steprl.envs.mini_shop.expert import demonstrate
+from steprl.envs.mini_shop.pages import SYSTEM
+from steprl.envs.suite import Suite
+
+
+def open(settings: MiniShopConfig) -> Suite:
+    """The goals of each split; prompts describe the one tool themselves."""
+    splits = open_splits(**vars(settings))
+    return Suite(
+        splits=splits,
+        sizes={split: len(env.goals) for split, env in splits.items()},
+        system=SYSTEM,
+        context=settings.context,
+        max_steps=settings.max_steps,
+        demonstrate=lambda task, seed: demonstrate,
+    )

@@ -1,0 +1,211 @@
+"""What an environment brings to a run: its splits or its game, its language, its demonstrations."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from steprl.config import GameConfig
+from steprl.envs import CONTEXTS, Env
+from steprl.envs.device_env import check_device_env
+from steprl.envs.games import Game, shape_game
+
+Demonstrate = Callable[[int, int], Iterable[str] | Callable[[Any, Any], str]]
+"""From task and seed to the actions of a demonstration, or to a function that gives the next action,
+from the environment and its state."""
+
+Measure = Callable[[str], int]
+"""The length of a text, in tokens of the policy."""
+
+_WORKERS = 8  # environments of your own may wait for something
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+    """An environment, and all that a run has to know of it.
+
+    It lives on the host, as `splits`, or on the device, as a `game`, which brings its own vocabulary and
+    demonstrator and has the splits "train" and "heldout".
+
+    Attributes:
+        splits: environments by name: the one to train on first, then the main one to evaluate on.
+            A single one serves for both.
+        game: in place of splits.
+        sizes: tasks of a split, where there are finitely many.
+        system: the system message for chat models.
+        tools: schemas for the chat template.
+        context: "extend": an observation is added to what was before; "rebuild": it stands for all.
+        max_steps: steps of an episode at most; None: `rollout.max_steps`.
+        vocabulary: phrases of a small language of its own, which a model may learn from nothing; None:
+            it is played in natural language, by a pretrained model.
+        demonstrate: task, seed -> actions, or a function of environment and state that gives the next
+            one. None where nothing is shown.
+        demonstration_env: in which demonstrations are played; None: the training split.
+        workers: environments stepped at the same time, unless `rollout.env_workers` says.
+        limited: (length, measure) -> the suite with prompts that measure so much at most; None where
+            prompts cannot be shortened.
+        question: the environment of one typed question, for `steprl chat`; None where there is none.
+
+    Raises:
+        ValueError: says what is missing, of the wrong kind, or at odds.
+
+    Example:
+        >>> from steprl.envs.household import Household
+        >>> suite = Suite(
+        ...     splits={"train": Household("train"), "new rooms": Household("valid_unseen")},
+        ...     system="You act in a house.",
+        ...     max_steps=30,
+        ... )
+        >>> suite.names
+        ('train', 'new rooms')
+    """
+
+    splits: Mapping[str, Env] = dataclasses.field(default_factory=dict)
+    game: Game | None = None
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    system: str | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    context: str = "extend"
+    max_steps: int | None = None
+    vocabulary: tuple[str, ...] | None = None
+    demonstrate: Demonstrate | None = None
+    demonstration_env: Env | None = None
+    workers: int = 0
+    limited: Callable[[int, Measure], "Suite"] | None = None
+    question: Callable[[str], Env] | None = None
+
+    def __post_init__(self) -> None:
+        if self.game is not None and self.vocabulary is None:
+            object.__setattr__(self, "vocabulary", self.game.vocabulary)
+        if problem := _problem(self):
+            raise ValueError(f"Suite: {problem}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the splits: training first, then those to evaluate on, the main one first."""
+        if self.game is not None:
+            return ("train", "heldout")
+        names = tuple(self.splits)
+        return names if len(names) > 1 else 2 * names
+
+    @property
+    def train(self) -> Env:
+        """The environment to train on, of a suite on the host."""
+        return next(iter(self.splits.values()))
+
+
+def suite_of(thing: Any, shape: GameConfig | None = None, source: str = "env is") -> Suite:
+    """The suite of what a user has: a `Suite`, a `Game`, an environment, or one for each split.
+
+    Args:
+        thing: an environment says of itself what `steprl.envs.Env` lists; of several, the first does.
+        shape: the shared settings of games, which one's own obey too.
+        source: what the thing is called in errors.
+
+    Raises:
+        ValueError: it is none of these, or breaks a contract; says which.
+    """
+    try:
+        return shaped(_suite_of(thing), GameConfig() if shape is None else shape)
+    except ValueError as error:
+        raise ValueError(f"{source} {error}") from None
+
+
+def shaped(suite: Suite, shape: GameConfig) -> Suite:
+    """The suite, whose game, if it is one, has the shared settings of `env.game`."""
+    if suite.game is None:
+        return suite
+    game = shape_game(suite.game, shape)
+    return dataclasses.replace(suite, game=game, vocabulary=game.vocabulary)
+
+
+def _suite_of(thing: Any) -> Suite:
+    if isinstance(thing, Game):
+        thing = Suite(game=thing)
+    if isinstance(thing, Suite):
+        if thing.game is not None:
+            check_device_env(thing.game.make(False), thing.game.vocabulary)
+        return thing
+    splits = dict(thing) if isinstance(thing, Mapping) else {"train": thing}
+    for env in splits.values():
+        if problem := _not_an_env(env):
+            raise ValueError(problem)
+    return _of_environments(splits)
+
+
+def _of_environments(splits: Mapping[str, Env]) -> Suite:
+    """What environments say of themselves; the first speaks for all."""
+    said: dict[str, Any] = {
+        name: getattr(next(iter(splits.values()), None), name, None)
+        for name in ("system", "tools", "context", "max_steps")
+    }
+    said = {name: value for name, value in said.items() if value}
+    return Suite(splits=splits, workers=_WORKERS, **said)
+
+
+def is_env(thing: Any) -> bool:
+    """It is an object, not a class, with `reset` and `step`."""
+    methods = (getattr(thing, method, None) for method in ("reset", "step"))
+    return not isinstance(thing, type) and all(map(callable, methods))
+
+
+def _not_an_env(thing: Any) -> str | None:
+    if not is_env(thing):
+        what = f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
+        return (
+            f"{what} where an object with reset and step was expected (steprl.envs.Env), a Suite "
+            "(steprl.envs.suite), or a Game (steprl.envs.games)"
+        )
+    if hasattr(thing, "prompt_width"):
+        return (
+            f"{type(thing).__name__} is an environment on token arrays: give "
+            "steprl.envs.games.Game(make=..., vocabulary=...)"
+        )
+    return None
+
+
+def _problem(suite: Suite) -> str | None:
+    """What is wrong with the fields of a suite."""
+    if (suite.game is None) == (not suite.splits):
+        return "give either `splits` or a `game`"
+    if suite.game is not None:
+        return _problem_of_game(suite)
+    if not isinstance(suite.splits, Mapping):
+        return f"`splits` is {type(suite.splits).__name__}: give environments by name"
+    for name, env in suite.splits.items():
+        if problem := _not_an_env(env):
+            return f"split {name!r} is {problem}"
+    if suite.context not in CONTEXTS:
+        return f"its context is {suite.context!r}; {' or '.join(CONTEXTS)}"
+    if not isinstance(suite.system, str | None):
+        return f"its system is {type(suite.system).__name__}, not text"
+    tools = [] if suite.tools is None else suite.tools
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
+        return "its tools are no list of schemas, see steprl.tools.tool_schema"
+    if suite.max_steps is not None and not suite.max_steps >= 1:
+        return f"max_steps={suite.max_steps} starts at 1"
+    unknown = [name for name in suite.sizes if name not in suite.splits]
+    if unknown:
+        return f"sizes: there is no split {unknown[0]!r}; there are {', '.join(suite.splits)}"
+    for name in ("demonstrate", "limited", "question"):
+        if getattr(suite, name) is not None and not callable(getattr(suite, name)):
+            return f"{name} is {type(getattr(suite, name)).__name__}, not a function"
+    if suite.demonstration_env is not None and (problem := _not_an_env(suite.demonstration_env)):
+        return f"demonstration_env is {problem}"
+    return _problem_of_vocabulary(suite.vocabulary)
+
+
+def _problem_of_game(suite: Suite) -> str | None:
+    if not isinstance(suite.game, Game):
+        return f"`game` is {type(suite.game).__name__}: give steprl.envs.games.Game"
+    for name in ("demonstrate", "demonstration_env"):
+        if getattr(suite, name) is not None:
+            return f"{name} of a game belongs to the game: Game({name}=...)"
+    return _problem_of_vocabulary(suite.vocabulary)
+
+
+def _problem_of_vocabulary(vocabulary: Any) -> str | None:
+    if vocabulary is None:
+        return None
+    if not isinstance(vocabulary, tuple | list) or not all(isinstance(p, str) for p in vocabulary):
+        return "its vocabulary is no tuple of phrases"
+    return None
