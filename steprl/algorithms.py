@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from steprl.carried import PREVIOUS, Carry
 from steprl.config import AlgorithmConfig
 from steprl.ops import (
     appo_advantages,
@@ -74,6 +75,7 @@ class Algorithm(NamedTuple):
     reduction: str  # of the loss, where actor.loss_agg_mode leaves it open
     needs: tuple[str, ...] = ()  # what a run must offer, and "branches", as rollouts do
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] = clipped_loss
+    carries: tuple[Carry, ...] = ()  # what its rollouts ask of the last update
 
 
 _to_tokens = jax.vmap(broadcast_steps)
@@ -284,7 +286,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "gspo": Algorithm(group_credit("grpo"), "sequence", ROWS, ("group",)),
     "gigpo": Algorithm(gigpo_credit, "token", STEPS, ("group", "anchors")),
     "branpo": Algorithm(branpo_credit, "token", TOKENS, ("group", "branches")),
-    "appo": Algorithm(appo_credit, "token", TOKENS, ("group", "branches"), future_kl_loss),
+    "appo": Algorithm(
+        appo_credit, "token", TOKENS, ("group", "branches"), future_kl_loss, (PREVIOUS,)
+    ),
     # ARPO (arXiv 2507.19849): branches are attempts like others, so a prefix is credited by all that
     # came of it.
     "arpo": Algorithm(group_credit("grpo"), "token", TOKENS, ("group", "branches")),

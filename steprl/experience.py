@@ -75,9 +75,10 @@ def make_gather(session: Session) -> Gather:
             grown = grow_branpo(*arguments)
         else:
             log_ratio = None
-            if state.previous is not None:
+            previous = state.carried.get("previous")
+            if previous is not None:
                 log_ratio = lambda batch: (  # noqa: E731
-                    batch.logprob_NT - logprob_before(state.params, state.previous, batch)
+                    batch.logprob_NT - logprob_before(state.params, previous, batch)
                 )
             grown = grow_by_score(*arguments, name, nonblank_V, config.algorithm.gamma, log_ratio)
         batch = grown_batch(player, grown, session.mesh)

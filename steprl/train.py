@@ -106,7 +106,7 @@ def _reinforce(
     method = session.method
 
     def fresh(params: Params) -> TrainState:
-        return initial_state(params, optimizer, config)
+        return initial_state(params, optimizer, config, method)
 
     shapes = jax.eval_shape(fresh, params)
     shardings = state_shardings(shapes, mesh)

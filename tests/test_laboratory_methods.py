@@ -71,7 +71,7 @@ HOPS = table_policy(jnp.asarray(markov_table(4, 0.05)))
 
 def ratio_of(state, batch):
     """Log-prob of each token now, less that before the last update."""
-    previous = state.previous["decoder"]["table"]
+    previous = state.carried["previous"]["decoder"]["table"]
     tokens = np.asarray(batch.tokens_NT)
     logprob = jax.nn.log_softmax(previous)[np.roll(tokens, 1, axis=1), tokens]
     return jnp.where(batch.step_ids_NT >= 0, batch.logprob_NT - logprob, 0.0)

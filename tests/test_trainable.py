@@ -227,8 +227,9 @@ def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(rank, freeze, dt
     want = {path for path in paths_of(params) if re.search(trained, path)}
     assert seen == want
     # The reference is what was trained as it was, and stays so.
-    assert paths_of(state.reference) == paths_of(after.reference) == want
-    assert_same_bits(jax.device_get(after.reference), split_trainable(params, freeze)[0])
+    reference = after.carried["reference"]
+    assert paths_of(state.carried["reference"]) == paths_of(reference) == want
+    assert_same_bits(jax.device_get(reference), split_trainable(params, freeze)[0])
     again, second = update(after, on_policy(policy, after.params), KEY)
     assert_only_moved(params, again.params, trained)
     assert first["agree/logp_absmax"] < 1e-5 and second["agree/logp_absmax"] < 1e-5

@@ -27,11 +27,13 @@ def compiled(*overrides):
     return config, jax.jit(make_update(POLICY, method, optax.sgd(1.0), config, one_device()))
 
 
-def step(*overrides, batch=None, **state):
+def step(*overrides, batch=None, **carried):
     """One gradient step of size 1: the change of the parameters, the state after, the metrics."""
     config, update = compiled(*overrides)
     params, ours = example()
-    before = initial_state(params, optax.sgd(1.0), config)._replace(**state)
+    before = initial_state(params, optax.sgd(1.0), config)
+    assert carried.keys() <= before.carried.keys()
+    before = before._replace(carried=before.carried | carried)
     after, metrics = jax.device_get(update(before, ours if batch is None else batch, KEY))
     change = jax.tree.map(lambda new, old: new - np.asarray(old), after.params, before.params)
     return change, after, metrics
@@ -114,7 +116,9 @@ def test_the_kl_loss_pulls_towards_the_reference():
     there = shifted(params)
     change, after, metrics = step(*on, batch=same, reference=there)
     assert metrics["actor/kl_loss"] > 1e-5
-    jax.tree.map(np.testing.assert_array_equal, after.reference, there)  # it stays where it is
+    jax.tree.map(
+        np.testing.assert_array_equal, after.carried["reference"], there
+    )  # it stays where it is
     toward = jax.tree.map(lambda b, a: b - np.asarray(a), there, params)
     inner = jax.tree.map(lambda x, y: float(np.sum(x * y)), change, toward)
     assert sum(jax.tree.leaves(inner)) > 0
@@ -130,7 +134,7 @@ def test_the_kl_in_the_reward_has_a_coefficient_that_steers():
     assert metrics["actor/reward_kl_penalty_coeff"] == pytest.approx(0.1)
     # Rollouts are noisy versions of the policy, so the KL is away from 0.001: 20 % of 16/160 a step.
     sign = np.sign(metrics["actor/reward_kl_penalty"] - 0.001)
-    assert after.kl_coef == pytest.approx(0.1 * (1 + 0.2 * sign * 16 / 160))
+    assert after.carried["kl_coefficient"] == pytest.approx(0.1 * (1 + 0.2 * sign * 16 / 160))
 
 
 @pytest.mark.slow
@@ -138,16 +142,18 @@ def test_the_scale_of_rewards_is_carried_from_update_to_update():
     on = ("algorithm.scale_rewards=true",)
     _, first, metrics = step(*on)
     steps = int(np.sum(example()[1].mask_NS))
-    assert first.moments.number == pytest.approx(steps, abs=1e-2)
-    assert metrics["critic/reward_scale"] == pytest.approx(first.moments.variance**-0.5, rel=1e-4)
-    _, second, _ = step(*on, moments=first.moments)
-    assert second.moments.number == pytest.approx(2 * steps, abs=1e-2)
+    moments = first.carried["return_moments"]
+    assert moments.number == pytest.approx(steps, abs=1e-2)
+    assert metrics["critic/reward_scale"] == pytest.approx(moments.variance**-0.5, rel=1e-4)
+    _, second, _ = step(*on, return_moments=moments)
+    moments = second.carried["return_moments"]
+    assert moments.number == pytest.approx(2 * steps, abs=1e-2)
     broken = dataclasses.replace(
         example()[1], reward_NS=example()[1].reward_NS.at[0, 0].set(np.nan)
     )
-    _, third, metrics = step(*on, moments=second.moments, batch=broken)
+    _, third, metrics = step(*on, return_moments=moments, batch=broken)
     assert metrics["train/nonfinite"] == 1
-    np.testing.assert_array_equal(third.moments.variance, second.moments.variance)
+    np.testing.assert_array_equal(third.carried["return_moments"].variance, moments.variance)
 
 
 @pytest.mark.slow

@@ -111,8 +111,9 @@ def build(case: dict[str, Any]) -> tuple[child.Step, dict[str, Any]]:
     sampled = jax.jit(functools.partial(score, policy))(params, batch)
     batch = dataclasses.replace(batch, logprob_NT=sampled.logprob_NT)
     state = initial_state(params, optimizer, config)
-    if state.reference is not None:
-        state = state._replace(reference=parameters(policy, shape, reference=True))
+    if "reference" in state.carried:
+        reference = {"reference": parameters(policy, shape, reference=True)}
+        state = state._replace(carried=state.carried | reference)
     del params, sampled
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     update = make_update(policy, algorithm(config.algorithm.name), optimizer, config, mesh)

@@ -111,7 +111,7 @@ def make_program(
 
     def begin(params: Params, settings: Settings | None = None) -> Progress:
         own = with_settings(config, settings or {})
-        state = initial_state(params, make_optimizer(own.actor, own.critic, updates), own)
+        state = initial_state(params, make_optimizer(own.actor, own.critic, updates), own, method)
         clip = jnp.asarray(own.actor.clip_ratio_high, jnp.float32)
         return Progress(state, clip, jnp.zeros((), jnp.float32))
 
@@ -289,11 +289,11 @@ def _make_grow(
 
         def log_ratio(batch: StepBatch) -> jax.Array:
             _, frozen = split_trainable(state.params, own.model.freeze)
-            before = combine(state.previous, frozen)
+            before = combine(state.carried["previous"], frozen)
             found = score(policy, before, batch, sampling.temperature, own.model.logprob_chunk)
             return batch.logprob_NT - found.logprob_NT
 
-        told = None if state.previous is None else log_ratio
+        told = log_ratio if "previous" in state.carried else None
         gamma = own.algorithm.gamma
         nonblank = jnp.asarray(nonblank_V)
         return grow_by_score(*rows, own.rollout.n, branch, name, nonblank, gamma, told)

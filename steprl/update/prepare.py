@@ -1,0 +1,136 @@
+"""First part of an update: from a batch and what models say of it to what the loss needs."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from steprl.algorithms import Algorithm, Credit, group_ids, scores
+from steprl.config import Config
+from steprl.models.scoring import Scores
+from steprl.ops import (
+    informative_groups,
+    masked_mean,
+    masked_variance,
+    rollout_correction_weights,
+)
+from steprl.rewards import ModelScores, transform_rewards
+from steprl.types import StepBatch
+
+Metrics = dict[str, jax.Array]
+
+
+class Sample(NamedTuple):
+    """Rows of a batch or of a part of it, with all that their loss needs."""
+
+    batch: StepBatch
+    credit: Credit
+    value_NT: jax.Array  # of the critic when the batch came in
+    old_logprob_NT: jax.Array
+    rollout_weight_NT: jax.Array | None
+    ref_logprob_NT: jax.Array | None
+    keep_N: jax.Array  # bool, the row is learnt from
+    # Of each token in the loss of its mini-batch; 0 until an optimiser step fills them in.
+    policy_weight_NT: jax.Array
+    value_weight_NT: jax.Array
+
+
+class Prepared(NamedTuple):
+    """A batch that the loss can be asked of."""
+
+    sample: Sample
+    reward_states: dict[str, Any]  # the next ones, by the names of `REWARD_TRANSFORMS`
+    metrics: Metrics
+
+
+def prepare(
+    batch: StepBatch,
+    old: Scores,
+    reference_NT: jax.Array | None,
+    carried: dict[str, Any],
+    method: Algorithm,
+    config: Config,
+) -> Prepared:
+    """Rewards are transformed, the method turns them into credit, and rows and tokens are weighed.
+
+    Args:
+        batch: N trajectories, as rollouts gave them.
+        old: of the batch under the parameters of now.
+        reference_NT: log-probs under the policy that training began with, where something asks for it.
+        carried: of the train state; the states of the reward transforms are read.
+        method: row of the table of algorithms.
+        config: settings of the run.
+    """
+    settings = config.algorithm
+    metrics = _batch_metrics(batch, old)
+    informative_N = informative_groups(scores(batch), group_ids(batch), batch.task_N.shape[0])
+    told = ModelScores(reference_NT, old.final_value_N)
+    batch, reward_states, report = transform_rewards(batch, carried, told, settings)
+    credit = method.credit(batch, old.value_NT, settings)
+    metrics |= report | _advantage_metrics(credit, batch)
+    if "critic" in method.needs:
+        metrics |= _critic_metrics(credit, old.value_NT)
+    old_logprob_NT, weight_NT = batch.logprob_NT, None
+    if settings.rollout_is != "off":
+        old_logprob_NT = old.logprob_NT
+        weight_NT, correction = rollout_correction_weights(
+            old.logprob_NT,
+            batch.logprob_NT,
+            batch.step_ids_NT,
+            level=settings.rollout_is,
+            bound=settings.rollout_is_threshold,
+            how=settings.rollout_is_mode,
+        )
+        metrics |= {f"rollout_corr/{name}": value for name, value in correction.items()}
+    keep_N = jnp.ones(batch.task_N.shape, bool)
+    if "group" in method.needs:
+        metrics["rollout/informative_frac"] = masked_mean(
+            informative_N.astype(jnp.float32), jnp.any(batch.mask_NS, axis=1)
+        )
+        if settings.filter_groups:
+            keep_N = informative_N
+    blank_NT = jnp.zeros_like(old.value_NT)
+    sample = Sample(
+        batch,
+        credit,
+        old.value_NT,
+        old_logprob_NT,
+        weight_NT,
+        reference_NT,
+        keep_N,
+        policy_weight_NT=blank_NT,
+        value_weight_NT=blank_NT,
+    )
+    return Prepared(sample, reward_states, metrics)
+
+
+def _batch_metrics(batch: StepBatch, old: Scores) -> Metrics:
+    """Training and decoding are one forward pass: 0 and 1 up to rounding."""
+    active_NT = batch.step_ids_NT >= 0
+    gap_NT = jnp.where(active_NT, old.logprob_NT - batch.logprob_NT, 0.0)
+    return {
+        "agree/logp_absmax": jnp.max(jnp.abs(gap_NT)),
+        "agree/ratio_mean": masked_mean(jnp.exp(gap_NT), active_NT),
+    }
+
+
+def _advantage_metrics(credit: Credit, batch: StepBatch) -> Metrics:
+    """Of the whole batch, before the first optimiser step."""
+    active_NT = batch.step_ids_NT >= 0
+    return {
+        "critic/advantages/mean": masked_mean(credit.advantage_NT, active_NT),
+        "critic/advantages/max": jnp.max(jnp.where(active_NT, credit.advantage_NT, -jnp.inf)),
+        "critic/advantages/min": jnp.min(jnp.where(active_NT, credit.advantage_NT, jnp.inf)),
+    }
+
+
+def _critic_metrics(credit: Credit, value_NT: jax.Array) -> Metrics:
+    """Of the critic that the batch met."""
+    asked_NT = credit.critic_mask_NT
+    error = masked_variance(credit.return_NT - value_NT, asked_NT)
+    spread = masked_variance(credit.return_NT, asked_NT)
+    return {
+        "critic/vf_explained_var": 1.0 - error / jnp.maximum(spread, 1e-8),
+        "critic/values/mean": masked_mean(value_NT, asked_NT),
+        "critic/returns/mean": masked_mean(credit.return_NT, asked_NT),
+    }

@@ -1,0 +1,51 @@
+"""What a run carries on, from one update to the next."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from steprl.algorithms import Algorithm, algorithm
+from steprl.carried import OF_EVERY_METHOD, Carry
+from steprl.config import Config
+from steprl.optimizer import split_trainable
+from steprl.rewards import initial_reward_states
+from steprl.types import Params
+
+
+class TrainState(NamedTuple):
+    """All that a run carries on: keys and the place in the data follow from `iteration`."""
+
+    params: Params
+    opt_state: Any  # of what is trained
+    iteration: jax.Array  # int32, finished iterations
+    # By name, what method and settings ask for: see `carries` and `steprl.rewards`. Never changed in
+    # place, so that one empty dict may serve all that carry nothing.
+    carried: dict[str, Any] = {}
+
+
+def carries(method: Algorithm, config: Config) -> tuple[Carry, ...]:
+    """What the settings and the method carry from one iteration to the next, states of rewards apart."""
+    return tuple(one for one in (*OF_EVERY_METHOD, *method.carries) if one.needed(config))
+
+
+def initial_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    method: Algorithm | None = None,
+) -> TrainState:
+    """The state in which training begins.
+
+    Args:
+        params: to begin with.
+        optimizer: that the update will use.
+        config: settings of the run.
+        method: that the update will use; by default the one that `algorithm.name` names.
+    """
+    method = method or algorithm(config.algorithm.name)
+    trainable, _ = split_trainable(params, config.model.freeze)
+    carried = {one.name: one.init(trainable, config) for one in carries(method, config)}
+    carried |= initial_reward_states(config.algorithm)
+    return TrainState(params, optimizer.init(trainable), jnp.zeros((), jnp.int32), carried)
