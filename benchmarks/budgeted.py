@@ -64,7 +64,8 @@ def learn(
         actor_lr = config.actor.lr
         critic_lr = actor_lr if config.critic.lr is None else config.critic.lr
         rates = {"actor.lr": factor * actor_lr, "critic.lr": factor * critic_lr}
-        own = with_branches(with_settings(config, dict.fromkeys(_BOTH, clip) | rates))
+        own = with_settings(config, dict.fromkeys(_BOTH, clip) | rates)
+        own = with_branches(own, method.branching)
         learn_from = make_update(session.policy, method, optimizer(own), own, session.mesh)
         return learn_from(state, batch, key)
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from steprl.algorithms import Algorithm, Credit, group_ids, scores
+from steprl.branching import Branching, rows_per_attempt
 from steprl.config import Config
 from steprl.models.scoring import Scores, score
 from steprl.ops import (
@@ -289,13 +290,12 @@ def make_update(
     return update
 
 
-def with_branches(config: Config) -> Config:
-    """Mini-batches count trajectories that began anew; where each has room for a branch, rows."""
-    if config.algorithm.name != "branpo":
-        return config
+def with_branches(config: Config, branching: Branching | None) -> Config:
+    """Mini-batches count attempts at tasks; where each has further rows for its branches, rows."""
+    rows = rows_per_attempt(branching)
     sizes = ("ppo_mini_batch_size", "ppo_micro_batch_size")
-    twice = {name: 2 * getattr(config.actor, name) for name in sizes}
-    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, **twice))
+    in_rows = {name: rows * getattr(config.actor, name) for name in sizes}
+    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, **in_rows))
 
 
 def _groups(batch: StepBatch) -> int:
