@@ -23,7 +23,7 @@ from steprl.rollout import attempts
 from steprl.session import Session
 from steprl.sharding import state_shardings
 from steprl.types import Params
-from steprl.update import TrainState, initial_state, make_update, with_branches
+from steprl.update import TrainState, initial_state, make_update, sizes_in_rows
 
 _BOTH = ("actor.clip_ratio_low", "actor.clip_ratio_high")
 _APART = 1_000_000  # tasks between the first ones of two seeds
@@ -64,7 +64,8 @@ def learn(
         actor_lr = config.actor.lr
         critic_lr = actor_lr if config.critic.lr is None else config.critic.lr
         rates = {"actor.lr": factor * actor_lr, "critic.lr": factor * critic_lr}
-        own = with_branches(with_settings(config, dict.fromkeys(_BOTH, clip) | rates))
+        own = with_settings(config, dict.fromkeys(_BOTH, clip) | rates)
+        own = sizes_in_rows(own, method.branching)
         learn_from = make_update(session.policy, method, optimizer(own), own, session.mesh)
         return learn_from(state, batch, key)
 

@@ -1,10 +1,9 @@
-"""Methods as data: a name, which credit, which loss, and what a run must offer.
+"""Methods as data: a name, which credit, which loss, what a run must offer, and where it branches.
 
 To add a method, write its credit as a function of a batch and the critic's values, and add a line
-to `ALGORITHMS`.
+to `ALGORITHMS`; one that branches names its kind of branches there (`steprl.branching`).
 """
 
-import dataclasses
 import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,11 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from steprl.branching import Branching, ByScore, Contrast, first_after_tool, sampled_nonblank
 from steprl.carried import PREVIOUS, Carry
 from steprl.config import AlgorithmConfig
 from steprl.ops import (
     appo_advantages,
     appo_reward_scale,
+    branch_attempts,
+    branch_preference,
     branpo_advantages,
     branpo_masks,
     broadcast_steps,
@@ -73,9 +75,11 @@ class Algorithm(NamedTuple):
     credit: Callable[[StepBatch, jax.Array, AlgorithmConfig], Credit]
     ratio_level: str  # "token", "step" or "sequence"
     reduction: str  # of the loss, where actor.loss_agg_mode leaves it open
-    needs: tuple[str, ...] = ()  # what a run must offer, and "branches", as rollouts do
+    needs: tuple[str, ...] = ()  # what a run must offer, keys of `REQUIREMENTS`
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] = clipped_loss
     carries: tuple[Carry, ...] = ()  # what its rollouts ask of the last update
+    branching: Branching | None = None  # how its rollouts branch
+    family: str = "other"  # methods that are drawn alike
 
 
 _to_tokens = jax.vmap(broadcast_steps)
@@ -251,20 +255,15 @@ def appo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) 
     return _without_critic(advantage_NT)
 
 
-def unbranched(batch: StepBatch) -> StepBatch:
-    """The batch as one of rollouts that could have branched and did not."""
-    row_N = jnp.arange(batch.task_N.shape[0], dtype=jnp.int32)
-    nothing_N = jnp.zeros_like(row_N)
-    alone = Branches(row_N, nothing_N, nothing_N - 1, jnp.zeros(row_N.shape), nothing_N)
-    return dataclasses.replace(batch, branches=alone)
-
-
 def _branches(batch: StepBatch) -> Branches:
-    """Those of the batch; a row without any step descends from nothing."""
-    assert batch.branches is not None, "the method needs the branches of the batch"
+    """Those of the batch; a row of a batch without any, or without a step, is its own origin."""
     branches, there_N = batch.branches, jnp.any(batch.mask_NS, axis=1)
+    row_N = jnp.arange(there_N.shape[0], dtype=jnp.int32)
+    if branches is None:
+        zero_N = jnp.zeros_like(row_N)
+        return Branches(row_N, zero_N, zero_N - 1, jnp.zeros(row_N.shape), zero_N)
     return branches._replace(
-        origin_N=jnp.where(there_N, branches.origin_N, jnp.arange(there_N.shape[0])),
+        origin_N=jnp.where(there_N, branches.origin_N, row_N),
         token_N=jnp.where(there_N, branches.token_N, -1),
         score_N=jnp.where(there_N, branches.score_N, 0.0),
         preference_N=jnp.where(there_N, branches.preference_N, 0),
@@ -275,26 +274,41 @@ def _branches(batch: StepBatch) -> Branches:
 
 STEPS, TOKENS, ROWS = "step-mean-token-mean", "token-mean", "seq-mean-token-mean"
 
+STEP, TOKEN, GROUP, BRANCHES = "step credit", "token credit", "group", "branches"
+
 ALGORITHMS: dict[str, Algorithm] = {
-    "steppo": Algorithm(step_credit, "step", STEPS, ("critic",)),
-    "ppo": Algorithm(token_credit, "token", TOKENS, ("critic",)),
-    "grpo": Algorithm(group_credit("grpo"), "token", ROWS, ("group",)),
-    "dr_grpo": Algorithm(group_credit("dr_grpo"), "token", "seq-mean-token-sum-norm", ("group",)),
-    "rloo": Algorithm(group_credit("rloo"), "token", "seq-mean-token-sum", ("group",)),
-    "reinforce_pp": Algorithm(reinforce_pp_credit, "token", TOKENS),
-    "reinforce_pp_baseline": Algorithm(reinforce_pp_baseline_credit, "token", TOKENS, ("group",)),
-    "gspo": Algorithm(group_credit("grpo"), "sequence", ROWS, ("group",)),
-    "gigpo": Algorithm(gigpo_credit, "token", STEPS, ("group", "anchors")),
-    "branpo": Algorithm(branpo_credit, "token", TOKENS, ("group", "branches")),
+    "steppo": Algorithm(step_credit, "step", STEPS, ("critic",), family=STEP),
+    "ppo": Algorithm(token_credit, "token", TOKENS, ("critic",), family=TOKEN),
+    "grpo": Algorithm(group_credit("grpo"), "token", ROWS, ("group",), family=GROUP),
+    "dr_grpo": Algorithm(
+        group_credit("dr_grpo"), "token", "seq-mean-token-sum-norm", ("group",), family=GROUP
+    ),
+    "rloo": Algorithm(
+        group_credit("rloo"), "token", "seq-mean-token-sum", ("group",), family=GROUP
+    ),
+    "reinforce_pp": Algorithm(reinforce_pp_credit, "token", TOKENS, family=TOKEN),
+    "reinforce_pp_baseline": Algorithm(
+        reinforce_pp_baseline_credit, "token", TOKENS, ("group",), family=TOKEN
+    ),
+    "gspo": Algorithm(group_credit("grpo"), "sequence", ROWS, ("group",), family=GROUP),
+    "gigpo": Algorithm(gigpo_credit, "token", STEPS, ("group", "anchors"), family=STEP),
+    "branpo": Algorithm(
+        branpo_credit, "token", TOKENS, ("group",), family=BRANCHES,
+        branching=Contrast(attempts=branch_attempts, preference=branch_preference),
+    ),
     "appo": Algorithm(
-        appo_credit, "token", TOKENS, ("group", "branches"), future_kl_loss, (PREVIOUS,)
+        appo_credit, "token", TOKENS, ("group",), future_kl_loss, (PREVIOUS,), family=BRANCHES,
+        branching=ByScore(sampled_nonblank, keep_token=True, future_value=True),
     ),
     # ARPO (arXiv 2507.19849): branches are attempts like others, so a prefix is credited by all that
     # came of it.
-    "arpo": Algorithm(group_credit("grpo"), "token", TOKENS, ("group", "branches")),
-}
+    "arpo": Algorithm(
+        group_credit("grpo"), "token", TOKENS, ("group",), family=BRANCHES,
+        branching=ByScore(first_after_tool, keep_token=False),
+    ),
+}  # fmt: skip
 
-LACKS = {
+REQUIREMENTS = {
     "critic": "learns from a critic, and model.value_head=none has none: "
     "set model.value_head=shared or separate",
     "group": "compares attempts at the same task, and rollout.n=1 makes one at each: "
@@ -303,12 +317,12 @@ LACKS = {
 }
 
 
-def algorithm(name: str, offers: tuple[str, ...] = tuple(LACKS)) -> Algorithm:
+def algorithm(name: str, offers: tuple[str, ...] = tuple(REQUIREMENTS)) -> Algorithm:
     """The method of that name.
 
     Args:
         name: key of `ALGORITHMS`.
-        offers: what the run has, of the keys of `LACKS`; everything by default.
+        offers: what the run has, of the keys of `REQUIREMENTS`; everything by default.
 
     Raises:
         ValueError: no such method, or the run lacks what it needs.
@@ -319,6 +333,6 @@ def algorithm(name: str, offers: tuple[str, ...] = tuple(LACKS)) -> Algorithm:
         raise ValueError(f"algorithm.name={name!r} is unknown: {hint}")
     # The last need is the one that is hardest to provide: say that one.
     for need in reversed(ALGORITHMS[name].needs):
-        if need in LACKS and need not in offers:
-            raise ValueError(f"algorithm.name={name} {LACKS[need]}")
+        if need not in offers:
+            raise ValueError(f"algorithm.name={name} {REQUIREMENTS[need]}")
     return ALGORITHMS[name]

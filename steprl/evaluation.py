@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from steprl.algorithms import algorithm, unbranched
+from steprl.algorithms import algorithm
 from steprl.config import Config, EvalConfig
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.models.scoring import score
@@ -148,7 +148,7 @@ def inspect(
     @jax.jit
     def credit_of(params: Params, batch: StepBatch) -> Any:
         value_NT = score(policy, params, batch, config.rollout.temperature).value_NT
-        return value_NT, method.credit(unbranched(batch), value_NT, raw).advantage_NT
+        return value_NT, method.credit(batch, value_NT, raw).advantage_NT
 
     value_NT, advantage_NT = jax.device_get(credit_of(params, batch))
     host = jax.device_get(batch)

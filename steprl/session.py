@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from steprl.algorithms import Algorithm, algorithm
+from steprl.branching import initial_attempts, keeps_groups
 from steprl.checkpoint import latest_step, restore
 from steprl.config import Config, load_config
 from steprl.envs.opening import open_suite
@@ -144,7 +145,7 @@ def _method(config: Config) -> Algorithm:
     critic = config.model.value_head != "none"
     offers = ["anchors"] + ["critic"] * critic + ["group"] * (config.rollout.n > 1)
     method = algorithm(config.algorithm.name, tuple(offers))
-    _check_branches(config)
+    _check_branches(config, method)
     learnt = "critic" in method.needs
     if config.algorithm.bootstrap_truncated and not learnt:
         raise ValueError(
@@ -159,16 +160,12 @@ def _method(config: Config) -> Algorithm:
     return method
 
 
-def _check_branches(config: Config) -> None:
+def _check_branches(config: Config, method: Algorithm) -> None:
     """Attempts are left for branches, and mini-batches keep those together that share tokens."""
-    n, initial = config.rollout.n, config.algorithm.branch.initial
-    if config.algorithm.name not in ("appo", "arpo"):
+    n = config.rollout.n
+    initial_attempts(method.branching, config.algorithm.branch, n)
+    if not keeps_groups(method.branching):
         return
-    if initial is not None and initial >= n:
-        raise ValueError(
-            f"algorithm.branch.initial={initial}: of rollout.n={n} attempts, at least one must be left "
-            "for a branch"
-        )
     for name in ("ppo_mini_batch_size", "ppo_micro_batch_size"):
         if (size := getattr(config.actor, name)) % n:
             raise ValueError(

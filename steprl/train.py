@@ -27,7 +27,7 @@ from steprl.session import Session, abstract_params, initial_params
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params
-from steprl.update import TrainState, initial_state, make_update, with_branches
+from steprl.update import TrainState, initial_state, make_update, sizes_in_rows
 
 
 class Event(NamedTuple):
@@ -117,7 +117,7 @@ def _reinforce(
         state = restore(folder, as_abstract(shapes, shardings)).state
     gather = make_gather(session)
     update = jax.jit(
-        make_update(policy, method, optimizer, with_branches(config), mesh),
+        make_update(policy, method, optimizer, sizes_in_rows(config, method.branching), mesh),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )
@@ -142,9 +142,9 @@ def _reinforce(
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
             found = gather(state, play_key, *tasks)
-            if found.trajectories is not None and _due(iteration, trainer.save_trajectories):
+            if _due(iteration, trainer.save_trajectories):
                 file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-                write_trajectories(file, found.trajectories, iteration - 1, trainer.seed)
+                write_trajectories(file, found.trajectories(), iteration - 1, trainer.seed)
             metrics = found.report | jax.device_get(summarise(found.batch))
             clock.lap("gen")
             state, learnt = update(state, found.batch, jax.random.fold_in(update_key, iteration))

@@ -59,15 +59,27 @@ class Step:
     """The context was written anew: the observation stands for all that was before it."""
 
 
+class Parent(NamedTuple):
+    """From where a trajectory branched off, or its own suffix begins."""
+
+    origin: (
+        int  # sample of the trajectory of the same task whose beginning it shares; may be its own
+    )
+    step: int  # the first step of its own
+    token: int = 0  # tokens of that step's action that are shared
+    score: float = 0.0  # branching score of the place
+    preference: int = 0  # +1 or -1 against the other suffix of its pair, 0 without one
+
+
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """The steps of one attempt at one task; ``parent`` is (trajectory, step) for a branch."""
+    """The steps of one attempt at one task; ``parent`` is None for one that knows of no branches."""
 
     task: int
     sample: int
     steps: tuple[Step, ...]
     success: bool
-    parent: tuple[int, int] | None = None
+    parent: Parent | None = None
     final_observation_ids: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.int32)
     )

@@ -18,7 +18,7 @@ from steprl.rollout.branching import grow_branpo, grow_by_score, grown_batch
 from steprl.rollout.player import make_player
 from steprl.sampling import Sampling
 from steprl.sharding import make_mesh
-from steprl.update import make_update, with_branches
+from steprl.update import make_update, sizes_in_rows
 from tests.lock import assert_close, key_of, lab, moved, table_policy, trains
 from tests.rollout.markov import _table as markov_table
 
@@ -123,7 +123,11 @@ def test_an_iteration_is_the_update_of_a_rollout_on_the_host(name):
     assert float(metrics["rollout/success_rate"]) == pytest.approx(float(success))
     assert (metrics["token/decoded"], metrics["branch/count"]) == (sampled, branches)
     optimizer = make_optimizer(config.actor, config.critic, 8)
-    update = jax.jit(make_update(HOPS, algorithm(name), optimizer, with_branches(config)))
+    update = jax.jit(
+        make_update(
+            HOPS, algorithm(name), optimizer, sizes_in_rows(config, algorithm(name).branching)
+        )
+    )
     update_key = jax.random.fold_in(jax.random.split(key, 3)[2], 1)
     want, learnt = update(before.train, batch, update_key)
     assert_close(after.train.params, want.params)

@@ -23,7 +23,7 @@ PACKAGE = "steprl"
 FLOORS = (
     ("ops", "types", "config"),
     ("models", "sampling", "envs", "tools", "optimizer", "sharding", "checkpoint", "metrics"),
-    ("algorithms", "carried", "rewards", "rollout", "routing", "synthesis"),
+    ("branching", "carried", "algorithms", "rewards", "rollout", "routing", "synthesis"),
     (
         "session",
         "train",

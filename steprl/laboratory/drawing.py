@@ -9,19 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from steprl.algorithms import ALGORITHMS, BRANCHES, GROUP, STEP, TOKEN
 from steprl.laboratory.statistics import Curve
 from steprl.report import _INK, _MUTED, PALETTE, _dress
 
-STEP, TOKEN, GROUP, BRANCHES, OTHER = (
-    "step credit", "token credit", "group", "branches", "other",
-)  # fmt: skip
+OTHER = "other"
 
-_MEMBERS = {
-    STEP: ("steppo", "gigpo"),
-    TOKEN: ("ppo", "reinforce_pp", "reinforce_pp_baseline"),
-    GROUP: ("grpo", "dr_grpo", "rloo", "gspo"),
-    BRANCHES: ("branpo", "appo", "arpo"),
-}
 _COLORS = {
     STEP: ("#0072B2", "#56B4E9", "#003A5C", "#8FA8FF"),
     TOKEN: ("#D55E00", "#E69F00", "#8C510A", "#F2A07B"),
@@ -63,8 +56,10 @@ def styles(names: Sequence[str], families: Mapping[str, str] | None = None) -> d
         ValueError: a family that there is none of.
     """
     families = families or {}
-    known = {_spelling(key): (family, i) for family, keys in _MEMBERS.items()
-             for i, key in enumerate(keys)}  # fmt: skip
+    known: dict[str, tuple[str, int]] = {}
+    for key, method in ALGORITHMS.items():
+        before = sum(family == method.family for family, _ in known.values())
+        known[_spelling(key)] = (method.family, before)
     members: dict[str, dict[str, int | None]] = {family: {} for family in _COLORS}
     for name in names:
         family, place = known.get(_spelling(name), (OTHER, None))

@@ -10,30 +10,29 @@ Where the keys are laid over the devices of a mesh, each device trains its own s
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from steprl.algorithms import Algorithm, algorithm
+from steprl.branching import initial_attempts, make_plan
 from steprl.config import Config
 from steprl.envs.games import Game
 from steprl.envs.opening import game_of, open_game
 from steprl.envs.suite import Suite, suite_of
 from steprl.models import decoder_config, make_policy
 from steprl.models.contract import check_policy
-from steprl.models.scoring import score
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
-from steprl.ops import nonblank_tokens
-from steprl.optimizer import combine, make_optimizer, make_sft_optimizer, split_trainable
+from steprl.optimizer import make_optimizer, make_sft_optimizer, split_trainable
 from steprl.rollout import demonstrations, rollout, summary
-from steprl.rollout.branching import begin_anew
-from steprl.rollout.device_growth import GrownBatch, grow_branpo, grow_by_score, grow_plain
+from steprl.rollout.anchors import with_device_anchors
+from steprl.rollout.device_growth import GrownBatch, grow
 from steprl.sampling import Sampling, sampling_of
 from steprl.sft import make_sft_update
 from steprl.types import Params, Policy, StepBatch
-from steprl.update import Metrics, TrainState, initial_state, make_update, with_branches
+from steprl.update import Metrics, TrainState, initial_state, make_update, sizes_in_rows
 
 Settings = Mapping[str, Any]
 """Numbers of the configuration by their dotted names; they may be traced."""
@@ -88,8 +87,8 @@ def make_program(
     Args:
         config: sizes and the names of things are fixed; numbers of `TRACED` may be given anew with
             each call. `trainer.seed`, files, checkpoints and the mesh play no part.
-        method: in place of the one that `algorithm.name` names, whose rollouts it still gets.
-        env: a game of your own in place of the one that `env.name` names. `env.game` holds.
+        method: in place of the one that `algorithm.name` names.
+        game: in place of the one that `env.name` names; its settings are None. `env.game` holds.
         policy: in place of a decoder of the shape of `model`. `model.freeze` and `logprob_chunk` hold.
 
     Raises:
@@ -104,7 +103,7 @@ def make_program(
     policy = policy or make_policy(_shape(config, len(tokenizer)))
     method = method or algorithm(config.algorithm.name, _offers(config, policy))
     texts = [detokenize(tokenizer, [token]) for token in range(len(tokenizer))]
-    grow = _make_grow(config, policy, method, nonblank_tokens(texts), game)
+    gather = _make_gather(config, policy, method, texts, game)
     rows = config.rollout.batch_size * config.rollout.n
     per_iteration = config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
     updates = config.trainer.total_training_steps * per_iteration
@@ -146,14 +145,14 @@ def make_program(
         )
         attempt_N = jnp.arange(rows, dtype=jnp.int32)
         task_N = first + attempt_N // own.rollout.n
-        grown = grow(state, play_key, task_N, attempt_N % own.rollout.n, own)
+        grown = gather(state, play_key, task_N, attempt_N % own.rollout.n, own)
         found: Metrics = summary(grown.batch) | {
-            "rollout/success_rate": _success(grown.batch, task_N, own),
-            "token/decoded": grown.sampled,
-            "branch/count": grown.branches,
+            "rollout/success_rate": _success(grown.batch, method, own),
+            "token/decoded": grown.usage.decoded,
+            "branch/count": grown.report.get("branch/count", jnp.zeros((), jnp.int32)),
             "actor/clip_ratio": jnp.asarray(own.actor.clip_ratio_high),
         }
-        update = make_update(policy, method, optimizer, with_branches(own))
+        update = make_update(policy, method, optimizer, sizes_in_rows(own, method.branching))
         update_key = jax.random.fold_in(update_key, state.iteration)
         state, learnt = update(state, grown.batch, update_key)
         metrics = {name: jnp.asarray(x, jnp.float32) for name, x in (found | learnt).items()}
@@ -271,43 +270,33 @@ def _shape(config: Config, vocab_size: int) -> Any:
     return decoder_config(model.preset, vocab_size=vocab_size, remat=model.remat, **own)
 
 
-def _make_grow(
-    config: Config, policy: Policy, method: Algorithm, nonblank_V: Any, game: Game
+def _make_gather(
+    config: Config, policy: Policy, method: Algorithm, texts: Sequence[str], game: Game
 ) -> Callable[..., GrownBatch]:
-    """The rollouts of the configured method."""
-    env, name = game.make(False), config.algorithm.name
-    sampling, branch = sampling_of(config.rollout), config.algorithm.branch
+    """The rollouts of the method."""
+    env, sampling = game.make(False), sampling_of(config.rollout)
+    plan = make_plan(config, method.branching, policy, texts)
 
-    def grow(
+    def gather(
         state: TrainState, key: jax.Array, task_N: jax.Array, sample_N: jax.Array, own: Config
     ) -> GrownBatch:
-        rows = (policy, env, state.params, key, task_N, sample_N, sampling)
-        if name == "branpo":
-            return grow_branpo(*rows, own.rollout.n, branch)
-        if name not in ("appo", "arpo"):
-            return grow_plain(*rows, "anchors" in method.needs)
+        # The discount may be traced.
+        now = None if plan is None else dataclasses.replace(plan, gamma=own.algorithm.gamma)
+        rows = (state.params, key, task_N, sample_N)
+        grown = grow(policy, env, now, *rows, sampling, state.carried.get("previous"))
+        if "anchors" in method.needs:
+            return grown._replace(batch=with_device_anchors(env, grown.batch))
+        return grown
 
-        def log_ratio(batch: StepBatch) -> jax.Array:
-            _, frozen = split_trainable(state.params, own.model.freeze)
-            before = combine(state.carried["previous"], frozen)
-            found = score(policy, before, batch, sampling.temperature, own.model.logprob_chunk)
-            return batch.logprob_NT - found.logprob_NT
-
-        told = log_ratio if "previous" in state.carried else None
-        gamma = own.algorithm.gamma
-        nonblank = jnp.asarray(nonblank_V)
-        return grow_by_score(*rows, own.rollout.n, branch, name, nonblank, gamma, told)
-
-    return grow
+    return gather
 
 
-def _success(batch: StepBatch, task_N: jax.Array, config: Config) -> jax.Array:
+def _success(batch: StepBatch, method: Algorithm, config: Config) -> jax.Array:
     """Share of solved among the attempts that began anew; they are the first rows."""
-    rows = task_N.shape[0]
-    if config.algorithm.name in ("appo", "arpo"):
-        n = config.rollout.n
-        rows = rows // n * begin_anew(config.algorithm.branch, n)
-    return jnp.mean(batch.success_N[:rows].astype(jnp.float32))
+    n = config.rollout.n
+    initial = initial_attempts(method.branching, config.algorithm.branch, n)
+    solved_N = batch.success_N[: config.rollout.batch_size * initial]
+    return jnp.mean(solved_N.astype(jnp.float32))
 
 
 def _make_warm_start(

@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from steprl.envs.device_env import DeviceEnv
 from steprl.models.tokenizer import detokenize
 from steprl.ops import anchor_ids
 from steprl.types import StepBatch
@@ -56,3 +58,28 @@ def with_anchors(batch: StepBatch, tokenizer: Any, similarity: float | None = No
         anchor_NS[place] = number
     placed = jax.device_put(anchor_NS, getattr(batch.mask_NS, "sharding", None))
     return dataclasses.replace(batch, anchor_NS=placed)
+
+
+def with_device_anchors(env: DeviceEnv, batch: StepBatch) -> StepBatch:
+    """`with_anchors` without a similarity, inside a compiled program: of rows as the device plays them.
+
+    What a step sees is the prompt, or what the action before was answered.
+    """
+    rows, steps = batch.mask_NS.shape
+    width, block = env.prompt_width, env.action_width + env.observation_width
+    blocks = batch.tokens_NT[:, width:].reshape(rows, steps, block)
+    answers = blocks[:, :-1, env.action_width :]
+    wide = max(width, env.observation_width)
+    pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, wide - x.shape[-1])])  # noqa: E731
+    seen = jnp.concatenate([pad(batch.tokens_NT[:, None, :width]), pad(answers)], axis=1)
+    seen = seen.reshape(rows * steps, wide)
+    task_M = jnp.repeat(batch.task_N, steps, total_repeat_length=rows * steps)
+    there_M = batch.mask_NS.ravel()
+    # Sorted by task and tokens, equal ones stand together.
+    order_M = jnp.lexsort((*seen.T, task_M, ~there_M))
+    keys = jnp.concatenate([seen, task_M[:, None], there_M[:, None]], axis=1)[order_M]
+    new_M = jnp.any(keys[1:] != keys[:-1], axis=1)
+    number_M = jnp.cumsum(jnp.concatenate([jnp.zeros(1, jnp.int32), new_M.astype(jnp.int32)]))
+    anchor_M = jnp.zeros(rows * steps, jnp.int32).at[order_M].set(number_M)
+    anchor_NS = jnp.where(there_M, anchor_M, -1).reshape(rows, steps)
+    return dataclasses.replace(batch, anchor_NS=anchor_NS)

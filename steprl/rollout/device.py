@@ -15,8 +15,8 @@ from steprl.sampling import STOPPED, Sampling, generate, trajectory_key
 from steprl.types import Params, Policy, StepBatch
 
 
-class Turn(NamedTuple):
-    """One step of all rows, as the scan emits it."""
+class DeviceStep(NamedTuple):
+    """One step of all rows; with one more axis before the others, all steps."""
 
     action: jax.Array  # [N, A]
     action_mask: jax.Array
@@ -35,11 +35,12 @@ class Turn(NamedTuple):
 
 
 class DeviceMemory(NamedTuple):
-    """What is needed to go on from any step of a rollout."""
+    """What is needed to continue from any step of a rollout."""
 
+    batch: StepBatch
     cache: Any  # a row each
     states: Any  # of the environment before each step, [S, N, ...]
-    turns: Turn  # what happened, [S, N, ...]
+    steps: DeviceStep  # what happened, [S, N, ...]
 
 
 def rollout(
@@ -104,10 +105,10 @@ def remembered_rollout(
             out.support_BAW,
         ), out.cache
 
-    batch, memory, states, turns = _episodes(
+    batch, memory, states, steps = _episodes(
         env, keys_N, task_N, sample_N, begin, act, next_chunk, keep_states=True
     )
-    return batch, DeviceMemory(memory, states, turns)
+    return batch, DeviceMemory(batch, memory, states, steps)
 
 
 def next_chunk(cache: Any, action_NA: jax.Array, size_N: jax.Array, seen_NO: jax.Array) -> Any:
@@ -148,12 +149,12 @@ def _episodes(
     remember: Callable[..., Any],
     act_sees_state: bool = False,
     keep_states: bool = False,
-) -> tuple[StepBatch, Any, Any, Turn]:
+) -> tuple[StepBatch, Any, Any, DeviceStep]:
     """The loop of agent and environment; what the agent keeps between turns is its own affair.
 
     Returns:
         The batch, what the agent kept at last, the states before each step where asked for, and all
-        turns.
+        steps.
     """
     # The environment's own chance gets a stream apart from the tokens' (whose steps count from 0).
     env_keys_N = jax.vmap(lambda k: jax.random.fold_in(k, 2**31 - 1))(keys_N)
@@ -176,19 +177,19 @@ def _episodes(
     carry = (
         state, begin(prompt_NP, prompt_length_N), prompt_length_N - 1, jnp.ones_like(prompt_length_N), alive_N
     )  # fmt: skip
-    (_, memory, *_), (turns, states) = jax.lax.scan(turn_of, carry, jnp.arange(env.max_steps))
-    batch = batch_of_turns(env, prompt_NP, turns, task_N, sample_N)
-    return batch, memory[0], states, turns
+    (_, memory, *_), (steps, states) = jax.lax.scan(turn_of, carry, jnp.arange(env.max_steps))
+    batch = batch_of_steps(env, prompt_NP, steps, task_N, sample_N)
+    return batch, memory[0], states, steps
 
 
 def answer(
     env: DeviceEnv, state: Any, found: tuple[Any, ...], alive_N: jax.Array
-) -> tuple[Any, Turn, jax.Array]:
+) -> tuple[Any, DeviceStep, jax.Array]:
     """The environments' answers to actions: new states, what happened, and which rows are over."""
     action, mask, logprob, entropy, stop, support = found
     new_state, seen = jax.vmap(env.step)(state, action)
     shown = (seen.tokens != 0) & alive_N[:, None]
-    out = Turn(
+    out = DeviceStep(
         action=action,
         action_mask=mask,
         logprob=logprob,
@@ -207,8 +208,8 @@ def answer(
     return new_state, out, seen.terminated | seen.truncated
 
 
-def batch_of_turns(
-    env: DeviceEnv, prompt_NP: jax.Array, turns: Turn, task_N: jax.Array, sample_N: jax.Array
+def batch_of_steps(
+    env: DeviceEnv, prompt_NP: jax.Array, steps: DeviceStep, task_N: jax.Array, sample_N: jax.Array
 ) -> StepBatch:
     """The batch of prompts and what happened after them, [S, N, ...]."""
     rows = prompt_NP.shape[0]
@@ -218,34 +219,34 @@ def batch_of_turns(
         flat = jnp.moveaxis(blocks, 0, 1).reshape(rows, -1, *blocks.shape[3:])
         return jnp.concatenate([prompt, flat], axis=1)
 
-    real = layout(prompt_NP != 0, turns.action_mask, turns.observation_mask)
-    step = jnp.arange(env.max_steps, dtype=jnp.int32)[:, None, None]
+    real = layout(prompt_NP != 0, steps.action_mask, steps.observation_mask)
+    number = jnp.arange(env.max_steps, dtype=jnp.int32)[:, None, None]
     step_ids = layout(
         jnp.full_like(prompt_NP, -1),
-        jnp.where(turns.action_mask, step, -1),
-        jnp.full(turns.observation.shape, -1, jnp.int32),
+        jnp.where(steps.action_mask, number, -1),
+        jnp.full(steps.observation.shape, -1, jnp.int32),
     )
     nothing = jnp.zeros(prompt_NP.shape, jnp.float32)
-    unseen = jnp.zeros(turns.observation.shape, jnp.float32)
+    unseen = jnp.zeros(steps.observation.shape, jnp.float32)
     support_NTW = None
-    if turns.support is not None:
-        words = turns.support.shape[-1:]
+    if steps.support is not None:
+        words = steps.support.shape[-1:]
         none = lambda x: jnp.zeros(x.shape + words, jnp.uint32)  # noqa: E731
-        support_NTW = layout(none(prompt_NP), turns.support, none(turns.observation))
+        support_NTW = layout(none(prompt_NP), steps.support, none(steps.observation))
     return StepBatch(
-        tokens_NT=layout(prompt_NP, turns.action, turns.observation),
+        tokens_NT=layout(prompt_NP, steps.action, steps.observation),
         positions_NT=jnp.where(real, jnp.cumsum(real, axis=1) - 1, 0).astype(jnp.int32),
         segment_ids_NT=real.astype(jnp.int32),
         step_ids_NT=step_ids,
-        logprob_NT=layout(nothing, turns.logprob, unseen),
-        entropy_NT=layout(nothing, turns.entropy, unseen),
-        reward_NS=turns.reward.T,
-        mask_NS=turns.alive.T,
-        terminated_NS=turns.terminated.T,
-        truncated_NS=turns.truncated.T,
-        valid_NS=turns.valid.T,
-        stop_NS=turns.stop.T,
-        success_N=jnp.any(turns.success, axis=0),
+        logprob_NT=layout(nothing, steps.logprob, unseen),
+        entropy_NT=layout(nothing, steps.entropy, unseen),
+        reward_NS=steps.reward.T,
+        mask_NS=steps.alive.T,
+        terminated_NS=steps.terminated.T,
+        truncated_NS=steps.truncated.T,
+        valid_NS=steps.valid.T,
+        stop_NS=steps.stop.T,
+        success_N=jnp.any(steps.success, axis=0),
         task_N=task_N,
         sample_N=sample_N,
         support_NTW=support_NTW,

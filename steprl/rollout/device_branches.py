@@ -1,66 +1,22 @@
 """Branches of episodes that live on the device: caches and states are gathered, nothing is replayed."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from steprl.models.tokenizer import detokenize
-from steprl.rollout.device import DeviceEnv, DeviceMemory, Turn, answer, next_chunk
-from steprl.rollout.rollouts import BranchPoint, Usage
+from steprl.branching import Points
+from steprl.rollout.device import (
+    DeviceEnv,
+    DeviceMemory,
+    DeviceStep,
+    answer,
+    batch_of_steps,
+    next_chunk,
+)
+from steprl.rollout.rollouts import Usage
 from steprl.sampling import Sampling, generate, trajectory_key
-from steprl.types import STOP_REASONS, Params, Policy, Step, Trajectory
-
-
-class Starts(NamedTuple):
-    """Where branches begin, a row each; rows that are none have `there_K` False."""
-
-    there_K: Any  # bool
-    origin_K: Any  # int32, row of the memory
-    step_K: Any  # int32, the first step that is played
-    task_K: Any
-    sample_K: Any
-    last_K: Any  # int32, the token before the first that is sampled
-    place_K: Any  # int32, its position
-    begun_KA: Any  # int32, tokens of the action that are taken over, 0 behind them
-    taken_K: Any  # int32, how many
-
-
-def starts(
-    trajectories: Sequence[Trajectory], points: Sequence[BranchPoint], rows: int, action_width: int
-) -> Starts:
-    """The arrays of some branch points, filled up to `rows`.
-
-    Raises:
-        ValueError: a point lies outside its trajectory.
-    """
-    shapes = {"there_K": (rows,), "begun_KA": (rows, action_width)}
-    arrays = {name: np.zeros(shapes.get(name, rows), np.int32) for name in Starts._fields}
-    made = Starts(**arrays | {"there_K": np.zeros(rows, bool)})
-    for row, point in enumerate(points):
-        one = trajectories[point.origin]
-        if not 0 <= point.step < len(one.steps):
-            raise ValueError(
-                f"step={point.step}: the trajectory has steps 0 to {len(one.steps) - 1} to branch from"
-            )
-        action = one.steps[point.step].action_ids
-        if not 0 <= point.token < len(action):
-            raise ValueError(
-                f"token={point.token}: at least one of the {len(action)} tokens of step {point.step} "
-                "must be sampled anew"
-            )
-        before = [len(s.observation_ids) + len(s.action_ids) for s in one.steps[: point.step]]
-        seen = one.steps[point.step].observation_ids
-        made.there_K[row] = True
-        made.origin_K[row], made.step_K[row] = point.origin, point.step
-        made.task_K[row], made.sample_K[row] = one.task, point.sample
-        made.last_K[row] = action[point.token - 1] if point.token else seen[-1]
-        made.place_K[row] = sum(before) + len(seen) + point.token - 1
-        made.begun_KA[row, : point.token] = action[: point.token]
-        made.taken_K[row] = point.token
-    return made
+from steprl.types import Params, Policy, StepBatch
 
 
 def branch(
@@ -69,25 +25,120 @@ def branch(
     params: Params,
     key: jax.Array,
     memory: DeviceMemory,
-    begin: Starts,
+    points: Points,
     sampling: Sampling = Sampling(),
-) -> Turn:
-    """Plays on from each start; runs under `jit`.
+) -> DeviceStep:
+    """Continues from each point; runs under `jit`.
 
     Returns:
-        What happened, [S, K, ...], the first step of each branch first; log-probs and entropies of
-        tokens that were taken over are 0.
+        All steps of each branch, [S, K, ...]: those that it shares with its origin, then its own.
+        Rows without a branch are empty.
     """
-    params = policy.prepare(params)
-    cache = jax.tree.map(lambda x: x[begin.origin_K], memory.cache)
-    state = jax.tree.map(lambda x: x[begin.step_K, begin.origin_K], memory.states)
-    keys_K = jax.vmap(trajectory_key, in_axes=(None, 0, 0))(key, begin.task_K, begin.sample_K)
+    new = _continued(policy, env, policy.prepare(params), key, memory, points, sampling)
+    old = memory.steps
+    place_SK = jnp.arange(env.max_steps, dtype=jnp.int32)[:, None] - points.step_K[None]
+
+    def joined(old: jax.Array, own: jax.Array) -> jax.Array:
+        ones = [1] * (old.ndim - 2)
+        place = place_SK.reshape(*place_SK.shape, *ones)
+        moved = jnp.take_along_axis(own, jnp.maximum(place, 0), axis=0)
+        there = points.there_K.reshape(1, -1, *ones)
+        whole = jnp.where(place >= 0, moved, old[:, points.origin_K])
+        return jnp.where(there, whole, 0).astype(old.dtype)
+
+    # Tokens that were taken over keep what they were sampled with.
+    taken_SKA = (place_SK == 0)[:, :, None] & (_taken(env, points) & points.there_K[:, None])[None]
+
+    def kept(own: jax.Array, old: jax.Array) -> jax.Array:
+        mask = taken_SKA.reshape(*taken_SKA.shape, *[1] * (own.ndim - 3))
+        return jnp.where(mask, old[:, points.origin_K], own)
+
+    steps = jax.tree.map(joined, old, new)
+    support = None if old.support is None else kept(steps.support, old.support)
+    return steps._replace(
+        logprob=kept(steps.logprob, old.logprob),
+        entropy=kept(steps.entropy, old.entropy),
+        support=support,
+    )
+
+
+def branch_rows(
+    env: DeviceEnv, memory: DeviceMemory, steps: DeviceStep, points: Points
+) -> StepBatch:
+    """The batch of what `branch` returns."""
+    prompt_KP = memory.batch.tokens_NT[points.origin_K, : env.prompt_width]
+    task_K = memory.batch.task_N[points.origin_K]
+    return batch_of_steps(env, prompt_KP, steps, task_K, jnp.asarray(points.sample_K))
+
+
+def usage_of(env: DeviceEnv, batch: StepBatch, points: Points | None = None) -> Usage:
+    """The tokens that rollouts on the device read, sampled, and found in the cache.
+
+    Args:
+        batch: all rollouts, or the rows of branches.
+        points: where these continued.
+    """
+    rows, steps = batch.mask_NS.shape
+    real_NT = batch.segment_ids_NT > 0
+    blocks = real_NT[:, env.prompt_width :].reshape(rows, steps, -1)
+    action_NS = jnp.sum(blocks[:, :, : env.action_width], axis=2, dtype=jnp.int32)
+    answer_NS = jnp.sum(blocks[:, :, env.action_width :], axis=2, dtype=jnp.int32)
+    prompt_N1 = jnp.sum(real_NT[:, : env.prompt_width], axis=1, keepdims=True, dtype=jnp.int32)
+    seen_NS = jnp.concatenate([prompt_N1, answer_NS[:, :-1]], axis=1)
+    length_NS = jnp.cumsum(seen_NS + action_NS, axis=1) - action_NS  # before the action
+    index_1S = jnp.arange(steps)[None]
+    read_NS = seen_NS + (index_1S > 0)  # with the last token of the action before
+    again_NS = jnp.zeros_like(read_NS)  # tokens of the action that are in the cache already
+    played_NS = batch.mask_NS
+    if points is not None:
+        first_NS = index_1S == points.step_K[:, None]
+        read_NS = jnp.where(first_NS, 1, read_NS)
+        again_NS = jnp.where(first_NS, points.token_K[:, None], 0)
+        played_NS &= index_1S >= points.step_K[:, None]
+    total = lambda x_NS: jnp.sum(jnp.where(played_NS, x_NS, 0), dtype=jnp.int32)  # noqa: E731
+    return Usage(
+        total(read_NS),
+        total(action_NS - again_NS),
+        total(length_NS + again_NS - read_NS),
+        jnp.max(jnp.sum(batch.mask_NS, axis=1, dtype=jnp.int32), initial=0),
+    )
+
+
+def _taken(env: DeviceEnv, points: Points) -> jax.Array:
+    """[K, A] bool: the tokens of the first action that are taken over."""
+    return jnp.arange(env.action_width)[None] < jnp.asarray(points.token_K)[:, None]
+
+
+def _continued(
+    policy: Policy, env: DeviceEnv, params: Params, key: jax.Array, memory: DeviceMemory,
+    points: Points, sampling: Sampling,
+) -> DeviceStep:  # fmt: skip
+    """What happened, [S, K, ...], the first step of each branch first; log-probs and entropies of
+    tokens that were taken over are 0."""
+    batch, origin_K, token_K = memory.batch, points.origin_K, jnp.asarray(points.token_K)
+    first_K = jnp.clip(points.step_K, 0, env.max_steps - 1)
+    cache = jax.tree.map(lambda x: x[origin_K], memory.cache)
+    state = jax.tree.map(lambda x: x[first_K, origin_K], memory.states)
+    keys_K = jax.vmap(trajectory_key, in_axes=(None, 0, 0))(
+        key, batch.task_N[origin_K], points.sample_K
+    )
+    taken_KA = _taken(env, points)
+    begun_KA = jnp.where(taken_KA, memory.steps.action[first_K, origin_K], 0)
     index_A = jnp.arange(env.action_width)[None]
+
+    # The last token before the first that is sampled, wherever in the row it stands.
+    tokens_KT = batch.tokens_NT[origin_K]
+    block = env.action_width + env.observation_width
+    end_K = env.prompt_width + first_K * block + token_K
+    index_1T = jnp.arange(tokens_KT.shape[1])[None]
+    before_KT = (index_1T < end_K[:, None]) & (batch.segment_ids_NT[origin_K] > 0)
+    last_K = jnp.max(jnp.where(before_KT, index_1T, 0), axis=1)
+    pick = lambda x_KT: jnp.take_along_axis(x_KT, last_K[:, None], axis=1)  # noqa: E731
 
     def play(carry: Any, turn: jax.Array) -> Any:
         state, cache, chunk_KC, chunk_length_K, place_K, alive_K = carry
-        number_K = jnp.asarray(begin.step_K) + turn
-        taken_K = jnp.where(turn == 0, begin.taken_K, 0)
+        number_K = first_K + turn
+        taken_K = jnp.where(turn == 0, token_K, 0)
         out = generate(
             policy, params, cache, chunk_KC, chunk_length_K, place_K,
             jax.vmap(jax.random.fold_in)(keys_K, number_K), alive_K,
@@ -104,13 +155,13 @@ def branch(
             return jnp.where(new_KA.reshape(*new_KA.shape, *[1] * (x.ndim - 2)), moved, 0)
 
         support = None if out.support_BAW is None else behind(out.support_BAW)
-        action = jnp.where(new_KA, behind(out.tokens_BA), begin.begun_KA)
+        action = jnp.where(new_KA, behind(out.tokens_BA), begun_KA)
         mask = behind(out.mask_BA) | (~new_KA & alive_K[:, None])
-        found = (
+        sampled = (
             action * mask, mask, behind(out.logprob_BA), behind(out.entropy_BA), out.stop_reason_B,
             support,
         )  # fmt: skip
-        new_state, happened, over_K = answer(env, state, found, alive_K)
+        new_state, happened, over_K = answer(env, state, sampled, alive_K)
         size_K = jnp.sum(mask, axis=1)
         place_K = place_K + chunk_length_K + size_K - taken_K - 1
         cache, chunk_KC, chunk_length_K = next_chunk(
@@ -119,10 +170,10 @@ def branch(
         alive_K = alive_K & ~over_K & (number_K + 1 < env.max_steps)
         return (new_state, cache, chunk_KC, chunk_length_K, place_K, alive_K), happened
 
-    chunk_KC = jnp.pad(jnp.asarray(begin.last_K)[:, None], ((0, 0), (0, env.observation_width)))
+    chunk_KC = jnp.pad(pick(tokens_KT), ((0, 0), (0, env.observation_width)))
     carry = (
-        state, cache, chunk_KC, jnp.ones_like(begin.last_K), jnp.asarray(begin.place_K),
-        jnp.asarray(begin.there_K),
+        state, cache, chunk_KC, jnp.ones_like(first_K), pick(batch.positions_NT[origin_K])[:, 0],
+        jnp.asarray(points.there_K),
     )  # fmt: skip
     shapes = jax.eval_shape(play, carry, jnp.zeros((), jnp.int32))[1]
     nothing = jax.tree.map(lambda x: jnp.zeros((env.max_steps, *x.shape), x.dtype), shapes)
@@ -133,92 +184,9 @@ def branch(
         return (turn < env.max_steps) & jnp.any(carry[-1])
 
     def further(loop: Any) -> Any:
-        turn, carry, turns = loop
+        turn, carry, steps = loop
         carry, happened = play(carry, turn)
-        return (
-            turn + 1,
-            carry,
-            jax.tree.map(lambda all_S, x: all_S.at[turn].set(x), turns, happened),
-        )
+        steps = jax.tree.map(lambda all_S, x: all_S.at[turn].set(x), steps, happened)
+        return turn + 1, carry, steps
 
     return jax.lax.while_loop(goes_on, further, (jnp.zeros((), jnp.int32), carry, nothing))[2]
-
-
-def records(
-    trajectories: Sequence[Trajectory], points: Sequence[BranchPoint], turns: Turn, tokenizer: Any
-) -> list[Trajectory]:
-    """The branches as trajectories, which begin with the steps that they share.
-
-    Args:
-        trajectories: those that the points refer to.
-        turns: from `branch`, on the host.
-    """
-    found = []
-    for row, point in enumerate(points):
-        origin = trajectories[point.origin]
-        old = origin.steps[point.step]
-        steps = list(origin.steps[: point.step])
-        success = False
-        seen: Any = old.observation_ids
-        text = old.observation
-        for turn in np.flatnonzero(turns.alive[:, row]):
-            size = int(turns.action_mask[turn, row].sum())
-            taken = point.token if turn == 0 else 0
-            own = lambda x, turn=turn, size=size: np.array(x[turn, row, :size])  # noqa: B023, E731
-            logprobs, entropies = own(turns.logprob), own(turns.entropy)
-            supports = None if turns.support is None else own(turns.support)
-            logprobs[:taken], entropies[:taken] = old.logprobs[:taken], old.entropies[:taken]
-            if supports is not None and old.supports is not None:
-                supports[:taken] = old.supports[:taken]
-            ids = own(turns.action)
-            success |= bool(turns.success[turn, row])
-            steps.append(
-                Step(
-                    observation=text,
-                    action=detokenize(tokenizer, ids),
-                    observation_ids=seen,
-                    action_ids=ids,
-                    logprobs=logprobs,
-                    entropies=entropies,
-                    reward=float(turns.reward[turn, row]),
-                    terminated=bool(turns.terminated[turn, row]),
-                    truncated=bool(turns.truncated[turn, row]),
-                    stop_reason=STOP_REASONS[int(turns.stop[turn, row])],
-                    valid=bool(turns.valid[turn, row]),
-                    supports=supports,
-                )
-            )
-            seen = turns.observation[turn, row][turns.observation_mask[turn, row]]
-            text = detokenize(tokenizer, seen)
-        found.append(
-            Trajectory(
-                origin.task, point.sample, tuple(steps), success, (point.origin, point.step), seen
-            )
-        )
-    return found
-
-
-def usage_of(trajectories: Sequence[Trajectory], points: Sequence[BranchPoint] = ()) -> Usage:
-    """The tokens that rollouts on the device read, sampled, and found in the cache.
-
-    Args:
-        trajectories: all of them, or those of `branch`.
-        points: where these went on.
-    """
-    prefilled = decoded = reused = 0
-    for number, one in enumerate(trajectories):
-        first, taken = (points[number].step, points[number].token) if points else (0, 0)
-        length = 0
-        for index, step in enumerate(one.steps):
-            length += len(step.observation_ids)
-            if index >= first:
-                again = taken if index == first else 0  # of the action, in the cache already
-                branched = bool(points) and index == first
-                read = 1 if branched else len(step.observation_ids) + (index > 0)
-                prefilled += read
-                reused += length + again - read
-                decoded += len(step.action_ids) - again
-            length += len(step.action_ids)
-    return Usage(
-        prefilled, decoded, reused, max((len(one.steps) for one in trajectories), default=0)
-    )

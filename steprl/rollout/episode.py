@@ -1,6 +1,7 @@
 """One episode of a text environment while it is played, as a value: keeping it is a snapshot."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from steprl.envs import Env, Observation
 from steprl.rollout.contexts import Context, as_text, common_prefix, next_context
 from steprl.rollout.workers import Fault
-from steprl.types import STOP_REASONS, Step, Trajectory
+from steprl.types import STOP_REASONS, Parent, Step, Trajectory
 
 
 class Sampled(NamedTuple):
@@ -52,7 +53,7 @@ class Episode:
     over: bool = False
     success: bool = False
     final_ids: tuple[int, ...] = ()
-    parent: tuple[int, int] | None = None
+    parent: Parent | None = None
 
 
 def begin(
@@ -154,7 +155,24 @@ def advance(
     )
 
 
-def rewind(episode: Episode, step: int, token: int, sample: int, origin: int) -> Episode:
+def check_point(steps: Sequence[Step], step: int, token: int) -> None:
+    """Whether a trajectory can be continued from a step of its own, some tokens of its action kept.
+
+    Raises:
+        ValueError: there is no such step, or it has no more than `token` tokens.
+    """
+    if not 0 <= step < len(steps):
+        raise ValueError(
+            f"step={step}: the trajectory has steps 0 to {len(steps) - 1} to branch from"
+        )
+    size = len(steps[step].action_ids)
+    if not 0 <= token < size:
+        raise ValueError(
+            f"token={token}: at least one of the {size} tokens of step {step} must be sampled anew"
+        )
+
+
+def rewind(episode: Episode, step: int, token: int, sample: int) -> Episode:
     """A finished or running episode as it was before a step, the first tokens of its action taken.
 
     What the cache of its slot holds stays there: tokens up to where the contexts part are not read
@@ -164,21 +182,12 @@ def rewind(episode: Episode, step: int, token: int, sample: int, origin: int) ->
         step: the first step that is played anew.
         token: tokens of that step's action to keep.
         sample: the random stream of what comes.
-        origin: written into `parent`.
 
     Raises:
         ValueError: there is no such step, or it has no more than `token` tokens.
     """
-    if not 0 <= step < len(episode.steps):
-        raise ValueError(
-            f"step={step}: the trajectory has steps 0 to {len(episode.steps) - 1} to branch from"
-        )
+    check_point(episode.steps, step, token)
     old = episode.steps[step]
-    if not 0 <= token < len(old.action_ids):
-        raise ValueError(
-            f"token={token}: at least one of the {len(old.action_ids)} tokens of step {step} must be "
-            "sampled anew"
-        )
     first = max(number for number in range(step + 1) if number == 0 or episode.steps[number].fresh)
     parts: list[int] = []
     for before in episode.steps[first:step]:
@@ -205,7 +214,7 @@ def rewind(episode: Episode, step: int, token: int, sample: int, origin: int) ->
         over=False,
         success=any(bool(info["success"]) for info in episode.infos[:step]),
         final_ids=(),
-        parent=(origin, step),
+        parent=Parent(episode.sample, step, token),
     )
 
 

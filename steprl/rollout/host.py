@@ -38,7 +38,7 @@ from steprl.types import STOP_REASONS, Params, Policy, Trajectory
 _PATIENCE = 0.1  # of the time of a turn, spent waiting for more environments to answer
 
 
-class Memory(NamedTuple):
+class HostMemory(NamedTuple):
     """What is needed to go on from any step of a rollout: a row of the cache and an episode each."""
 
     cache: Any
@@ -114,7 +114,7 @@ class HostPlayer:
         keep = self._device.init_cache(len(jobs)) if remember and slots < len(jobs) else None
         run = _Run(self, env, params, key, slots, sampling, None, keep)
         episodes, cache = run.all(jobs, keep_slots=remember)
-        memory = Memory(cache, tuple(episodes)) if remember else None
+        memory = HostMemory(cache, tuple(episodes)) if remember else None
         return Rollouts([record(env, one) for one in episodes], run.usage, memory)
 
     def branch(
@@ -124,17 +124,17 @@ class HostPlayer:
         """One trajectory for each point, which goes on from a step of a trajectory of `rollouts`.
 
         State and cache of the step are copied; read and sampled is what is new. The records begin
-        with the steps that are shared, and `parent` says of which trajectory and step.
+        with the steps that are shared, and `parent` says with which trajectory.
 
         Raises:
             ValueError: a point lies outside its trajectory.
         """
-        memory: Memory = rollouts.memory
+        memory: HostMemory = rollouts.memory
         jobs = [
             Job(
                 memory.episodes[p.origin].task,
                 p.sample,
-                rewind(memory.episodes[p.origin], p.step, p.token, p.sample, p.origin),
+                rewind(memory.episodes[p.origin], p.step, p.token, p.sample),
                 p.origin,
             )
             for p in points

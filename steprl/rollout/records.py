@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from steprl.branching import descend
 from steprl.models.tokenizer import detokenize
-from steprl.types import STOP_REASONS, Step, StepBatch, Trajectory
+from steprl.types import STOP_REASONS, Branches, Parent, Step, StepBatch, Trajectory
 
 
 def collate(
@@ -22,6 +23,9 @@ def collate(
     each in a block of the same width (`StepBatch.context_width`).
 
     A step without supports among others that have them was sampled from the whole vocabulary.
+
+    Where a trajectory has a parent, the batch has `branches`. One whose origin is not among the
+    trajectories is its own origin.
 
     Args:
         trajectories: the records; no context may be longer than the largest of `lengths`.
@@ -102,8 +106,29 @@ def collate(
         sample_N=np.array([t.sample for t in trajectories], np.int32),
         support_NTW=support_NTW,
         metrics_N=_metrics(trajectories),
+        branches=_branches(trajectories, step_ids_NT),
     )
     return StepBatch(**arrays, action_width=room, context_width=width if blocks > 1 else 0)
+
+
+def _branches(trajectories: Sequence[Trajectory], step_ids_NT: np.ndarray) -> Branches | None:
+    """How the rows descend from each other; None where no trajectory has a parent."""
+    if all(one.parent is None for one in trajectories):
+        return None
+    row_of: dict[tuple[int, int], int] = {}
+    for row, one in enumerate(trajectories):
+        row_of.setdefault((one.task, one.sample), row)
+    origin, parents = [], []
+    for row, one in enumerate(trajectories):
+        parent = Parent(one.sample, 0) if one.parent is None else one.parent
+        own = parent.origin == one.sample
+        origin.append(row if own else row_of.get((one.task, parent.origin), row))
+        parents.append(parent)
+    column = lambda name, kind: np.array([getattr(one, name) for one in parents], kind)  # noqa: E731
+    return descend(
+        step_ids_NT, np.array(origin, np.int32), column("step", np.int32),
+        column("token", np.int32), column("score", np.float32), column("preference", np.int32),
+    )  # fmt: skip
 
 
 def _put(
@@ -245,8 +270,18 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                 int(host.sample_N[row]),
                 tuple(steps),
                 bool(host.success_N[row]),
+                _parent(host, row),
                 final_observation_ids=ids[begin:],
                 metrics={k: float(v[row]) for k, v in (host.metrics_N or {}).items()},
             )
         )
     return found
+
+
+def _parent(host: StepBatch, row: int) -> Parent | None:
+    if host.branches is None:
+        return None
+    origin, step, last, score, preference = (x[row] for x in host.branches)
+    shared = int(np.sum(np.asarray(host.step_ids_NT)[row, : last + 1] == step))
+    sample = int(host.sample_N[origin])
+    return Parent(sample, int(step), shared, float(score), int(preference))

@@ -1,22 +1,23 @@
-"""What a rollout gives: trajectories, what they cost, and how to go on from any of their steps."""
+"""What a rollout gives: trajectories, what they cost, and how to continue from any of their steps."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from steprl.types import Trajectory
+from steprl.types import StepBatch, Trajectory
 
 
 class Usage(NamedTuple):
-    """Tokens of a rollout, and where its time went."""
+    """Tokens of a rollout, and where its time went; inside a program, scalars of the device."""
 
-    prefilled: int = 0  # read: prompts and observations
-    decoded: int = 0  # sampled
-    reused: int = 0  # in the cache already when a turn began
-    turns: int = 0  # calls of the language model
-    seconds: float = 0.0
+    prefilled: Any = 0  # read: prompts and observations
+    decoded: Any = 0  # sampled
+    reused: Any = 0  # in the cache already when a turn began
+    turns: Any = 0  # calls of the language model
+    seconds: Any = 0.0
 
 
 class BranchPoint(NamedTuple):
-    """Where a trajectory is gone on with anew."""
+    """Where a trajectory is continued anew."""
 
     origin: int  # index of the trajectory
     step: int  # the first step to play
@@ -25,8 +26,40 @@ class BranchPoint(NamedTuple):
 
 
 class Rollouts(NamedTuple):
-    """Trajectories, what they cost, and how to go on from their steps, where that was asked for."""
+    """Trajectories, what they cost, and how to continue from their steps, where that was asked for."""
 
     trajectories: list[Trajectory]
     usage: Usage
     memory: Any = None
+
+
+class Experience(NamedTuple):
+    """What one iteration learns from: a batch, what it cost by the names of metrics, and its records."""
+
+    batch: StepBatch
+    report: dict[str, Any]
+    trajectories: Callable[[], Sequence[Trajectory]]  # made when they are asked for
+
+
+def add_usage(one: Usage, other: Usage) -> Usage:
+    """That of both."""
+    return Usage(*(a + b for a, b in zip(one, other, strict=True)))
+
+
+def token_report(usage: Usage, first: Usage | None = None) -> dict[str, float]:
+    """Tokens of a rollout by the names of metrics: read, sampled, and found in the cache.
+
+    Args:
+        usage: of all.
+        first: of what began anew, where the others are branches.
+    """
+    report = {
+        "token/prefilled": float(usage.prefilled),
+        "token/decoded": float(usage.decoded),
+        "token/reused": float(usage.reused),
+    }
+    if first is not None:
+        decoded = float(usage.decoded)
+        report["branch/decoded_frac"] = (decoded - float(first.decoded)) / max(decoded, 1.0)
+        report["branch/prefill_tokens_saved"] = float(usage.reused) - float(first.reused)
+    return report

@@ -14,7 +14,7 @@ from steprl.envs import Env
 from steprl.rollout.contexts import Context
 from steprl.rollout.host import HostPlayer
 from steprl.rollout.records import collate, pack
-from steprl.rollout.rollouts import BranchPoint, Rollouts
+from steprl.rollout.rollouts import BranchPoint, Experience, Rollouts
 from steprl.rollout.trees import collate_trees
 from steprl.sampling import Sampling
 from steprl.sharding import shard_rows
@@ -37,6 +37,8 @@ class Player(NamedTuple):
     collate(trajectories) -> StepBatch, a row each
     collate_groups(groups of trajectories, rows) -> StepBatch with a tree: so many rows a group, empty
         ones where it has fewer; what rows of a group share is computed once
+    gather(plan, sampling) -> the function (params, key, task_N, sample_N, before) -> Experience where
+        rollouts and their branches are one program; None: `branching.host_gather` does it by the others
     """
 
     play: Callable[..., StepBatch]
@@ -51,7 +53,7 @@ class Player(NamedTuple):
     branch: Callable[..., Rollouts] | None = None
     collate: Callable[[Sequence[Trajectory]], StepBatch] | None = None
     collate_groups: Callable[[Sequence[Sequence[Trajectory]], int], StepBatch] | None = None
-    on_device: bool = False  # `play` is one program, better than its halves
+    gather: Callable[..., Callable[..., Experience]] | None = None
 
 
 def text_player(

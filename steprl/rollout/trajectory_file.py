@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from steprl.types import Step, Trajectory
+from steprl.types import Parent, Step, Trajectory
 
 
 def write_trajectories(
@@ -50,14 +50,19 @@ def read_trajectories(path: Path) -> list[Trajectory]:
 
 
 def _head(trajectory: Trajectory, number: int) -> dict[str, Any]:
-    parent = None if trajectory.parent is None else list(trajectory.parent)
+    task, parent = trajectory.task, trajectory.parent
     return {
-        "traj_id": f"{trajectory.task}-{trajectory.sample}",
-        "parent_id": parent,
+        "traj_id": f"{task}-{trajectory.sample}",
+        "parent_id": None if parent is None else f"{task}-{parent.origin}",
+        "parent": None if parent is None else _of_parent(parent),
         "task": trajectory.task,
         "sample": trajectory.sample,
         "step": number,
     }
+
+
+def _of_parent(parent: Parent) -> dict[str, Any]:
+    return {name: x for name, x in parent._asdict().items() if name != "origin"}
 
 
 def _of_step(step: Step) -> dict[str, Any]:
@@ -97,12 +102,15 @@ def _trajectory(rows: list[dict[str, Any]]) -> Trajectory:
         )
         for row in rows
     )
-    last, parent = rows[-1], rows[-1]["parent_id"]
+    last = rows[-1]
+    parent = None
+    if last["parent_id"] is not None:
+        parent = Parent(int(last["parent_id"].rsplit("-", 1)[1]), **last["parent"])
     return Trajectory(
         last["task"],
         last["sample"],
         steps,
         last["success"],
-        None if parent is None else (parent[0], parent[1]),
+        parent,
         metrics={k: float("nan") if v is None else v for k, v in last["metrics"].items()},
     )

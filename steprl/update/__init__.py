@@ -8,7 +8,7 @@
 """
 
 from steprl.update.loss import sample_loss
-from steprl.update.make import make_update, with_branches
+from steprl.update.make import make_update, sizes_in_rows
 from steprl.update.optimise import micro_batch_gradient, optimiser_step, passes
 from steprl.update.prepare import Metrics, Prepared, Sample, prepare
 from steprl.update.state import TrainState, carries, initial_state
@@ -26,5 +26,5 @@ __all__ = [
     "passes",
     "prepare",
     "sample_loss",
-    "with_branches",
+    "sizes_in_rows",
 ]

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from steprl.algorithms import Algorithm
+from steprl.branching import Branching, rows_per_attempt
 from steprl.carried import Seen
 from steprl.config import Config
 from steprl.models.scoring import Scores, score
@@ -110,10 +111,10 @@ def make_update(
     return update
 
 
-def with_branches(config: Config) -> Config:
-    """Mini-batches count trajectories that began anew; where each has room for a branch, rows."""
-    if config.algorithm.name != "branpo":
-        return config
+def sizes_in_rows(config: Config, branching: Branching | None) -> Config:
+    """Sizes of mini-batches count attempts at tasks; where each has further rows for its branches,
+    the update counts rows."""
+    rows = rows_per_attempt(branching)
     sizes = ("ppo_mini_batch_size", "ppo_micro_batch_size")
-    twice = {name: 2 * getattr(config.actor, name) for name in sizes}
-    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, **twice))
+    in_rows = {name: rows * getattr(config.actor, name) for name in sizes}
+    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, **in_rows))
