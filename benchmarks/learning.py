@@ -106,7 +106,7 @@ def save_credit(done: Trained, script: str) -> None:
     session, config = done.session, done.session.config
     tasks = np.arange(config.rollout.batch_size * config.rollout.n)
     split = session.player.splits[1]
-    one = pick(inspect(session.policy, session.player, done.params, config, split, tasks)[:8])
+    one = pick(inspect(session, done.params, split, tasks)[:8])
     path = record.RESULTS / f"{script}-credit.png"
     draw_credit(one, path, f"Credit of {config.algorithm.name} on {config.env.name}")
     print(f"written: {path}")

@@ -5,7 +5,8 @@ to `ALGORITHMS`; one that branches names its kind of branches there (`steprl.bra
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from steprl.branching import Branching, ByScore, Contrast, first_after_tool, sampled_nonblank
 from steprl.carried import PREVIOUS, Carry
 from steprl.config import AlgorithmConfig
+from steprl.config.import_path import call_function
 from steprl.ops import (
     appo_advantages,
     appo_reward_scale,
@@ -317,22 +319,48 @@ REQUIREMENTS = {
 }
 
 
-def algorithm(name: str, offers: tuple[str, ...] = tuple(REQUIREMENTS)) -> Algorithm:
+def algorithm(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> Algorithm:
     """The method of that name.
 
     Args:
-        name: key of `ALGORITHMS`.
-        offers: what the run has, of the keys of `REQUIREMENTS`; everything by default.
+        name: key of `ALGORITHMS`, or `package.module:function`, which returns an `Algorithm`.
+        options: arguments of that function, as in `algorithm.options`.
 
     Raises:
-        ValueError: no such method, or the run lacks what it needs.
+        ValueError: no such method, or no such function, or it returns something else.
     """
+    if ":" in name:
+        method = call_function(name, options, "algorithm")
+        if not isinstance(method, Algorithm):
+            raise ValueError(
+                f"algorithm.name={name!r} returned {type(method).__name__}; expected a "
+                "steprl.algorithms.Algorithm"
+            )
+        return method
     if name not in ALGORITHMS:
         near = difflib.get_close_matches(name, ALGORITHMS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(ALGORITHMS)}"
-        raise ValueError(f"algorithm.name={name!r} is unknown: {hint}")
+        raise ValueError(
+            f"algorithm.name={name!r} is unknown: {hint}, or your own as package.module:function"
+        )
+    if options:
+        raise ValueError("algorithm.options are for a method of your own, package.module:function")
+    return ALGORITHMS[name]
+
+
+def check_needs(method: Algorithm, name: str, offers: Sequence[str]) -> None:
+    """Raises ValueError where a run lacks what its method needs.
+
+    Args:
+        name: of the method, for the message.
+        offers: what the run has, of the keys of `REQUIREMENTS`.
+    """
+    unknown = [need for need in method.needs if need not in REQUIREMENTS]
+    if unknown:
+        raise ValueError(
+            f"algorithm.name={name} needs {unknown[0]!r}; needs are {', '.join(REQUIREMENTS)}"
+        )
     # The last need is the one that is hardest to provide: say that one.
-    for need in reversed(ALGORITHMS[name].needs):
+    for need in reversed(method.needs):
         if need not in offers:
             raise ValueError(f"algorithm.name={name} {REQUIREMENTS[need]}")
-    return ALGORITHMS[name]

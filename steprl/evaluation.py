@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from steprl.algorithms import algorithm
 from steprl.config import Config, EvalConfig
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.models.scoring import score
 from steprl.rollout import Player, trajectories
 from steprl.sampling import Sampling
-from steprl.types import Params, Policy, StepBatch, Trajectory
+from steprl.session import Session
+from steprl.types import Params, StepBatch, Trajectory
 
 PANEL_KEY = 20_260_101
 """Seed of evaluation: the same for all runs, so that curves can be laid over each other."""
@@ -124,10 +124,8 @@ class Inspected(NamedTuple):
 
 
 def inspect(
-    policy: Policy,
-    player: Player,
+    session: Session,
     params: Params,
-    config: Config,
     split: str,
     task_N: np.ndarray,
     temperature: float | None = None,
@@ -137,17 +135,17 @@ def inspect(
     Args:
         temperature: of sampling, None for that of the evaluation.
     """
+    config, player, method = session.config, session.player, session.method
     warm = config.eval.temperature if temperature is None else temperature
     batch = player.play(
         params, jax.random.key(PANEL_KEY), task_N, np.zeros(len(task_N), np.int32),
         Sampling(warm), split=split,
     )  # fmt: skip
     raw = dataclasses.replace(config.algorithm, norm_adv=False)
-    method = algorithm(config.algorithm.name)
 
     @jax.jit
     def credit_of(params: Params, batch: StepBatch) -> Any:
-        value_NT = score(policy, params, batch, config.rollout.temperature).value_NT
+        value_NT = score(session.policy, params, batch, config.rollout.temperature).value_NT
         return value_NT, method.credit(batch, value_NT, raw).advantage_NT
 
     value_NT, advantage_NT = jax.device_get(credit_of(params, batch))

@@ -20,7 +20,7 @@ Gather = Callable[[TrainState, jax.Array, np.ndarray, np.ndarray], Experience]
 def make_gather(session: Session) -> Gather:
     """The rollouts of the session's method, with the branches that it asks for."""
     config, player, method = session.config, session.player, session.method
-    size = session.model.vocab_size if method.branching else 0
+    size = session.vocab_size if method.branching else 0
     texts = [player.tokenizer.decode([token]) for token in range(size)]
     plan = make_plan(config, method.branching, session.policy, texts)
     sampling = sampling_of(config.rollout)

@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from steprl.checkpoint import Checkpointer, latest_step, restore
-from steprl.config import Config
 from steprl.metrics import MetricWriter, truncate_after
 from steprl.models.scoring import score
 from steprl.optimizer import combine, make_sft_optimizer, split_trainable
-from steprl.rollout import Player
+from steprl.session import Session
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params, Policy, StepBatch
 from steprl.update import TrainState
@@ -57,11 +55,8 @@ def make_sft_update(
 
 
 def warm_start(
-    policy: Policy,
-    player: Player,
+    session: Session,
     params: Params,
-    config: Config,
-    mesh: Mesh,
     run: Path,
     on_step: Callable[[int, dict[str, float]], bool],
 ) -> Params:
@@ -78,17 +73,17 @@ def warm_start(
     Raises:
         FloatingPointError: a loss was not finite; the last good state is saved.
     """
-    sft = config.sft
-    demonstrate = player.demonstrate
+    config, mesh = session.config, session.mesh
+    sft, demonstrate = config.sft, session.player.demonstrate
     if demonstrate is None:
         raise ValueError("sft.steps: the environment shows no demonstrations; set sft.data")
     optimizer = make_sft_optimizer(sft)
     trainable, _ = split_trainable(params, config.model.freeze)
     state = TrainState(params, optimizer.init(trainable), jnp.zeros((), jnp.int32))
-    shardings = state_shardings(state, mesh)
+    shardings = state_shardings(state, mesh, session.rules)
     state = jax.device_put(state, shardings)
     update = jax.jit(
-        make_sft_update(policy, optimizer, config.model.logprob_chunk, config.model.freeze),
+        make_sft_update(session.policy, optimizer, config.model.logprob_chunk, config.model.freeze),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )

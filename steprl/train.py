@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from steprl.checkpoint import Checkpointer, latest_step, restore
+from steprl.config import load_config
 from steprl.evaluation import evaluate_all
 from steprl.experience import make_gather
 from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
@@ -61,6 +62,7 @@ def train(
         raise ValueError(
             "trainer.total_training_steps=0: there is nothing to train; use `steprl sft`"
         )
+    _check_names(session, run)
     with CompilationCounter() as compiled, interrupts() as interrupted:
         if latest_step(run / "checkpoints") is None:
             params = run_warm_start(session, run, watch, interrupted)
@@ -68,6 +70,21 @@ def train(
             params = abstract_params(session)
         params = _reinforce(session, run, params, watch, interrupted, compiled)
         return params, sorted(compiled.names.elements())
+
+
+def _check_names(session: Session, run: Path) -> None:
+    """The settings in the run's directory name what is trained there."""
+    saved = run / "config.resolved.yaml"
+    if not saved.is_file():
+        return
+    before = load_config(saved)
+    for section in ("env", "model", "algorithm"):
+        old, new = (getattr(one, section).name for one in (before, session.config))
+        if old != new:
+            raise ValueError(
+                f"{saved} says {section}.name={old}, and the session has {new}: open the run with the "
+                "settings of the session, open_run(session.config)"
+            )
 
 
 def run_warm_start(
@@ -86,7 +103,7 @@ def run_warm_start(
         return interrupted()
 
     params = initial_params(session)
-    return warm_start(session.policy, session.player, params, config, session.mesh, run, on_step)
+    return warm_start(session, params, run, on_step)
 
 
 def _reinforce(
@@ -109,7 +126,7 @@ def _reinforce(
         return initial_state(params, optimizer, config, method)
 
     shapes = jax.eval_shape(fresh, params)
-    shardings = state_shardings(shapes, mesh)
+    shardings = state_shardings(shapes, mesh, session.rules)
     folder = run / "checkpoints"
     if latest_step(folder) is None:
         state = jax.jit(fresh, out_shardings=shardings)(params)
@@ -182,7 +199,8 @@ def _due(iteration: int, frequency: int) -> bool:
 
 
 def _meta(session: Session) -> dict[str, Any]:
-    return {"phase": "rl", "model": session.model.__dict__, "env": session.config.env.name}
+    model = session.config.model.name if session.model is None else session.model.__dict__
+    return {"phase": "rl", "model": model, "env": session.config.env.name}
 
 
 class _Clock:

@@ -62,10 +62,8 @@ def _rollout(options: argparse.Namespace, console: Console) -> int:
     rows = -(-options.n // session.mesh.size) * session.mesh.size
     tasks = np.arange(options.first, options.first + rows)
     seen = inspect(
-        session.policy,
-        session.player,
+        session,
         params,
-        session.config,
         split,
         tasks,
         0.0 if options.greedy else None,

@@ -48,7 +48,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     if config.trainer.total_training_steps == 0:
         raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
     session = setup(config)
-    run = open_run(config, options.resume, options.overwrite)
+    run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
     with Watch(console) as watch:
         try:
@@ -72,7 +72,7 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     if config.sft.steps == 0:
         raise ConfigError("sft.steps=0: there is nothing to do")
     session = setup(config)
-    run = open_run(config, options.resume, options.overwrite)
+    run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
     with Watch(console) as watch, interrupts() as interrupted:
         try:
@@ -136,7 +136,7 @@ def _finish(session, run: Path, params, console: Console) -> None:  # type: igno
     measured = [row for row in rows if "eval/success_rate" in row]
     split = session.player.splits[1]
     tasks = np.arange(config.rollout.batch_size * config.rollout.n)
-    one = pick(inspect(session.policy, session.player, params, config, split, tasks)[:8])
+    one = pick(inspect(session, params, split, tasks)[:8])
     console.print(transcript(one, f"a sample: {split} task {one.trajectory.task}"))
     title = f"{config.algorithm.name} on {config.env.name}"
     curves = plot_learning_curves(rows, run / "plots" / "learning_curves.png", title)

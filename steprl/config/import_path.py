@@ -9,6 +9,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+GIVEN = "python"
+"""In place of the module where a value was given in Python, such as `python:MyEnvironment`."""
+
+
+def name_of_value(value: Any) -> str:
+    """What stands in the settings of a run for a value that was given in Python."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{GIVEN}:{named.__qualname__.replace('<', '').replace('>', '')}"
+
 
 def find_function(name: str, setting: str) -> Callable[..., Any]:
     """The function at an import path.
@@ -24,6 +33,11 @@ def find_function(name: str, setting: str) -> Callable[..., Any]:
         ValueError: there is no such module or function, or the import fails.
     """
     module_name, _, path = name.partition(":")
+    if module_name == GIVEN:
+        raise ValueError(
+            f"{setting}={name!r} was given to `steprl.session.setup` as a value: only a Python process "
+            "that gives it again can use this run"
+        )
     parts = [*module_name.split("."), *path.split(".")]
     is_file = "/" in module_name or module_name.endswith(".py")
     if is_file or not all(part.isidentifier() for part in parts):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from steprl.algorithms import Algorithm, algorithm
+from steprl.algorithms import Algorithm, algorithm, check_needs
 from steprl.branching import initial_attempts, make_plan
 from steprl.config import Config
 from steprl.envs.games import Game
@@ -101,7 +101,9 @@ def make_program(
     if policy is not None:
         check_policy(policy, len(tokenizer))
     policy = policy or make_policy(_shape(config, len(tokenizer)))
-    method = method or algorithm(config.algorithm.name, _offers(config, policy))
+    if method is None:
+        method = algorithm(config.algorithm.name, config.algorithm.options)
+    check_needs(method, config.algorithm.name, _offers(config, policy))
     texts = [detokenize(tokenizer, [token]) for token in range(len(tokenizer))]
     gather = _make_gather(config, policy, method, texts, game)
     rows = config.rollout.batch_size * config.rollout.n

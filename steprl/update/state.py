@@ -44,7 +44,7 @@ def initial_state(
         config: settings of the run.
         method: that the update will use; by default the one that `algorithm.name` names.
     """
-    method = method or algorithm(config.algorithm.name)
+    method = method or algorithm(config.algorithm.name, config.algorithm.options)
     trainable, _ = split_trainable(params, config.model.freeze)
     carried = {one.name: one.init(trainable, config) for one in carries(method, config)}
     carried |= initial_reward_states(config.algorithm)

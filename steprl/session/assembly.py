@@ -1,0 +1,93 @@
+"""The one door of trainers: from settings, and what is given in their place, to a session."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from steprl.algorithms import Algorithm, algorithm
+from steprl.config import Config
+from steprl.config.import_path import name_of_value
+from steprl.envs.opening import open_suite
+from steprl.envs.suite import suite_of
+from steprl.models import (
+    DecoderConfig,
+)
+from steprl.optimizer import split_trainable
+from steprl.rollout import make_player
+from steprl.session.checks import check_loggers, check_method, check_player, check_rows
+from steprl.session.language import decoder_policy, language_of, own_policy, own_tokenizer
+from steprl.session.session import Session
+from steprl.sharding import (
+    PARAMETER_RULES,
+    Rules,
+    make_mesh,
+    notice_replicated,
+)
+
+
+def setup(
+    config: Config,
+    *,
+    env: Any = None,
+    policy: Any = None,
+    method: Algorithm | None = None,
+    tokenizer: Any = None,
+    rules: Rules = PARAMETER_RULES,
+) -> Session:
+    """Builds mesh, model, environment and method; checks all that can be checked before computing.
+
+    Args:
+        config: all settings. What is given as a value takes the place of what they name; the settings
+            of the session say so.
+        env: see `steprl.envs.suite.suite_of`, in place of `env.name`.
+        policy: see `steprl.models.modules.as_policy`, in place of the decoder of `model`.
+        method: in place of `algorithm.name`.
+        tokenizer: of `policy`; None takes that of the environment's own language, or of `model.path`.
+        rules: where parameters lie on the mesh, in place of `PARAMETER_RULES`; what no rule covers is
+            replicated.
+
+    Raises:
+        ValueError: the settings do not fit each other or the devices, or what was given breaks its
+            contract.
+        TypeError: what was given is something else.
+    """
+    config = _with_names(config, env, policy, method)
+    if method is None:
+        method = algorithm(config.algorithm.name, config.algorithm.options)
+    elif not isinstance(method, Algorithm):
+        kind = type(method).__name__
+        raise TypeError(f"method is {kind}: give a steprl.algorithms.Algorithm")
+    is_own = policy is not None or config.model.name is not None
+    if not is_own:
+        check_method(config, method, config.model.value_head != "none")
+    check_loggers(config)
+    mesh = make_mesh(config.mesh)
+    check_rows(config, mesh)
+    suite = open_suite(config.env) if env is None else suite_of(env, config.env.game)
+    model: DecoderConfig | None = None
+    load = None
+    if is_own:
+        tokenizer = own_tokenizer(config, suite) if tokenizer is None else tokenizer
+        policy = own_policy(config, policy, len(tokenizer))
+        check_method(config, method, policy.value is not None)
+    else:
+        model, tokenizer, load = language_of(config, suite)
+        policy = decoder_policy(config, model)
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    # Says now what is wrong with model.freeze and model.lora.target.
+    split_trainable(shapes, config.model.freeze)
+    notice_replicated(shapes, mesh, rules)
+    player = make_player(suite, config, policy, mesh, tokenizer)
+    check_player(config, suite, player)
+    return Session(config, mesh, model, policy, suite, player, method, load, rules)
+
+
+def _with_names(config: Config, env: Any, policy: Any, method: Any) -> Config:
+    """The settings, with names that say what was given as a value."""
+    for section, value in (("env", env), ("model", policy), ("algorithm", method)):
+        if value is not None:
+            shown = value.credit if isinstance(value, Algorithm) else value
+            part = dataclasses.replace(getattr(config, section), name=name_of_value(shown))
+            config = dataclasses.replace(config, **{section: part})
+    return config

@@ -1,0 +1,76 @@
+"""Settings that do not fit each other, the devices or the environment are refused here."""
+
+import importlib.util
+
+from jax.sharding import Mesh
+
+from steprl.algorithms import Algorithm, check_needs
+from steprl.branching import initial_attempts, keeps_groups
+from steprl.config import Config
+from steprl.envs.suite import Suite
+from steprl.rollout import Player
+
+
+def check_loggers(config: Config) -> None:
+    for backend, package in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
+        if backend in config.trainer.logger and importlib.util.find_spec(package) is None:
+            raise ValueError(f"trainer.logger: {backend} was asked for, so `pip install {package}`")
+
+
+def check_rows(config: Config, mesh: Mesh) -> None:
+    rows = config.rollout.batch_size * config.rollout.n
+    for name, size in (
+        ("rollout.batch_size * rollout.n", rows),
+        ("actor.ppo_mini_batch_size", config.actor.ppo_mini_batch_size),
+        ("sft.batch_size", config.sft.batch_size),
+    ):
+        if size % mesh.size:
+            raise ValueError(
+                f"{name}={size} must be a multiple of the {mesh.size} devices of the mesh"
+            )
+
+
+def check_player(config: Config, suite: Suite, player: Player) -> None:
+    if config.sft.steps and config.sft.data is None and player.demonstrate is None:
+        raise ValueError(
+            f"sft.steps={config.sft.steps}: env.name={config.env.name} shows no demonstrations; set "
+            "sft.data to a file of conversations, or sft.steps=0"
+        )
+    if config.algorithm.bootstrap_truncated and suite.context == "rebuild":
+        raise ValueError(
+            "algorithm.bootstrap_truncated asks the critic about what no step has read, which is not "
+            f"kept where contexts are rebuilt: turn it off, or let env.name={config.env.name} extend them "
+            "(context=extend)"
+        )
+
+
+def check_method(config: Config, method: Algorithm, critic: bool) -> None:
+    """The run gives the method what it needs, and its settings fit the method."""
+    name = config.algorithm.name
+    offers = ["anchors"] + ["critic"] * critic + ["group"] * (config.rollout.n > 1)
+    check_needs(method, name, offers)
+    _check_branches(config, method)
+    if config.algorithm.bootstrap_truncated and "critic" not in method.needs:
+        raise ValueError(
+            f"algorithm.bootstrap_truncated asks the critic, and {name} trains none: "
+            "use steppo or ppo, or turn it off"
+        )
+    if config.algorithm.filter_groups and "group" not in method.needs:
+        raise ValueError(
+            f"algorithm.filter_groups leaves out groups of attempts, and {name} "
+            "compares none: turn it off"
+        )
+
+
+def _check_branches(config: Config, method: Algorithm) -> None:
+    """Attempts are left for branches, and mini-batches keep those together that share tokens."""
+    n = config.rollout.n
+    initial_attempts(method.branching, config.algorithm.branch, n)
+    if not keeps_groups(method.branching):
+        return
+    for name in ("ppo_mini_batch_size", "ppo_micro_batch_size"):
+        if (size := getattr(config.actor, name)) % n:
+            raise ValueError(
+                f"actor.{name}={size} would part attempts that share tokens: use a multiple of "
+                f"rollout.n={n}"
+            )
