@@ -295,7 +295,7 @@ def test_the_order_of_rows_and_branches_does_not_matter(seed):
     batch = dual_group_batch(seed)
     rng = np.random.default_rng(seed + 1)
     order, metas = rng.permutation(ROW_COUNT), rng.permutation(12)
-    moved = {n: batch[n][order] for n in batch if n.endswith(("_n", "_nt"))}
+    moved = {n: batch[n][order] for n in batch if n.endswith(("_n", "where"))}
     now_at = np.argsort(order)
     for name in ("origin_b", "branch_b"):
         row = batch[name]
