@@ -243,7 +243,8 @@ def test_steppo_with_one_step_a_row_is_gspo():
 
 @pytest.mark.parametrize("level", ops.LEVELS)
 def test_by_default_every_unit_with_a_ratio_weighs_the_same(level):
-    batch, ids = random_batch(spread=1.0), jnp.array(IDS)
+    batch, ids = random_batch(spread=1.0), np.array(IDS)
+    ids[2, 3] = -1  # rows, steps and tokens all weigh otherwise
     own = {"token": "token-mean", "step": "step-mean-token-mean", "sequence": "seq-mean-token-mean"}
     losses = {
         r: float(ops.policy_loss(*batch, ids, level=level, reduction=r)[0]) for r in own.values()

@@ -254,7 +254,7 @@ def dual_group_batch(seed):
         "group_ids_n": rng.integers(0, GROUPS, ROW_COUNT),
         "num_groups": GROUPS,
         "is_initial_n": rng.random(ROW_COUNT) < 0.5,
-        "mask_nt": rng.random((ROW_COUNT, T)) < 0.8,
+        "where": rng.random((ROW_COUNT, T)) < 0.8,
         "origin_b": rng.integers(-1, ROW_COUNT + 1, 12),
         "branch_b": rng.integers(-1, ROW_COUNT + 1, 12),
         "token_b": rng.integers(-1, T + 2, 12),
@@ -273,7 +273,7 @@ def expected_advantages(batch, kind):
     metas = list(zip(batch["origin_b"], batch["branch_b"], batch["token_b"], strict=True))
     good = [m for m in metas if 0 <= m[1] < ROW_COUNT and not initial[m[1]] and m[2] >= 0]
     for n in np.flatnonzero(initial):
-        for t in np.flatnonzero(batch["mask_nt"][n]):
+        for t in np.flatnonzero(batch["where"][n]):
             shared = [a[branch] for origin, branch, token in good if origin == n and t <= token]
             out[n, t] = a[n] + (np.mean(shared) if shared else 0)
     return out
@@ -286,7 +286,7 @@ def test_advantages_equal_loops_over_rows_tokens_and_branches(seed, kind):
     ours = np.asarray(advantages(**batch, kind=kind))
     np.testing.assert_allclose(ours, expected_advantages(batch, kind), **CLOSE)
     np.testing.assert_array_equal(ours[~batch["is_initial_n"]], 0)
-    np.testing.assert_array_equal(ours[~batch["mask_nt"]], 0)
+    np.testing.assert_array_equal(ours[~batch["where"]], 0)
 
 
 @FEW
@@ -295,7 +295,7 @@ def test_the_order_of_rows_and_branches_does_not_matter(seed):
     batch = dual_group_batch(seed)
     rng = np.random.default_rng(seed + 1)
     order, metas = rng.permutation(ROW_COUNT), rng.permutation(12)
-    moved = {n: batch[n][order] for n in batch if n.endswith(("_n", "_nt"))}
+    moved = {n: batch[n][order] for n in batch if n.endswith(("_n", "where"))}
     now_at = np.argsort(order)
     for name in ("origin_b", "branch_b"):
         row = batch[name]
