@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from steprl.algorithms import (
     ALGORITHMS,
-    LACKS,
+    REQUIREMENTS,
     Algorithm,
     Credit,
     algorithm,
@@ -366,8 +366,8 @@ def test_what_a_run_cannot_give_is_said_before_it_begins(settings, message):
 def test_the_table_says_what_each_method_is():
     """A reduction that exists, needs that can be told, a ratio level; nine methods need no branches."""
     for name, method in ALGORITHMS.items():
-        assert method.reduction in REDUCTIONS and set(method.needs) <= {*LACKS, "branches"}, name
-    assert sum("branches" not in method.needs for method in ALGORITHMS.values()) == 9
+        assert method.reduction in REDUCTIONS and set(method.needs) <= {*REQUIREMENTS}, name
+    assert sum(method.branching is None for method in ALGORITHMS.values()) == 9
 
 
 # Branching methods on rows that did not branch

@@ -121,7 +121,7 @@ def test_the_example_of_the_page_on_branching_runs():
     scope: dict = {}
     exec(compile(code, "docs/branching.md", "exec"), scope)
     first, *others = scope["branches"].trajectories
-    assert len(others) == 4 and first.parent == (3, 1)
+    assert len(others) == 4 and first.parent == (1, 1, 2, 0.0, 0)
     assert all([s.action for s in one.steps] == [s.action for s in first.steps] for one in others)
 
 

@@ -1,5 +1,6 @@
 """Evaluation on a fixed panel: attempts, intervals, and what the environment measures."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -12,7 +13,7 @@ from steprl.evaluation import evaluate
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.rollout import Player, collate, read_trajectories, write_trajectories
 from steprl.sampling import Sampling
-from steprl.types import Step, Trajectory
+from steprl.types import Parent, Step, Trajectory
 
 
 def trajectory(task, sample, success, f1, steps=1):
@@ -91,10 +92,14 @@ def test_what_the_environment_measures_is_printed():
 
 def test_trajectories_come_back_from_their_file(tmp_path):
     made = [trajectory(4, 0, True, 0.5, steps=2), trajectory(4, 1, False, float("nan"))]
+    parents = [Parent(0, 1, preference=-1), Parent(0, 1, 2, 0.1, 1)]
+    pairs = zip(made, parents, strict=True)
+    made = [dataclasses.replace(one, parent=parent) for one, parent in pairs]
     write_trajectories(tmp_path / "trajectories" / "step_1.jsonl", made, policy_version=0, seed=7)
     file = tmp_path / "trajectories" / "step_1.jsonl"
     assert "NaN" not in file.read_text()
     found = read_trajectories(file)
+    assert [one.parent for one in found] == parents
     assert found[0].metrics == {"f1": 0.5} and np.isnan(found[1].metrics["f1"])
     assert [(t.task, t.sample, t.success, len(t.steps)) for t in found] == [
         (4, 0, True, 2), (4, 1, False, 1),

@@ -1,6 +1,6 @@
 """Every method trains in one program, as it does with rollouts on the host."""
 
-import functools
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from steprl.algorithms import ALGORITHMS, Algorithm, algorithm, step_credit
+from steprl.branching import Plan
 from steprl.config import MeshConfig
-from steprl.envs.opening import open_suite
+from steprl.envs.games import text_game
+from steprl.envs.opening import open_game
 from steprl.laboratory import make_program
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
 from steprl.ops import nonblank_tokens
 from steprl.optimizer import make_optimizer
-from steprl.rollout.branching import grow_branpo, grow_by_score, grown_batch
-from steprl.rollout.player import make_player
-from steprl.sampling import Sampling
+from steprl.rollout import text_player
+from steprl.rollout.branching import grow
+from steprl.rollout.contexts import plain_context
 from steprl.sharding import make_mesh
 from steprl.update import make_update, sizes_in_rows
 from tests.lock import assert_close, key_of, lab, moved, table_policy, trains
@@ -51,7 +53,7 @@ OTHERS = tuple(name for name in ALGORITHMS if name not in KINDS)
 )
 def test_every_method_trains(name):
     _, metrics = check_training(trains(f"algorithm.name={name}"))
-    branches = "branches" in ALGORITHMS[name].needs
+    branches = ALGORITHMS[name].branching is not None
     assert (metrics["branch/count"].sum() > 0) == branches
 
 
@@ -69,9 +71,9 @@ def test_a_method_of_ones_own_trains():
 HOPS = table_policy(jnp.asarray(markov_table(4, 0.05)))
 
 
-def ratio_of(state, batch):
+def ratio_of(params, before, batch):
     """Log-prob of each token now, less that before the last update."""
-    previous = state.carried["previous"]["decoder"]["table"]
+    previous = before["decoder"]["table"]
     tokens = np.asarray(batch.tokens_NT)
     logprob = jax.nn.log_softmax(previous)[np.roll(tokens, 1, axis=1), tokens]
     return jnp.where(batch.step_ids_NT >= 0, batch.logprob_NT - logprob, 0.0)
@@ -79,30 +81,28 @@ def ratio_of(state, batch):
 
 def on_the_host(config, state, key):
     """The rollouts of the second iteration: a batch, success of the originals, tokens, branches."""
-    suite, name = open_suite(config.env), config.algorithm.name
-    mesh, tokenizer = (
-        make_mesh(MeshConfig(), jax.devices()[:1]),
-        phrase_tokenizer(suite.vocabulary),
+    game, mesh = open_game(config.env), make_mesh(MeshConfig(), jax.devices()[:1])
+    tokenizer = phrase_tokenizer(game.vocabulary)
+    env, method = game.make(False), ALGORITHMS[config.algorithm.name]
+    rollout = dataclasses.replace(config.rollout, response_length=env.action_width)
+    text = {"train": text_game(game)}
+    player = text_player(
+        text, plain_context(tokenizer), tokenizer, HOPS, mesh, rollout, env.max_steps
     )
-    player = make_player(suite, config, HOPS, mesh, tokenizer)
     task_key, play_key, _ = jax.random.split(key, 3)
     first = int(jax.random.randint(task_key, (), 0, 2**30)) + config.rollout.batch_size
     task_N = (first + np.arange(12) // 4).astype(np.int32)
     rows = (state.params, play_key, task_N, np.arange(12, dtype=np.int32) % 4)
-    if name == "steppo":
+    if method.branching is None:
         batch = player.play(*rows)
         return batch, np.mean(batch.success_N), np.sum(np.asarray(batch.step_ids_NT) >= 0), 0
-    branch, gamma = config.algorithm.branch, config.algorithm.gamma
-    if name == "branpo":
-        grown, originals = grow_branpo(player, *rows, Sampling(), branch), 1
-    else:
-        size = len(tokenizer)
-        nonblank = nonblank_tokens([detokenize(tokenizer, [token]) for token in range(size)])
-        ratio = functools.partial(ratio_of, state)
-        grown = grow_by_score(player, *rows, Sampling(), branch, name, nonblank, gamma, ratio)
-        originals = 2
-    success = np.mean([one.success for group in grown.groups for one in group[:originals]])
-    batch = grown_batch(player, grown, mesh)
+    nonblank = nonblank_tokens([detokenize(tokenizer, [token]) for token in range(env.vocab_size)])
+    algorithm = config.algorithm
+    plan = Plan(nonblank, algorithm.gamma, method.branching, algorithm.branch, 4, ratio_of)
+    grown = grow(player, plan, *rows, before=state.carried.get("previous"))
+    originals = [one for group in grown.groups for one in group if one.parent.origin == one.sample]
+    success = np.mean([one.success for one in originals])
+    batch = player.collate_groups(grown.groups, grown.rows)
     return batch, success, grown.usage.decoded, grown.report["branch/count"]
 
 

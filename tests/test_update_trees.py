@@ -68,7 +68,7 @@ def branches_of(played, tokens_NT):
             found.append(
                 Branches(n, 1, -1, 0.0, 0)
                 if one.parent is None
-                else Branches(m * ROWS, one.parent[1], alike - 1, 0.5 + n % 3, n % 3 - 1)
+                else Branches(m * ROWS, one.parent.step, alike - 1, 0.5 + n % 3, n % 3 - 1)
             )
     columns = zip(*found, strict=True)
     types = (np.int32, np.int32, np.int32, np.float32, np.int32)

@@ -211,8 +211,9 @@ def answer(
 def batch_of_steps(
     env: DeviceEnv, prompt_NP: jax.Array, steps: DeviceStep, task_N: jax.Array, sample_N: jax.Array
 ) -> StepBatch:
-    """The batch of prompts and what happened after them, [S, N, ...]."""
+    """The batch of prompts and what happened after them, [S, N, ...]; a row without a step is empty."""
     rows = prompt_NP.shape[0]
+    prompt_NP = jnp.where(steps.alive[0][:, None], prompt_NP, 0)
 
     def layout(prompt: jax.Array, action: jax.Array, observation: jax.Array) -> jax.Array:
         blocks = jnp.concatenate([action, observation], axis=2)  # [S, N, A + O, ...]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from steprl.ops import pack_support
-from steprl.types import Step, Trajectory
+from steprl.types import Parent, Step, Trajectory
 
 VOCAB = 20
 
@@ -25,7 +25,7 @@ def random_step(rng, observation, action, fresh=False, sets=False):
     )  # fmt: skip
 
 
-def trajectory(rng, task, steps, first, rebuilt=False, sets=False, parent=None):
+def trajectory(rng, task, steps, first, rebuilt=False, sets=False, parent=None, sample=0):
     """Goes on from the steps `first`. A rebuilt context repeats some of the one before it."""
     steps_, context = list(first), np.zeros(0, np.int32)
     for step in first:
@@ -44,15 +44,16 @@ def trajectory(rng, task, steps, first, rebuilt=False, sets=False, parent=None):
         steps_.append(one)
     steps_[-1] = dataclasses.replace(steps_[-1], terminated=bool(rng.integers(2)), truncated=True)
     final = rng.integers(1, VOCAB, rng.integers(0, 3)).astype(np.int32)
-    return Trajectory(task, 0, tuple(steps_), False, parent, final_observation_ids=final)
+    return Trajectory(task, sample, tuple(steps_), False, parent, final_observation_ids=final)
 
 
-def branch(rng, origin, number, steps, rebuilt, sets):
+def branch(rng, origin, sample, steps, rebuilt, sets):
     """Goes on from a place of the origin, at the border of a step or within its action."""
     cut = int(rng.integers(0, len(origin.steps)))
     first = [dataclasses.replace(s, terminated=False, truncated=False) for s in origin.steps[:cut]]
     kept = int(rng.integers(0, len(origin.steps[cut].action_ids) + 1))
     if rng.random() < 0.5 or kept == 0:
+        kept = 0
         if cut == 0:  # at least the task is the same
             one = origin.steps[0]
             new = random_step(rng, 0, rng.integers(1, 5), False, sets)
@@ -71,7 +72,9 @@ def branch(rng, origin, number, steps, rebuilt, sets):
                 truncated=False,
             )
         )
-    return trajectory(rng, origin.task, steps, first, rebuilt, sets, parent=(number, cut))
+    return trajectory(
+        rng, origin.task, steps, first, rebuilt, sets, Parent(origin.sample, cut, kept), sample
+    )
 
 
 def group(rng, task, members, steps=3, rebuilt=False, sets=False, nested=True):
@@ -79,7 +82,7 @@ def group(rng, task, members, steps=3, rebuilt=False, sets=False, nested=True):
     found = [trajectory(rng, task, rng.integers(1, steps + 1), (), rebuilt, sets)]
     for _ in range(members - 1):
         number = int(rng.integers(len(found))) if nested else 0
-        new = branch(rng, found[number], number, int(rng.integers(1, steps + 1)), rebuilt, sets)
+        new = branch(rng, found[number], len(found), int(rng.integers(1, steps + 1)), rebuilt, sets)
         found.append(new if len(new.steps) <= steps else found[number])
     return found
 

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steprl.config import BranchConfig, MeshConfig
+from steprl.algorithms import ALGORITHMS
+from steprl.branching import Plan
+from steprl.config import BranchConfig
 from steprl.ops import branch_attempts, pair_branches
 from steprl.rollout import BranchPoint, Rollouts, Usage, collate
-from steprl.rollout.branching import grow_branpo, grow_by_score, grown_batch
+from steprl.rollout.branching import grow
 from steprl.rollout.text_player import Player
 from steprl.rollout.trees import collate_trees
-from steprl.sampling import Sampling
-from steprl.sharding import make_mesh
-from steprl.types import Step, Trajectory
+from steprl.types import Parent, Step, Trajectory
 
 KEY, STEPS, WORDS = jax.random.key(0), 6, 40
 
@@ -61,7 +61,7 @@ class Scripted:
             shared = origin.steps[: point.step]
             made.append(
                 ended(origin.task, point.sample, point.step + steps, reward, self.rng, shared, stop,
-                      (point.origin, point.step))
+                      Parent(origin.sample, point.step, point.token))
             )  # fmt: skip
         return Rollouts(made, Usage(decoded=len(points)))
 
@@ -72,6 +72,17 @@ class Scripted:
             lambda played: collate(played, 2 * STEPS, lengths, 5),
             lambda groups, rows: collate_trees(groups, 2 * STEPS, lengths, 5, rows),
         )  # fmt: skip
+
+
+def plan_of(method, n, settings=None, nonblank=None, log_ratio=None):
+    nonblank = np.ones(WORDS, bool) if nonblank is None else nonblank
+    return Plan(
+        nonblank, 1.0, ALGORITHMS[method].branching, settings or BranchConfig(), n, log_ratio
+    )
+
+
+def batch_of(script, grown):
+    return script.player().collate_groups(grown.groups, grown.rows)
 
 
 # ------------------------------------------------------------------ BranPO
@@ -107,7 +118,7 @@ def test_branpo_runs_the_calls_of_the_difficulty_table_until_a_pair_is_found(tas
     }  # fmt: skip
     script = Scripted(originals, lambda *place: table[place], seed)
     task_N, sample_N = np.repeat(np.arange(len(tasks)), n), np.tile(np.arange(n), len(tasks))
-    grown = grow_branpo(script.player(), {}, KEY, task_N, sample_N, Sampling(), BranchConfig())
+    grown = grow(script.player(), plan_of("branpo", n), {}, KEY, task_N, sample_N)
 
     number = 0
     for row, original in enumerate(originals):
@@ -133,14 +144,15 @@ def test_branpo_runs_the_calls_of_the_difficulty_table_until_a_pair_is_found(tas
             number += int(pair.attempts)
             if int(pair.kept) >= 0:
                 want = new[int(pair.kept)], int(pair.preference_new)
-        group, descents = grown.groups[row], grown.descents[row]
-        assert group[0] is original and descents[0].step == split
+        group = grown.groups[row]
+        parents = [one.parent for one in group]
+        assert group[0].steps is original.steps and parents[0].step == split
         assert len(group) == (2 if want else 1)
         if want:
             (size, reward, _), preference = want
             assert (len(group[1].steps) - split, group[1].total_reward) == (size, reward)
-            assert (descents[0].preference, descents[1].preference) == (-preference, preference)
-            assert descents[1].step == split and descents[1].origin == 0
+            assert [parent.preference for parent in parents] == [-preference, preference]
+            assert parents[1].step == split and parents[1].origin == original.sample
     assert len(script.asked) == number == grown.report["branch/count"]
     assert grown.usage.decoded == 100 + number  # what a branch samples counts
     assert (
@@ -154,12 +166,8 @@ def test_a_batch_of_branpo_says_who_descends_from_whom():
     rewards = [1.0, 0.0, 1.0, 0.0]
     originals = [ended(0, k, 4, reward, rng) for k, reward in enumerate(rewards)]
     script = Scripted(originals, lambda row, split, k: (2, 1.0 - rewards[row], "stop_token"))
-    grown = grow_branpo(
-        script.player(), {}, KEY, np.zeros(4, int), np.arange(4), Sampling(), BranchConfig()
-    )
-    batch = jax.device_get(
-        grown_batch(script.player(), grown, make_mesh(MeshConfig(), jax.devices()[:1]))
-    )
+    plan = plan_of("branpo", 4)
+    batch = batch_of(script, grow(script.player(), plan, {}, KEY, np.zeros(4, int), np.arange(4)))
     assert batch.task_N.shape == (8,)
     there = np.asarray(batch.mask_NS).any(axis=1)
     for row in np.flatnonzero(there):
@@ -190,21 +198,9 @@ def by_score(
     first = initial or n // 2
     script = Scripted(attempts_of(tasks, first, rng), lambda *_: (3, 1.0, "stop_token"), seed)
     task_N, sample_N = np.repeat(np.arange(tasks), n), np.tile(np.arange(n), tasks)
-    nonblank = np.ones(WORDS, bool) if nonblank is None else nonblank
-    settings = BranchConfig(initial=initial, refill=refill)
-    grown = grow_by_score(
-        script.player(),
-        {},
-        KEY,
-        task_N,
-        sample_N,
-        Sampling(),
-        settings,
-        method,
-        nonblank,
-        1.0,
-        log_ratio,
-    )
+    changed = None if log_ratio is None else lambda params, before, batch: log_ratio(batch)
+    plan = plan_of(method, n, BranchConfig(initial=initial, refill=refill), nonblank, changed)
+    grown = grow(script.player(), plan, {}, KEY, task_N, sample_N, before={})
     return script, grown, n, first
 
 
@@ -228,32 +224,32 @@ def test_attempts_may_be_left_out_where_places_are_few():
 
 def test_appo_branches_behind_the_tokens_of_highest_entropy_where_nothing_else_is_known():
     script, grown, n, first = by_score("appo", n=4, initial=3)
-    for task, group in enumerate(grown.groups):
-        descent = grown.descents[task][first]
-        origin = group[descent.origin]
+    for group in grown.groups:
+        parent = group[first].parent
+        origin = group[parent.origin]
         scored = []
         for row, one in enumerate(group[:first]):
             flat = np.concatenate([s.entropies for s in one.steps])
             z = (flat - flat.mean()) / (flat.std() + 1e-6)
             scored += [(value, row, place) for place, value in enumerate(z[:-1])]
         best = max(scored)
-        assert best[1] == descent.origin
+        assert best[1] == parent.origin
         sizes = [len(s.action_ids) for s in origin.steps]
-        place = sum(sizes[: descent.step]) + descent.token  # sampled tokens that are shared
+        place = sum(sizes[: parent.step]) + parent.token  # sampled tokens that are shared
         assert place == best[2] + 1
-        assert descent.score == pytest.approx(best[0], abs=1e-4)
+        assert parent.score == pytest.approx(best[0], abs=1e-4)
 
 
-def test_appo_looks_at_nonblank_tokens_only():
+def test_appo_looks_at_tokens_with_a_text_only():
     nonblank = np.zeros(WORDS, bool)
     nonblank[:20] = True
     script, grown, n, first = by_score("appo", nonblank=nonblank)
-    for task, group in enumerate(grown.groups):
-        for descent in grown.descents[task][first:]:
-            origin = group[descent.origin]
+    for group in grown.groups:
+        for parent in (one.parent for one in group[first:]):
+            origin = group[parent.origin]
             ids = np.concatenate([s.action_ids for s in origin.steps])
             sizes = [len(s.action_ids) for s in origin.steps]
-            assert nonblank[ids[sum(sizes[: descent.step]) + descent.token - 1]]
+            assert nonblank[ids[sum(sizes[: parent.step]) + parent.token - 1]]
 
 
 def test_appo_prefers_tokens_after_which_the_policy_has_changed():
@@ -291,19 +287,17 @@ def test_attempts_must_be_left_for_branches(initial):
 
 def test_a_batch_of_appo_says_which_token_is_the_last_shared():
     script, grown, n, first = by_score("appo")
-    batch = jax.device_get(
-        grown_batch(script.player(), grown, make_mesh(MeshConfig(), jax.devices()[:1]))
-    )
+    batch = batch_of(script, grown)
     for row in range(len(batch.task_N)):
         task, place = divmod(row, n)
-        descent = grown.descents[task][place]
-        assert batch.branches.origin_N[row] == task * n + descent.origin
+        parent = grown.groups[task][place].parent
+        assert batch.branches.origin_N[row] == task * n + parent.origin
         if place < first:
             assert batch.branches.token_N[row] == -1
             continue
-        origin = grown.groups[task][descent.origin]
+        origin = grown.groups[task][parent.origin]
         sizes = [len(s.action_ids) for s in origin.steps]
-        shared = sum(sizes[: descent.step]) + descent.token
+        shared = sum(sizes[: parent.step]) + parent.token
         active = np.flatnonzero(batch.step_ids_NT[row] >= 0)
         assert batch.branches.token_N[row] == active[shared - 1]
-        assert batch.branches.score_N[row] == np.float32(descent.score)
+        assert batch.branches.score_N[row] == np.float32(parent.score)

@@ -62,7 +62,8 @@ def test_a_branch_begins_with_what_it_shares(found, branches):
     differ = 0
     for point, one in zip(points_of(found), branches.trajectories, strict=True):
         origin = found.trajectories[point.origin]
-        assert one.parent == (point.origin, point.step) and one.task == origin.task
+        assert one.parent[:3] == (origin.sample, point.step, point.token)
+        assert one.task == origin.task and one.sample == point.sample
         assert one.steps[: point.step] == origin.steps[: point.step]
         new, old = one.steps[point.step], origin.steps[point.step]
         kept = slice(point.token)

@@ -1,5 +1,6 @@
 """Rollouts grown inside one program: row for row those that the host grows."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -9,17 +10,17 @@ import numpy as np
 import pytest
 
 from steprl.algorithms import ALGORITHMS
+from steprl.branching import Plan
 from steprl.config import AlgorithmConfig, BranchConfig, MeshConfig
-from steprl.envs.opening import open_game, open_suite
-from steprl.models.tokenizer import detokenize, phrase_tokenizer
+from steprl.envs.games import text_game
+from steprl.envs.opening import open_game
+from steprl.models.tokenizer import detokenize
 from steprl.ops import nonblank_tokens
-from steprl.rollout import attempts, with_anchors
-from steprl.rollout.branching import grow_branpo as grow_branpo_on_host
-from steprl.rollout.branching import grow_by_score as grow_by_score_on_host
-from steprl.rollout.branching import grown_batch
-from steprl.rollout.device_growth import grow_branpo, grow_by_score, grow_plain
-from steprl.rollout.player import make_player
-from steprl.sampling import Sampling
+from steprl.rollout import attempts, text_player, trajectories, with_anchors
+from steprl.rollout.anchors import with_device_anchors
+from steprl.rollout.branching import grow as grow_on_host
+from steprl.rollout.contexts import plain_context
+from steprl.rollout.device_growth import grow
 from steprl.sharding import make_mesh
 from steprl.types import Policy
 from tests.rollout.markov import decoder, markov_policy
@@ -56,7 +57,7 @@ class Grower(NamedTuple):
     order: object  # Grown -> the row of the program's batch that each trajectory should be
 
 
-def some_ratio(batch):
+def some_ratio(params, before, batch):
     """As if the policy had changed: a number of each token by what and where it is."""
     changed = 0.1 * jnp.sin(1.7 * batch.tokens_NT + batch.positions_NT)
     return jnp.where(batch.step_ids_NT >= 0, changed, 0.0).astype(jnp.float32)
@@ -64,42 +65,44 @@ def some_ratio(batch):
 
 @functools.cache
 def setting(world: World):
-    """The configuration, and the player on the host, of one device."""
+    """The game, the player of its text on the host, and parameters."""
     config = small_config(
         "env.multihop.num_entities=4", "env.multihop.max_hops=3", *world.game,
         f"actor.ppo_mini_batch_size={world.n}", f"rollout.n={world.n}",
         f"rollout.batch_size={world.tasks}",
     )  # fmt: skip
-    suite, mesh = open_suite(config.env), make_mesh(MeshConfig(), jax.devices()[:1])
-    tokenizer = phrase_tokenizer(suite.vocabulary)
-    player = make_player(suite, config, world.policy, mesh, tokenizer)
-    return open_game(config.env).make(False), player, mesh, world.policy.init(jax.random.key(0))
+    game, mesh = open_game(config.env), make_mesh(MeshConfig(), jax.devices()[:1])
+    tokenizer = phrase_tokenizer(game.vocabulary)
+    env, text = game.make(False), text_game(game)
+    length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
+    rollout = dataclasses.replace(
+        config.rollout, response_length=env.action_width, context_length=2 * length
+    )
+    player = text_player(
+        {"train": text}, plain_context(tokenizer), tokenizer, world.policy, mesh, rollout,
+        env.max_steps,
+    )  # fmt: skip
+    return env, player, world.policy.init(jax.random.key(0))
 
 
 @functools.cache
 def grower(world: World, method: str, told: bool) -> Grower:
-    env, player, mesh, params = setting(world)
+    env, player, params = setting(world)
     texts = [detokenize(player.tokenizer, [token]) for token in range(env.vocab_size)]
-    nonblank = nonblank_tokens(texts)
+    plan = Plan(
+        nonblank_tokens(texts), GAMMA, ALGORITHMS[method].branching, world.branch, world.n,
+        some_ratio if told else None,
+    )  # fmt: skip
     task_N, sample_N = (x.astype(np.int32) for x in attempts(3, world.tasks, world.n))
-    ratio = some_ratio if told else None
-    scored = (method, nonblank, GAMMA, ratio)
 
     def one(key):
-        rows = (world.policy, env, params, key, jnp.asarray(task_N), jnp.asarray(sample_N))
-        rows = (*rows, Sampling(), world.n)
-        if method == "branpo":
-            return grow_branpo(*rows, world.branch)
-        return grow_by_score(*rows, world.branch, method, jnp.asarray(nonblank), GAMMA, ratio)
+        rows = (params, key, jnp.asarray(task_N), jnp.asarray(sample_N))
+        return grow(world.policy, env, plan, *rows, before={})
 
     def host(seed):
-        rows = (player, params, jax.random.key(seed), task_N, sample_N, Sampling(), world.branch)
-        grown = (
-            grow_branpo_on_host(*rows)
-            if method == "branpo"
-            else grow_by_score_on_host(*rows, *scored)
-        )
-        return grown, jax.device_get(grown_batch(player, grown, mesh))
+        rows = (params, jax.random.key(seed), task_N, sample_N)
+        grown = grow_on_host(player, plan, *rows, before={})
+        return grown, jax.device_get(player.collate_groups(grown.groups, grown.rows))
 
     def order(grown):
         if method == "branpo":
@@ -178,7 +181,7 @@ def test_trajectories_are_those_of_the_host(world, method, told):
                 )
         others = np.setdiff1d(np.arange(len(batch.task_N)), [own for _, own in pairs])
         assert not batch.mask_NS[others].any()  # a place for a branch that was not needed
-        assert not batch.segment_ids_NT[others, batch.segment_ids_NT.shape[1] // 2 :].any()
+        assert not batch.segment_ids_NT[others].any() and not batch.tokens_NT[others].any()
         assert (batch.step_ids_NT[others] == -1).all() and not batch.reward_NS[others].any()
 
 
@@ -200,11 +203,30 @@ def test_who_descends_from_whom_is_as_on_the_host(world, method, told):
 
 
 @every_case
+def test_records_of_the_program_say_what_those_of_the_host_say(world, method, told):
+    """Each names its parent by a sample that is there, and a batch of them has the same branches."""
+    tokenizer = setting(world)[1].tokenizer
+    for seed in SEEDS[:2]:
+        grown, _, device, _ = both(world, method, told, seed)
+        told_by_host = {(one.task, one.sample): one for group in grown.groups for one in group}
+        own = [one for one in trajectories(device.batch, tokenizer) if one.steps]
+        assert {(one.task, one.sample) for one in own} == told_by_host.keys()
+        for one in own:
+            other = told_by_host[one.task, one.sample]
+            assert one.parent._replace(score=0.0) == other.parent._replace(score=0.0)
+            assert one.parent.score == pytest.approx(other.parent.score, abs=1e-4)
+            assert (one.task, one.parent.origin) in told_by_host
+            assert [s.action for s in one.steps] == [s.action for s in other.steps]
+
+
+@every_case
 def test_what_is_sampled_and_thrown_away_is_counted(world, method, told):
     for seed in SEEDS:
         grown, _, device, _ = both(world, method, told, seed)
-        assert int(device.sampled) == grown.usage.decoded
-        assert int(device.branches) == grown.report["branch/count"]
+        assert int(device.usage.decoded) == grown.usage.decoded
+        assert device.report.keys() <= grown.report.keys()
+        for name, number in device.report.items():
+            assert float(number) == pytest.approx(grown.report[name], abs=1e-4), name
 
 
 @every_case
@@ -236,18 +258,18 @@ def test_the_cases_hold_what_can_happen():
             grown, batch, *_ = both(world, "branpo", False, seed)
             played.append(grown.report["branch/count"])
             kept.append(grown.report["branch/kept"])
-            for group, descents in zip(grown.groups, grown.descents, strict=True):
-                lengths.add(len(group[0].steps))
-                for one in descents[1:]:
-                    preferences.add(one.preference)
-                    splits.add(len(group[0].steps) - one.step)
+            for original, *contrasts in grown.groups:
+                lengths.add(len(original.steps))
+                for one in contrasts:
+                    preferences.add(one.parent.preference)
+                    splits.add(len(original.steps) - one.parent.step)
     assert preferences == {-1, 1} and splits >= {1, 2, 3} and len(lengths) > 3
     assert any(k < p for k, p in zip(kept, played, strict=True)) and max(kept) >= 3
     inside = behind = places = 0
     for seed in SEEDS:
-        for descents in grower(CACHED, "appo", True).host(seed)[0].descents:
-            inside += sum(one.token > 0 for one in descents)
-            behind += sum(one.token == 0 and one.step > 0 for one in descents)
+        for group in grower(CACHED, "appo", True).host(seed)[0].groups:
+            inside += sum(one.parent.token > 0 for one in group)
+            behind += sum(one.parent.token == 0 and one.parent.step > 0 for one in group)
         grown = grower(WIDE, "arpo", False).host(seed)[0]
         places += sum(len(group) < WIDE.n for group in grown.groups)
     assert inside and behind and places
@@ -287,22 +309,24 @@ def test_anchors_part_the_steps_as_on_the_host(name):
     env = open_game(config.env).make(False)
     policy = markov_policy(4) if name == "multihop" else blind_policy(env.vocab_size)
     task_N, sample_N = (x.astype(np.int32) for x in attempts(0, 4, 6))
-    grow = jax.jit(functools.partial(grow_plain, policy, env, {}, anchors=True))
+    play = jax.jit(functools.partial(grow, policy, env, None, {}))
+    anchors = jax.jit(functools.partial(with_device_anchors, env))
     credit = jax.jit(functools.partial(ALGORITHMS["gigpo"].credit, config=AlgorithmConfig()))
     repeated, learnt = 0, False
     for seed in SEEDS:
-        grown = jax.device_get(grow(jax.random.key(seed), task_N, sample_N))
-        anchored = with_anchors(grown.batch, None)
-        own_NS, host_NS = grown.batch.anchor_NS, np.asarray(anchored.anchor_NS)
-        there = grown.batch.mask_NS
+        grown = play(jax.random.key(seed), task_N, sample_N)
+        batch = jax.device_get(anchors(grown.batch))
+        anchored = with_anchors(batch, None)
+        own_NS, host_NS = batch.anchor_NS, np.asarray(anchored.anchor_NS)
+        there = batch.mask_NS
         assert (own_NS[~there] == -1).all() and (host_NS[~there] == -1).all()
         assert own_NS[there].min() >= 0 and own_NS.max() < own_NS.size
         pairs = set(zip(own_NS[there].tolist(), host_NS[there].tolist(), strict=True))
         assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
         repeated += there.sum() - len(pairs)
-        assert grown.sampled == (grown.batch.step_ids_NT >= 0).sum() and grown.branches == 0
-        value = jnp.zeros(grown.batch.tokens_NT.shape)
-        ours, theirs = (credit(batch, value).advantage_NT for batch in (grown.batch, anchored))
+        assert grown.usage.decoded == (batch.step_ids_NT >= 0).sum()
+        value = jnp.zeros(batch.tokens_NT.shape)
+        ours, theirs = (credit(one, value).advantage_NT for one in (batch, anchored))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
         learnt |= bool(np.asarray(ours).any())
     assert repeated > 0 and learnt == (name == "multihop")  # the blind are never rewarded

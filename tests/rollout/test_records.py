@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from steprl.models import DecoderConfig, make_policy, phrase_tokenizer, score
 from steprl.rollout import collate, pack, trajectories
-from steprl.types import Step, Trajectory
+from steprl.types import Parent, Step, Trajectory
 
 TOKENIZER = phrase_tokenizer(("go to", "go", "to", "cabinet 1", "cabinet", "1", "look", "."))
 END = TOKENIZER.eos_token_id
@@ -170,6 +170,44 @@ def test_packed_rows_are_of_the_whole_vocabulary_and_end_with_an_action():
     batch = pack([[supported(CUT), CUT]], 16)
     assert batch.support_NTW is None
     np.testing.assert_array_equal(batch.tokens_NT[0, :13], [3, 4, 5, 1, 6, 7] * 2 + [0])
+
+
+# ---------------------------------------------------------------- branches
+
+
+def family(first_sample=0):
+    """An original of three steps, a branch within its second one, and a branch from its beginning."""
+    steps = [step([3, 4], [5, 6, 1]), step([6], [7, 8, 1]), step([9], [4, 1])]
+    inside = [steps[0], step([6], [7, 5, 1]), step([3], [1])]
+    return [
+        Trajectory(2, first_sample, tuple(steps), False),
+        Trajectory(2, first_sample + 1, tuple(inside), False, Parent(first_sample, 1, 1, 0.5, -1)),
+        Trajectory(2, first_sample + 2, (step([3, 4], [7, 1]),), False, Parent(first_sample, 0)),
+    ]
+
+
+def test_a_batch_says_how_its_rows_descend_from_each_other():
+    batch = collate([*family(3), dataclasses.replace(CUT, task=9)], 3, [16])
+    branches = batch.branches
+    assert branches.origin_N.tolist() == [0, 0, 0, 3]
+    assert branches.step_N.tolist() == [0, 1, 0, 0]
+    assert branches.token_N.tolist() == [-1, 6, -1, -1]  # 3 4 5 6 1 6 and the 7 that is shared
+    assert branches.score_N.tolist() == [0, 0.5, 0, 0]
+    assert branches.preference_N.tolist() == [0, -1, 0, 0]
+    assert collate(family()[:1], 3, [16]).branches is None
+
+
+def test_a_branch_without_its_origin_stands_alone():
+    batch = collate(family()[1:], 3, [16])
+    assert batch.branches.origin_N.tolist() == [0, 1]
+    assert batch.branches.token_N.tolist() == [-1, -1]
+
+
+def test_parents_come_back_from_a_batch():
+    played = family()
+    back = trajectories(collate(played, 3, [16]), TOKENIZER)
+    assert [one.parent for one in back[1:]] == [one.parent for one in played[1:]]
+    assert back[0].parent == Parent(0, 0)  # its own
 
 
 # ---------------------------------------------------------------- rows of few lengths
