@@ -108,7 +108,7 @@ class _Task:
     def __init__(
         self, policy: Policy, game: Game, known: Enumerable, config: Config, heldout: bool, task: int
     ):  # fmt: skip
-        self.env = game.make(heldout)
+        self.env: Any = game.make(heldout)  # hashable, as its program is kept
         self.gamma, self.policy = config.algorithm.gamma, policy
         self.read, self.step = _compiled(policy, self.env, sampling_of(config.rollout))
         # Nothing is left to chance, so the key decides nothing; an array of numbers can be kept on the host.

@@ -74,7 +74,7 @@ class Suite:
     question: Callable[[str], Env] | None = None
 
     def __post_init__(self) -> None:
-        if self.game is not None and self.vocabulary is None:
+        if isinstance(self.game, Game) and self.vocabulary is None:
             object.__setattr__(self, "vocabulary", self.game.vocabulary)
         if problem := _problem(self):
             raise ValueError(f"Suite: {problem}")

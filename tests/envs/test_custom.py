@@ -98,7 +98,12 @@ def here(tmp_path, monkeypatch):
     before = set(sys.modules)
     yield write
     for name in set(sys.modules) - before:
-        if name.split(".")[0].startswith("user_") or name in ("guess", "corridor", "rivers", "count"):
+        if name.split(".")[0].startswith("user_") or name in (
+            "guess",
+            "corridor",
+            "rivers",
+            "count",
+        ):
             del sys.modules[name]
 
 
