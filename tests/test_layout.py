@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from steprl.config.environments import ENVIRONMENTS
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "steprl"
 
@@ -170,6 +172,30 @@ def test_the_package(check):
     assert not problems, "\n".join(problems)
 
 
+# Environments are opened by `steprl.envs.opening`; what plays, trains and judges them knows none.
+NO_ENVIRONMENT_BY_NAME = (
+    "rollout", "session", "cli", "audit", "laboratory", "train", "evaluation", "experience", "serving",
+)  # fmt: skip
+
+
+def named_environments(root: Path) -> list[str]:
+    """Strings that are the name of an environment, and imports of its package, in rooms above it."""
+    names = "|".join(ENVIRONMENTS)
+    pattern = re.compile(rf"""["']({names})["']|steprl\.envs\.({names})\b""")
+    return [
+        f"{file.relative_to(root)}:{number}: {line.strip()}"
+        for file in sorted((root / PACKAGE).rglob("*.py"))
+        if room_of(file, root) in NO_ENVIRONMENT_BY_NAME
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+
+
+def test_no_environment_is_named_outside_its_table():
+    problems = named_environments(ROOT)
+    assert not problems, "\n".join(problems)
+
+
 # The checks can fail.
 
 
@@ -248,6 +274,16 @@ def test_cycles_between_rooms_are_found(tree):
     assert cycles(tree(files)) == []
     (problem,) = cycles(tree({"sampling.py": "from steprl import models"}))
     assert set(problem.split(" <- ")) == {"models", "envs", "sampling"}
+
+
+def test_environments_by_name_are_found(tree):
+    files = {
+        "session.py": "x = 'household'",
+        "envs/a.py": "x = 'household'",
+        "cli.py": "# household",
+    }
+    assert len(named_environments(tree(files))) == 1
+    assert len(named_environments(tree({"cli.py": "from steprl.envs.shop import Shop"}))) == 2
 
 
 def test_misshapen_files_are_found(tree):

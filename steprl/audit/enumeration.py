@@ -108,10 +108,9 @@ class _Task:
     def __init__(
         self, policy: Policy, game: Game, known: Enumerable, config: Config, heldout: bool, task: int
     ):  # fmt: skip
-        env: Any = game.make(heldout)
-        self.env = env
+        self.env: Any = game.make(heldout)  # hashable, as its program is kept
         self.gamma, self.policy = config.algorithm.gamma, policy
-        self.read, self.step = _compiled(policy, env, sampling_of(config.rollout))
+        self.read, self.step = _compiled(policy, self.env, sampling_of(config.rollout))
         # Nothing is left to chance, so the key decides nothing; an array of numbers can be kept on the host.
         state, prompt = self.env.reset(task, jax.random.PRNGKey(0))
         self.state = jax.tree.map(np.asarray, jax.device_get(state))

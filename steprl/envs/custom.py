@@ -38,4 +38,4 @@ def load_suite(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> 
                 f"env.name={name!r} returned a {type(made['train']).__name__} for a split: it brings its "
                 "own, so the function takes no `split`"
             )
-    return suite_of(made, source=f"env.name={name!r} returned")
+    return suite_of(made, source=f"env.name={name!r}")

@@ -74,7 +74,7 @@ class Suite:
     question: Callable[[str], Env] | None = None
 
     def __post_init__(self) -> None:
-        if self.game is not None and self.vocabulary is None:
+        if isinstance(self.game, Game) and self.vocabulary is None:
             object.__setattr__(self, "vocabulary", self.game.vocabulary)
         if problem := _problem(self):
             raise ValueError(f"Suite: {problem}")
@@ -93,21 +93,32 @@ class Suite:
         return next(iter(self.splits.values()))
 
 
-def suite_of(thing: Any, shape: GameConfig | None = None, source: str = "env is") -> Suite:
+def suite_of(thing: Any, shape: GameConfig | None = None, source: str | None = None) -> Suite:
     """The suite of what a user has: a `Suite`, a `Game`, an environment, or one for each split.
 
     Args:
         thing: an environment says of itself what `steprl.envs.Env` lists; of several, the first does.
-        shape: the shared settings of games, which one's own obey too.
-        source: what the thing is called in errors.
+        shape: the shared settings of games, which one's own obey too; None: all are off.
+        source: the function that returned the thing, for errors.
 
     Raises:
         ValueError: it is none of these, or breaks a contract; says which.
     """
-    try:
-        return shaped(_suite_of(thing), GameConfig() if shape is None else shape)
-    except ValueError as error:
-        raise ValueError(f"{source} {error}") from None
+    suite = thing
+    if isinstance(thing, Game):
+        suite = Suite(game=thing)
+    elif not isinstance(thing, Suite):
+        splits = dict(thing) if isinstance(thing, Mapping) else {"train": thing}
+        for env in splits.values():
+            if problem := _not_an_env(env):
+                raise ValueError(f"{f'{source} returned' if source else 'env is'} {problem}")
+        suite = _of_environments(splits, source)
+    if suite.game is not None:
+        try:
+            check_device_env(suite.game.make(False), suite.game.vocabulary)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}" if source else str(error)) from None
+    return suite if shape is None else shaped(suite, shape)
 
 
 def shaped(suite: Suite, shape: GameConfig) -> Suite:
@@ -118,28 +129,17 @@ def shaped(suite: Suite, shape: GameConfig) -> Suite:
     return dataclasses.replace(suite, game=game, vocabulary=game.vocabulary)
 
 
-def _suite_of(thing: Any) -> Suite:
-    if isinstance(thing, Game):
-        thing = Suite(game=thing)
-    if isinstance(thing, Suite):
-        if thing.game is not None:
-            check_device_env(thing.game.make(False), thing.game.vocabulary)
-        return thing
-    splits = dict(thing) if isinstance(thing, Mapping) else {"train": thing}
-    for env in splits.values():
-        if problem := _not_an_env(env):
-            raise ValueError(problem)
-    return _of_environments(splits)
-
-
-def _of_environments(splits: Mapping[str, Env]) -> Suite:
+def _of_environments(splits: Mapping[str, Env], source: str | None) -> Suite:
     """What environments say of themselves; the first speaks for all."""
-    said: dict[str, Any] = {
-        name: getattr(next(iter(splits.values()), None), name, None)
-        for name in ("system", "tools", "context", "max_steps")
+    first = next(iter(splits.values()), None)
+    said = {
+        name: getattr(first, name, None) for name in ("system", "tools", "context", "max_steps")
     }
     said = {name: value for name, value in said.items() if value}
-    return Suite(splits=splits, workers=_WORKERS, **said)
+    try:
+        return Suite(splits=splits, workers=_WORKERS, **said)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}" if source else str(error)) from None
 
 
 def is_env(thing: Any) -> bool:

@@ -14,7 +14,7 @@ from steprl.branching import Plan
 from steprl.config import AlgorithmConfig, BranchConfig, MeshConfig
 from steprl.envs.games import text_game
 from steprl.envs.opening import open_game
-from steprl.models.tokenizer import detokenize
+from steprl.models.tokenizer import detokenize, phrase_tokenizer
 from steprl.ops import nonblank_tokens
 from steprl.rollout import attempts, text_player, trajectories, with_anchors
 from steprl.rollout.anchors import with_device_anchors
