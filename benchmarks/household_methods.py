@@ -7,8 +7,8 @@ One size above `algorithms.py`: ALFWorld's texts in small generated rooms, playe
 (configs/branpo_household.yaml), 3 seeds a method. The same for all: the warm-started model, the
 number of sampled tokens (those of branches count, and a run stops when they are spent), optimiser,
 batch and mini-batch, and the share of tokens whose ratio is clipped. One learning rate for all, which
-falls as the tokens are spent; none is tuned. Success is measured on 256 tasks in rooms not seen
-in training, at temperature 1, during training and at the end.
+falls as the tokens are spent; none is tuned. All runs get the same tasks in the same order. Success is
+measured on 256 tasks in rooms not seen in training, at temperature 1, during training and at the end.
 
 The intervals are over the seeds alone, and 3 are few: a 95 % interval of the interquartile mean of
 three runs contained the truth in 76 % of trials (`steprl.laboratory.statistics`). Each run is a separate
@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 
 CONFIG = "configs/branpo_household.yaml"
 METHODS = ("steppo", "ppo", "grpo", "gigpo", "branpo")
+SUCCESS = "eval/valid_unseen/success_rate"
+MOST_ITERATIONS = 100_000  # the budget of tokens ends a run long before
 # Of processes beside each other: one thread each is fastest.
 _FLAGS = "--xla_cpu_multi_thread_eigen=false"
 
@@ -38,13 +40,13 @@ class Size(NamedTuple):
     methods: tuple[str, ...] = METHODS
     seeds: int = 3
     budget: int = 240_000  # tokens of a run
-    points: int = 4  # evaluations of a run, the one of the warm start apart
+    test_freq: int = 15  # iterations between evaluations; there is one at the end too
     clip_fraction: float = 0.1
     settings: tuple[str, ...] = ("model.value_head=shared",)
 
 
 QUICK = Size(
-    methods=("steppo", "branpo"), seeds=2, budget=200, points=2,
+    methods=("steppo", "branpo"), seeds=2, budget=200, test_freq=2,
     settings=(
         "model.value_head=shared", "model.preset=tiny", "model.num_layers=1", "sft.steps=2",
         "sft.batch_size=8", "sft.warmup_steps=1", "env.household.max_steps=3",
@@ -54,18 +56,32 @@ QUICK = Size(
 )  # fmt: skip
 
 
-def config_of(method: str, size: Size, overrides: Sequence[str], folder: Path) -> Any:
-    """The configuration of a run; its learning goes until the budget is spent, its schedule too."""
+def config_of(
+    method: str, size: Size, overrides: Sequence[str], folder: Path, seed: int | None = None
+) -> Any:
+    """The configuration of a run from the warm start, or without a seed that of the warm start.
+
+    Learning goes until the budget is spent, its schedule too.
+    """
     from steprl.config import load_config
 
-    own = (f"algorithm.name={method}", f"trainer.output_dir={folder}")
-    return load_config(CONFIG, [*size.settings, *overrides, *own, "trainer.experiment_name=warm"])
+    own = [f"algorithm.name={method}", f"trainer.output_dir={folder}", "eval.greedy=false"]
+    if seed is None:
+        own += ["trainer.experiment_name=warm"]
+    else:
+        own += [
+            f"trainer.experiment_name=run-{method}-{seed}", f"trainer.seed={seed}",
+            f"trainer.init_from={folder / 'warm'}", "sft.steps=0", "actor.lr_warmup_steps=0",
+            f"trainer.token_budget={size.budget}", f"trainer.total_training_steps={MOST_ITERATIONS}",
+            f"trainer.test_freq={size.test_freq}", "trainer.val_before_train=false",
+            f"actor.clip_fraction={size.clip_fraction}",
+        ]  # fmt: skip
+    return load_config(CONFIG, [*size.settings, *overrides, *own])
 
 
 def warm_start(size: Size, overrides: Sequence[str], folder: Path) -> None:
     """The parameters that all runs start from, and how good they are; continues an interrupted run."""
-    import budgeted
-
+    from steprl.evaluation import evaluate_all
     from steprl.run_directory import open_run
     from steprl.session import setup
     from steprl.train import run_warm_start
@@ -73,25 +89,44 @@ def warm_start(size: Size, overrides: Sequence[str], folder: Path) -> None:
     session = setup(config_of("ppo", size, overrides, folder))
     begin = time.perf_counter()
     params = run_warm_start(session, open_run(session.config, "auto"))
-    report = {"success": budgeted.heldout(session, params), "seconds": time.perf_counter() - begin}
-    _write(folder / "warm.json", report)
+    success = evaluate_all(session.player, params, session.config)[SUCCESS]
+    _write(folder / "warm.json", {"success": success, "seconds": time.perf_counter() - begin})
 
 
 def run(method: str, seed: int, size: Size, overrides: Sequence[str], folder: Path) -> float:
-    """One run, and how many seconds it took."""
-    import budgeted
+    """One run, and how many seconds it took, less those before it was cut."""
+    from steprl.metrics import read_metrics
+    from steprl.run_directory import open_run
+    from steprl.session import setup
+    from steprl.train import Event, train
 
-    from steprl.session import load_params, setup
+    def watch(event: Event) -> None:
+        if SUCCESS in event.metrics:
+            tokens, success = event.metrics["token/total"], event.metrics[SUCCESS]
+            _say(f"{method}, seed {seed}: {tokens:.0f} tokens, success {success:.3f}")
 
     begin = time.perf_counter()
-    session = setup(config_of(method, size, overrides, folder))
-    params = load_params(session, folder / "warm")
-    found = budgeted.learn(
-        session, params, seed, size.budget, size.points, size.clip_fraction, _say
-    )
+    session = setup(config_of(method, size, overrides, folder, seed))
+    directory = open_run(session.config, "auto")
+    train(session, directory, watch)
     seconds = time.perf_counter() - begin
+    found = curve_of(list(read_metrics(directory / "metrics.jsonl")))
     _write(file_of(method, seed, folder), found | {"seconds": seconds})
     return seconds
+
+
+def curve_of(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Tokens and success of the evaluations of a run, and what is asked of its iterations."""
+    evaluated = [row for row in rows if SUCCESS in row]
+    kept = {
+        "tokens": "token/total", "clipped": "actor/pg_clipfrac", "clip": "actor/clip_ratio",
+        "gen_seconds": "timing_s/gen", "update_seconds": "timing_s/update",
+    }  # fmt: skip
+    return {
+        "tokens": [row["token/total"] for row in evaluated],
+        "success": [row[SUCCESS] for row in evaluated],
+        "iterations": {name: [row[metric] for row in rows] for name, metric in kept.items()},
+    }
 
 
 def run_all(size: Size, overrides: Sequence[str], folder: Path, workers: int) -> float:
@@ -243,7 +278,7 @@ def _check_same(size: Size, overrides: Sequence[str], folder: Path) -> None:
     asked = {
         "settings": [*size.settings, *overrides],
         "budget": size.budget,
-        "points": size.points,
+        "test_freq": size.test_freq,
         "clip_fraction": size.clip_fraction,
     }
     path = folder / "settings.json"

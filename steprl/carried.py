@@ -5,7 +5,8 @@ the next one from the last one and from what the update of the policy has seen. 
 names in `TrainState.carried`, so that they are saved, restored and placed with everything else.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ class Seen(NamedTuple):
 
     trainable: Params  # what is trained, as it was before the update
     metrics: dict[str, jax.Array]  # of the update
+    sampled: jax.Array  # [] float32, tokens that were sampled for its batch
 
 
 def _always(config: Config) -> bool:
@@ -61,5 +63,51 @@ PREVIOUS = Carry(
 )
 """What is trained as it was before the last update, for rollouts that ask what the update changed."""
 
-OF_EVERY_METHOD = (REFERENCE,)
+
+def next_clip(clip: jax.Array, fraction: jax.Array, wanted: float | jax.Array) -> jax.Array:
+    """The clip of the next iteration: wider where more was clipped than wanted, by a factor of 1.5
+    at most, between 1e-4 and 1."""
+    factor = jnp.sqrt((fraction + 1e-4) / (wanted + 1e-4))
+    return jnp.clip(clip * jnp.clip(factor, 1 / 1.5, 1.5), 1e-4, 1.0)
+
+
+def _moved_clip(clip: jax.Array, seen: Seen, config: Config) -> jax.Array:
+    assert config.actor.clip_fraction is not None
+    fraction = seen.metrics["actor/pg_clipfrac"].astype(jnp.float32)
+    moved = next_clip(clip, fraction, config.actor.clip_fraction)
+    return jnp.where(jnp.isfinite(moved), moved, clip)
+
+
+CLIP = Carry(
+    "clip",
+    init=lambda trainable, config: jnp.asarray(config.actor.clip_ratio_high, jnp.float32),
+    update=_moved_clip,
+    needed=lambda config: config.actor.clip_fraction is not None,
+)
+"""The clip of the ratio on both sides, which moves until `actor.clip_fraction` of tokens is clipped."""
+
+TOKENS = Carry(
+    "tokens",
+    init=lambda trainable, config: jnp.zeros((), jnp.float32),
+    update=lambda tokens, seen, config: tokens + seen.sampled,
+)
+"""Tokens sampled so far, for `trainer.token_budget`."""
+
+
+def with_carried_clip(config: Config, carried: Mapping[str, Any]) -> Config:
+    """The configuration with the clip of the ratio that holds now, where it is one that moves."""
+    if CLIP.name not in carried:
+        return config
+    clip = carried[CLIP.name]
+    actor = dataclasses.replace(config.actor, clip_ratio_low=clip, clip_ratio_high=clip)
+    return dataclasses.replace(config, actor=actor)
+
+
+def share_spent(config: Config, carried: Mapping[str, Any]) -> jax.Array | None:
+    """[] float32, the share of `trainer.token_budget` that is spent; None where there is no budget."""
+    budget = config.trainer.token_budget
+    return None if budget is None else carried[TOKENS.name] / jnp.maximum(budget, 1.0)
+
+
+OF_EVERY_METHOD = (REFERENCE, CLIP, TOKENS)
 """Those that settings ask for, whatever the method; a method names its own in `Algorithm.carries`."""

@@ -5,14 +5,25 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from steprl.config import ActorConfig, CriticConfig, SftConfig
 from steprl.types import Params
 
 
-def learning_rate(actor: ActorConfig, peak: float, updates: int) -> optax.Schedule:
-    """Warm-up from 0 to `peak`, then constant, linear or cosine down to min_lr_ratio * peak."""
+def learning_rate(
+    actor: ActorConfig, peak: float, updates: int, spent: jax.Array | None = None
+) -> optax.Schedule:
+    """Warm-up from 0 to `peak`, then constant, linear or cosine down to min_lr_ratio * peak.
+
+    Args:
+        actor: kind and length of the parts.
+        peak: the rate after the warm-up.
+        updates: optimiser steps of the whole run.
+        spent: [] share of a budget that may end the run before; the rate is then at least that far
+            down.
+    """
     end = peak * actor.min_lr_ratio
     rest = max(1, updates - actor.lr_warmup_steps)
     if actor.lr_schedule == "linear":
@@ -21,6 +32,9 @@ def learning_rate(actor: ActorConfig, peak: float, updates: int) -> optax.Schedu
         main = optax.cosine_decay_schedule(peak, rest, actor.min_lr_ratio)
     else:
         main = optax.constant_schedule(peak)
+    if spent is not None:
+        by_updates, by_budget = main, spent * rest
+        main = lambda count: by_updates(jnp.maximum(count, by_budget))  # noqa: E731
     if actor.lr_warmup_steps == 0:
         return main
     warmup = optax.linear_schedule(0.0, peak, actor.lr_warmup_steps)
@@ -28,17 +42,18 @@ def learning_rate(actor: ActorConfig, peak: float, updates: int) -> optax.Schedu
 
 
 def make_optimizer(
-    actor: ActorConfig, critic: CriticConfig, updates: int
+    actor: ActorConfig, critic: CriticConfig, updates: int, spent: jax.Array | None = None
 ) -> optax.GradientTransformation:
     """Global-norm clip over everything, then AdamW; "value" and "critic" use the critic's rate.
 
     Args:
         updates: optimiser steps of the whole run, for the schedule.
+        spent: see `learning_rate`; the state of the optimiser is the same with and without.
     """
 
     def adam(peak: float) -> optax.GradientTransformation:
         return optax.adamw(
-            learning_rate(actor, peak, updates),
+            learning_rate(actor, peak, updates, spent),
             b1=actor.adam_b1,
             b2=actor.adam_b2,
             weight_decay=actor.weight_decay,

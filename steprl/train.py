@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from steprl.carried import share_spent
 from steprl.checkpoint import Checkpointer, latest_step, restore
 from steprl.config import load_config
 from steprl.evaluation import evaluate_all
@@ -27,8 +28,8 @@ from steprl.rollout import attempts, summary, write_trajectories
 from steprl.session import Session, abstract_params, initial_params
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
-from steprl.types import Params
-from steprl.update import TrainState, initial_state, make_update, sizes_in_rows
+from steprl.types import Params, StepBatch
+from steprl.update import Metrics, TrainState, initial_state, make_update, sizes_in_rows
 
 
 class Event(NamedTuple):
@@ -118,12 +119,21 @@ def _reinforce(
     rollout, trainer = config.rollout, config.trainer
     rows, total = rollout.batch_size * rollout.n, trainer.total_training_steps
     updates = total * config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
-    optimizer = make_optimizer(config.actor, config.critic, updates)
-
     method = session.method
 
     def fresh(params: Params) -> TrainState:
+        optimizer = make_optimizer(config.actor, config.critic, updates)
         return initial_state(params, optimizer, config, method)
+
+    def learn(
+        state: TrainState, batch: StepBatch, key: jax.Array, sampled: float | None
+    ) -> tuple[TrainState, Metrics]:
+        spent = share_spent(config, state.carried)
+        optimizer = make_optimizer(config.actor, config.critic, updates, spent)
+        update = make_update(
+            policy, method, optimizer, sizes_in_rows(config, method.branching), mesh
+        )
+        return update(state, batch, key, sampled)
 
     shapes = jax.eval_shape(fresh, params)
     shardings = state_shardings(shapes, mesh, session.rules)
@@ -133,16 +143,14 @@ def _reinforce(
     else:
         state = restore(folder, as_abstract(shapes, shardings)).state
     gather = make_gather(session)
-    update = jax.jit(
-        make_update(policy, method, optimizer, sizes_in_rows(config, method.branching), mesh),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
+    update = jax.jit(learn, donate_argnums=0, out_shardings=(shardings, None))
     summarise = jax.jit(summary)
     seed = jax.random.key(trainer.seed)
     play_key, update_key = jax.random.fold_in(seed, 2), jax.random.fold_in(seed, 3)
 
     done = int(state.iteration)
+    budget = float("inf") if trainer.token_budget is None else trainer.token_budget
+    ended = done == total or float(state.carried["tokens"]) >= budget
     # A run that was killed before its first checkpoint evaluates again, so row 0 goes as well.
     truncate_after(run / "metrics.jsonl", done if done else -1)
     tensorboard = run / "tensorboard" if "tensorboard" in trainer.logger else None
@@ -155,7 +163,7 @@ def _reinforce(
             before = evaluate_all(player, state.params, config)
             writer.write(0, before)
             watch(Event("rl", 0, total, before))
-        for iteration in range(done + 1, total + 1):
+        for iteration in range(done + 1, done + 1 if ended else total + 1):
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
             found = gather(state, play_key, *tasks)
@@ -164,11 +172,16 @@ def _reinforce(
                 write_trajectories(file, found.trajectories(), iteration - 1, trainer.seed)
             metrics = found.report | jax.device_get(summarise(found.batch))
             clock.lap("gen")
-            state, learnt = update(state, found.batch, jax.random.fold_in(update_key, iteration))
+            key, sampled = (
+                jax.random.fold_in(update_key, iteration),
+                found.report.get("token/decoded"),
+            )
+            state, learnt = update(state, found.batch, key, sampled)
             metrics |= jax.device_get(learnt)
             clock.lap("update")
             broken = bool(metrics["train/nonfinite"])
-            last, stop = iteration == total, interrupted()
+            last = iteration == total or metrics["token/total"] >= budget
+            stop = interrupted()
             if not broken and (last or _due(iteration, trainer.test_freq)):
                 metrics |= evaluate_all(player, state.params, config)
                 clock.lap("testing")
@@ -189,7 +202,9 @@ def _reinforce(
                     f"iteration {iteration}: loss or gradient is not finite; the last good parameters "
                     f"are saved in {folder}. Try a smaller actor.lr or a larger batch"
                 )
-            if stop and not last:
+            if last:
+                break
+            if stop:
                 raise KeyboardInterrupt
     return state.params
 

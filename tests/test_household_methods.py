@@ -93,16 +93,22 @@ def test_settings_are_the_same_but_for_the_method(methods, name, tmp_path):
         assert getattr(config, part) == getattr(other, part)
 
 
-def test_the_schedule_goes_over_the_budget(methods, tmp_path):
-    import budgeted
+def test_a_run_is_one_of_training_with_a_budget(methods, tmp_path):
+    warm = methods.config_of("grpo", methods.Size(), [], tmp_path)
+    config = methods.config_of("grpo", methods.Size(), [], tmp_path, seed=2)
+    assert warm.sft.steps > 0 and config.sft.steps == 0
+    assert config.trainer.init_from == str(tmp_path / "warm") and config.trainer.seed == 2
+    assert (config.trainer.token_budget, config.actor.clip_fraction) == (240_000, 0.1)
+    assert (config.actor.lr_schedule, config.actor.min_lr_ratio) == ("linear", 0.1)
 
-    config = methods.config_of("grpo", methods.Size(), ["actor.lr_warmup_steps=3"], tmp_path)
-    outside, rate_at = budgeted._scheduled_outside(config)
-    assert (outside.actor.lr_schedule, outside.actor.lr_warmup_steps) == ("constant", 0)
-    assert outside.actor.lr == config.actor.lr and config.actor.min_lr_ratio == 0.1
-    assert [float(rate_at(share)) for share in (0.0, 0.5, 1.0, 1.1)] == pytest.approx(
-        [1.0, 0.55, 0.1, 0.1]
-    )
+
+def test_a_curve_is_read_from_the_metrics_of_a_run(methods):
+    names = ("actor/pg_clipfrac", "actor/clip_ratio", "timing_s/gen", "timing_s/update")
+    rows = [dict.fromkeys(names, 0.1) | {"token/total": 60.0 * i} for i in (1, 2, 3)]
+    rows[2][methods.SUCCESS] = 0.7
+    found = methods.curve_of(rows)
+    assert (found["tokens"], found["success"]) == ([180.0], [0.7])
+    assert found["iterations"]["tokens"] == [60.0, 120.0, 180.0]
 
 
 @pytest.mark.slow

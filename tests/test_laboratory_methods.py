@@ -119,7 +119,7 @@ def test_an_iteration_is_the_update_of_a_rollout_on_the_host(name):
     before = iterate(begun, key)[0]  # then a method may ask what the first iteration changed
     after, metrics = iterate(before, key)
 
-    batch, success, sampled, branches = on_the_host(config, before.train, key)
+    batch, success, sampled, branches = on_the_host(config, before, key)
     assert float(metrics["rollout/success_rate"]) == pytest.approx(float(success))
     assert (metrics["token/decoded"], metrics["branch/count"]) == (sampled, branches)
     optimizer = make_optimizer(config.actor, config.critic, 8)
@@ -129,8 +129,8 @@ def test_an_iteration_is_the_update_of_a_rollout_on_the_host(name):
         )
     )
     update_key = jax.random.fold_in(jax.random.split(key, 3)[2], 1)
-    want, learnt = update(before.train, batch, update_key)
-    assert_close(after.train.params, want.params)
+    want, learnt = update(before, batch, update_key)
+    assert_close(after.params, want.params)
     for metric in ("critic/advantages/mean", "actor/pg_loss", "actor/grad_norm"):
         assert float(metrics[metric]) == pytest.approx(float(learnt[metric]), abs=1e-5)
     assert float(metrics["actor/grad_norm"]) > 1e-3 and float(success) > 0

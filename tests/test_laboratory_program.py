@@ -190,12 +190,12 @@ def test_a_run_that_stands_still_has_the_parameters_of_its_last_iteration(lanes)
     program = make_program(lab("trainer.total_training_steps=40"), env=LOCK, policy=SAYS)
     warm_key, run_key = jax.random.split(key)
     given = {"clip_fraction": settings["clip_fraction"][4]}
-    progress = program.begin(program.warm_start(warm_key)[0], given)
+    state = program.begin(program.warm_start(warm_key)[0], given)
     iterate = jax.jit(program.iterate)
     for _ in range(6):
-        progress, _ = iterate(progress, run_key, given)
-    assert float(progress.tokens) == float(settings["token_budget"][4])
-    assert_close(progress.train.params, lane(params, 4))
+        state, _ = iterate(state, run_key, given)
+    assert float(state.carried["tokens"]) == float(settings["token_budget"][4])
+    assert_close(state.params, lane(params, 4))
 
 
 # Warm start and evaluation

@@ -128,3 +128,18 @@ def test_the_warm_start_rises_to_its_rate_and_falls_to_its_floor(steps, warmup):
     assert rates[0] == 0.0 and rates[warmup] == pytest.approx(1e-2, rel=1e-3)
     assert rates[-1] == pytest.approx(1e-3, rel=1e-3)
     assert max(rates) == rates[warmup]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(
+    "spent, count, place", [(0.0, 3, 3), (0.5, 3, 5), (0.2, 6, 6), (1.2, 0, 10)]
+)
+def test_the_rate_falls_with_updates_or_budget_whichever_is_further(schedule, spent, count, place):
+    actor = ActorConfig(lr_schedule=schedule, min_lr_ratio=0.1)
+    got = learning_rate(actor, 1.0, 10, jnp.float32(spent))(count)
+    assert float(got) == pytest.approx(float(learning_rate(actor, 1.0, 10)(place)), rel=1e-6)
+
+
+def test_a_budget_does_not_shorten_the_warm_up():
+    actor = ActorConfig(lr_schedule="linear", lr_warmup_steps=4)
+    assert float(learning_rate(actor, 1.0, 10, jnp.float32(0.5))(2)) == pytest.approx(0.5)

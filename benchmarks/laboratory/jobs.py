@@ -117,15 +117,15 @@ def _runs(
     asked = design.settings_of(jnp.asarray(lr, jnp.float32), jnp.asarray(clip, jnp.float32), cell)
     budget = design.token_budget(cell)
     start = time.perf_counter()
-    progress = begin(params, asked)
+    state = begin(params, asked)
     parts: list[dict[str, np.ndarray]] = []
     while not parts or parts[-1]["tokens"][:, -1].min() < budget:
-        progress, metrics = advance(progress, keys, asked)
+        state, metrics = advance(state, keys, asked)
         parts.append(jax.device_get(metrics))
         if len(parts) == 1:
             first_call = time.perf_counter() - start
     found = {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
-    success = _evaluate(cell)(progress.train.params)
+    success = _evaluate(cell)(state.params)
     found["heldout"] = np.mean(success, axis=1)
     found["seconds"] = np.array([time.perf_counter() - start, first_call])
     return found
@@ -147,12 +147,12 @@ def _program(cell: str, method: str) -> Program:
 def _compiled(cell: str, method: str) -> Any:
     program = _program(cell, method)
 
-    def advance(progress: Any, key: jax.Array, settings: Any) -> Any:
-        def step(progress: Any, _: None) -> Any:
-            progress, metrics = program.iterate(progress, key, settings)
-            return progress, {name: metrics[key] for name, key in KEPT.items()}
+    def advance(state: Any, key: jax.Array, settings: Any) -> Any:
+        def step(state: Any, _: None) -> Any:
+            state, metrics = program.iterate(state, key, settings)
+            return state, {name: metrics[key] for name, key in KEPT.items()}
 
-        return jax.lax.scan(step, progress, length=design.CHUNK)
+        return jax.lax.scan(step, state, length=design.CHUNK)
 
     axes = {"actor.lr": 0, "critic.lr": 0, "clip_fraction": 0, "token_budget": 0}
     begin = jax.jit(jax.vmap(program.begin, in_axes=(None, axes)))

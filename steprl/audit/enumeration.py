@@ -6,8 +6,8 @@ that holds the true one for certain, up to rounding.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,9 @@ class _Task:
     ):  # fmt: skip
         self.env: Any = game.make(heldout)  # hashable, as its program is kept
         self.gamma, self.policy = config.algorithm.gamma, policy
-        self.read, self.step = _compiled(policy, self.env, sampling_of(config.rollout))
+        self.read, self.step = _compiled(
+            policy, cast(Hashable, self.env), sampling_of(config.rollout)
+        )
         # Nothing is left to chance, so the key decides nothing; an array of numbers can be kept on the host.
         state, prompt = self.env.reset(task, jax.random.PRNGKey(0))
         self.state = jax.tree.map(np.asarray, jax.device_get(state))

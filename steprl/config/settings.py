@@ -152,6 +152,9 @@ class ActorConfig:
     grad_clip: float = setting(1.0, 0.0)  # global norm, 0 = off
     clip_ratio_low: float = setting(0.2, 0.0, 1.0)
     clip_ratio_high: float = setting(0.2, 0.0)
+    # The clip moves, the same on both sides, until this share of the tokens is clipped; it begins at
+    # clip_ratio_high. None = the clip stays as it is.
+    clip_fraction: float | None = setting(None, 0.0, 1.0)
     clip_ratio_c: float = setting(3.0, 0.0)  # dual clip, 0 = off, otherwise above 1
     loss_agg_mode: str | None = setting(None, choices=LOSS_AGG_MODES)  # None = the method's own
     # Divisor of seq-mean-token-sum-norm; None = the most tokens that a trajectory can sample.
@@ -211,6 +214,9 @@ class TrainerConfig:
     output_dir: str = "runs"
     seed: int = setting(0, 0)
     total_training_steps: int = setting(40, 0)
+    # A run ends with the iteration in which it has sampled so many tokens, those of branches counted,
+    # if its steps are not over before; the learning rate falls with whichever is further on.
+    token_budget: int | None = setting(None, 1)  # None = no limit
     test_freq: int = setting(5, 0)  # 0 = at the end only
     save_freq: int = setting(10, 0)  # 0 = at the end only
     max_to_keep: int = setting(3, 1)

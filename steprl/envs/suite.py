@@ -132,7 +132,7 @@ def shaped(suite: Suite, shape: GameConfig) -> Suite:
 def _of_environments(splits: Mapping[str, Env], source: str | None) -> Suite:
     """What environments say of themselves; the first speaks for all."""
     first = next(iter(splits.values()), None)
-    said = {
+    said: dict[str, Any] = {
         name: getattr(first, name, None) for name in ("system", "tools", "context", "max_steps")
     }
     said = {name: value for name, value in said.items() if value}

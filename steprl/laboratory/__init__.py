@@ -1,12 +1,11 @@
 """The laboratory: whole experiments as one compiled program, many seeds at once, with intervals."""
 
+from steprl.carried import next_clip
 from steprl.laboratory.program import (
     TRACED,
     Program,
-    Progress,
     make_program,
     make_train,
-    next_clip,
     with_settings,
 )
 from steprl.laboratory.statistics import (
@@ -25,7 +24,6 @@ __all__ = [
     "Curve",
     "Estimate",
     "Program",
-    "Progress",
     "area_under_curve",
     "interquartile_mean",
     "make_program",

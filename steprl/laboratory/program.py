@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from steprl.algorithms import Algorithm, algorithm, check_needs
 from steprl.branching import initial_attempts, make_plan
+from steprl.carried import share_spent
 from steprl.config import Config
 from steprl.envs.games import Game
 from steprl.envs.opening import game_of, open_game
@@ -47,23 +48,14 @@ TRACED = (
     "critic.lr",
     "critic.vf_coef",
 )
-"""The settings that may be an array, and so differ along an axis of `vmap`. Two more are no part of
-the configuration:
+"""The settings that may be an array, and so differ along an axis of `vmap`. Two more have short names:
 
-    clip_fraction  the clip of the ratio moves until this share of the tokens is clipped, so that
-                   ratios of tokens, steps and sequences are held back alike
-    token_budget   a run stands still when it has sampled so many tokens: from then on its metrics are
-                   NaN, but for `token/decoded`, 0, and `token/total`
+    clip_fraction  `actor.clip_fraction`: the clip of the ratio moves until this share of the tokens is
+                   clipped, so that ratios of tokens, steps and sequences are held back alike
+    token_budget   `trainer.token_budget`: a run stands still when it has sampled so many tokens: from
+                   then on its metrics are NaN, but for `token/decoded`, 0, and `token/total`
 """
-_OF_A_RUN = ("clip_fraction", "token_budget")
-
-
-class Progress(NamedTuple):
-    """All that a run carries on."""
-
-    train: TrainState
-    clip: jax.Array  # [] float32: of the ratio; moves only where settings ask for a clip fraction
-    tokens: jax.Array  # [] float32: sampled so far
+_SHORT = {"clip_fraction": "actor.clip_fraction", "token_budget": "trainer.token_budget"}
 
 
 class Program(NamedTuple):
@@ -71,8 +63,9 @@ class Program(NamedTuple):
 
     policy: Policy
     warm_start: Callable[[jax.Array], tuple[Params, Metrics]]  # key -> parameters, metrics by step
-    begin: Callable[..., Progress]  # (params, settings)
-    iterate: Callable[..., tuple[Progress, Metrics]]  # (progress, key of the run, settings)
+    begin: Callable[..., TrainState]  # (params, settings)
+    # (state, key of the run, settings as those that it began with)
+    iterate: Callable[..., tuple[TrainState, Metrics]]
     evaluate: Callable[..., jax.Array]  # (params, key, attempts, temperature) -> success of each
 
 
@@ -110,36 +103,32 @@ def make_program(
     per_iteration = config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
     updates = config.trainer.total_training_steps * per_iteration
 
-    def begin(params: Params, settings: Settings | None = None) -> Progress:
+    def begin(params: Params, settings: Settings | None = None) -> TrainState:
         own = with_settings(config, settings or {})
-        state = initial_state(params, make_optimizer(own.actor, own.critic, updates), own, method)
-        clip = jnp.asarray(own.actor.clip_ratio_high, jnp.float32)
-        return Progress(state, clip, jnp.zeros((), jnp.float32))
+        optimizer = make_optimizer(own.actor, own.critic, updates)
+        return initial_state(params, optimizer, own, method)
 
     def iterate(
-        progress: Progress, key: jax.Array, settings: Settings | None = None
-    ) -> tuple[Progress, Metrics]:
-        settings = settings or {}
-        budget = settings.get("token_budget", jnp.inf)
-        go_on = lambda progress: play_and_learn(progress, key, settings)  # noqa: E731
-        _, found = jax.eval_shape(go_on, progress)
+        state: TrainState, key: jax.Array, settings: Settings | None = None
+    ) -> tuple[TrainState, Metrics]:
+        own = with_settings(config, settings or {})
+        budget = jnp.inf if own.trainer.token_budget is None else own.trainer.token_budget
+        go_on = lambda state: play_and_learn(state, key, own)  # noqa: E731
+        _, found = jax.eval_shape(go_on, state)
 
-        def stand_still(progress: Progress) -> tuple[Progress, Metrics]:
+        def stand_still(state: TrainState) -> tuple[TrainState, Metrics]:
             nothing = {name: jnp.full(x.shape, jnp.nan, x.dtype) for name, x in found.items()}
-            known = {"token/decoded": jnp.zeros(()), "token/total": progress.tokens}
-            return progress, nothing | known
+            known = {"token/decoded": jnp.zeros(()), "token/total": state.carried["tokens"]}
+            return state, nothing | known
 
         # One run after another, this costs nothing; side by side, all go on until the last stands.
-        return jax.lax.cond(progress.tokens >= budget, stand_still, go_on, progress)
+        return jax.lax.cond(state.carried["tokens"] >= budget, stand_still, go_on, state)
 
     def play_and_learn(
-        progress: Progress, key: jax.Array, settings: Settings
-    ) -> tuple[Progress, Metrics]:
-        own = with_settings(config, settings)
-        if "clip_fraction" in settings:
-            both = ("actor.clip_ratio_low", "actor.clip_ratio_high")
-            own = with_settings(own, dict.fromkeys(both, progress.clip))
-        state, optimizer = progress.train, make_optimizer(own.actor, own.critic, updates)
+        state: TrainState, key: jax.Array, own: Config
+    ) -> tuple[TrainState, Metrics]:
+        spent = share_spent(own, state.carried)
+        optimizer = make_optimizer(own.actor, own.critic, updates, spent)
         task_key, play_key, update_key = jax.random.split(key, 3)
         # Each run has tasks of its own.
         first = (
@@ -156,13 +145,8 @@ def make_program(
         }
         update = make_update(policy, method, optimizer, sizes_in_rows(own, method.branching))
         update_key = jax.random.fold_in(update_key, state.iteration)
-        state, learnt = update(state, grown.batch, update_key)
-        metrics = {name: jnp.asarray(x, jnp.float32) for name, x in (found | learnt).items()}
-        clip = progress.clip
-        if "clip_fraction" in settings:
-            clip = next_clip(clip, metrics["actor/pg_clipfrac"], settings["clip_fraction"])
-        metrics["token/total"] = progress.tokens + metrics["token/decoded"]
-        return Progress(state, clip, metrics["token/total"]), metrics
+        state, learnt = update(state, grown.batch, update_key, grown.usage.decoded)
+        return state, {name: jnp.asarray(x, jnp.float32) for name, x in (found | learnt).items()}
 
     def evaluate(
         params: Params, key: jax.Array, attempts: int, temperature: float | jax.Array = 1.0
@@ -208,12 +192,12 @@ def make_train(
         if params is None:
             params, _ = program.warm_start(warm_key)
 
-        def step(progress: Progress, _: None) -> tuple[Progress, Metrics]:
-            return program.iterate(progress, run_key, settings)
+        def step(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            return program.iterate(state, run_key, settings)
 
         begin, length = program.begin(params, settings), config.trainer.total_training_steps
-        progress, metrics = jax.lax.scan(step, begin, length=length)
-        return progress.train.params, metrics
+        state, metrics = jax.lax.scan(step, begin, length=length)
+        return state.params, metrics
 
     return train
 
@@ -222,27 +206,18 @@ def with_settings(config: Config, settings: Settings) -> Config:
     """The configuration with some numbers replaced, which may be traced.
 
     Raises:
-        ValueError: a name is not one of `TRACED`.
+        ValueError: a name is not one of `TRACED`, nor one of the short ones beside it.
     """
     for name, value in settings.items():
-        if name in _OF_A_RUN:
-            continue
-        if name not in TRACED:
-            allowed = ", ".join((*TRACED, *_OF_A_RUN))
+        if name not in TRACED and name not in _SHORT:
+            allowed = ", ".join((*TRACED, *_SHORT))
             raise ValueError(
                 f"settings: {name!r} cannot be given to a compiled run; allowed are {allowed}"
             )
-        section, field = name.split(".")
+        section, field = _SHORT.get(name, name).split(".")
         part = dataclasses.replace(getattr(config, section), **{field: value})
         config = dataclasses.replace(config, **{section: part})
     return config
-
-
-def next_clip(clip: jax.Array, fraction: jax.Array, wanted: float | jax.Array) -> jax.Array:
-    """The clip of the next iteration: wider where more was clipped than wanted, by a factor of 1.5
-    at most, between 1e-4 and 1."""
-    factor = jnp.sqrt((fraction + 1e-4) / (wanted + 1e-4))
-    return jnp.clip(clip * jnp.clip(factor, 1 / 1.5, 1.5), 1e-4, 1.0)
 
 
 def _check(config: Config) -> None:

@@ -1,13 +1,13 @@
 """One optimisation of the policy on one batch, for every method of the table, in three parts.
 
-    prepare     values of the batch -> rewards -> credit -> weights            -> a `Sample`
-    loss        new scores of a `Sample`                                       -> loss, metrics
+    prepare     scores of the batch -> rewards -> credit -> rollout correction -> a `Sample`
+    loss        weights of the tokens, new scores of a `Sample`                -> loss, metrics
     optimise    gradient over micro-batches -> optimiser step, if it is finite -> parameters
 
 `make_update` puts them together. All are pure functions; none is compiled yet.
 """
 
-from steprl.update.loss import sample_loss
+from steprl.update.loss import sample_loss, with_weights
 from steprl.update.make import make_update, sizes_in_rows
 from steprl.update.optimise import micro_batch_gradient, optimiser_step, passes
 from steprl.update.prepare import Metrics, Prepared, Sample, prepare
@@ -27,4 +27,5 @@ __all__ = [
     "prepare",
     "sample_loss",
     "sizes_in_rows",
+    "with_weights",
 ]

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from steprl.algorithms import Algorithm
 from steprl.branching import Branching, rows_per_attempt
-from steprl.carried import Seen
+from steprl.carried import CLIP, TOKENS, Seen, with_carried_clip
 from steprl.config import Config
 from steprl.models.scoring import Scores, score
 from steprl.optimizer import combine, split_trainable
@@ -26,8 +26,6 @@ from steprl.update.optimise import (
 from steprl.update.prepare import Metrics, Sample, prepare
 from steprl.update.state import TrainState, carries
 
-Update = Callable[[TrainState, StepBatch, jax.Array], tuple[TrainState, Metrics]]
-
 
 def make_update(
     policy: Policy,
@@ -35,10 +33,12 @@ def make_update(
     optimizer: optax.GradientTransformation,
     config: Config,
     mesh: Mesh | None = None,
-) -> Update:
-    """`update(state, batch, key) -> (state, metrics)`; not compiled yet.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`update(state, batch, key, sampled=None) -> (state, metrics)`; not compiled yet.
 
-    With a mesh, the rows of each mini-batch are laid over its devices.
+    `sampled` is the number of tokens that were sampled for the batch; by default all that it holds,
+    so give it where rows share some. With a mesh, the rows of each mini-batch are laid over its
+    devices.
 
     A pass over the batch gives values (and checks that training agrees with decoding); the method
     turns them into credit; then `ppo_epochs` passes of mini-batches, each one optimiser step summed
@@ -49,7 +49,13 @@ def make_update(
     actor = config.actor
     mini, micro = actor.ppo_mini_batch_size, actor.ppo_micro_batch_size
 
-    def update(state: TrainState, batch: StepBatch, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def update(
+        state: TrainState,
+        batch: StepBatch,
+        key: jax.Array,
+        sampled: jax.Array | float | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        own = with_carried_clip(config, state.carried)
         check_parts(batch, mini, micro)
         trainable, frozen = split_trainable(state.params, config.model.freeze)
         before = Trained(trainable, state.opt_state)
@@ -61,7 +67,7 @@ def make_update(
             )
 
         def loss(new: Scores, sample: Sample) -> tuple[jax.Array, Metrics]:
-            return sample_loss(new, sample, method, config)
+            return sample_loss(new, sample, method, own)
 
         reference = state.carried.get("reference")
         reference_NT = None if reference is None else scored(reference, batch).logprob_NT
@@ -99,13 +105,18 @@ def make_update(
             )
         report |= {name: jnp.mean(value) for name, value in metrics.items()}
         report["train/nonfinite"] = jnp.sum(metrics["train/nonfinite"])
-        seen = Seen(trainable, report)
+        if sampled is None:
+            sampled = jnp.sum(batch.step_ids_NT >= 0)
+        seen = Seen(trainable, report, jnp.asarray(sampled, jnp.float32))
         following = {
             one.name: one.update(state.carried[one.name], seen, config)
             for one in carries(method, config)
         }
         params = combine(after.params, frozen)
         carried = state.carried | reward_states | following
+        report["token/total"] = carried[TOKENS.name]
+        if CLIP.name in carried:
+            report["actor/clip_ratio"] = state.carried[CLIP.name]  # that of this update
         return TrainState(params, after.opt_state, state.iteration + 1, carried), report
 
     return update
