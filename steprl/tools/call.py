@@ -70,11 +70,11 @@ def call_tools(
             "process with threads may never return"
         )
 
-    def make(call: ToolCall | CallError) -> Outcome:
+    def call_one(call: ToolCall | CallError) -> Outcome:
         checked = call if isinstance(call, CallError) else check_call(call, tools)
         if isinstance(checked, CallError):
-            given = call.arguments if isinstance(call, ToolCall) else {}
-            return Outcome(checked.name, _json(given), checked.kind, checked.text)
+            refused = call.arguments if isinstance(call, ToolCall) else {}
+            return Outcome(checked.name, _json(refused), checked.kind, checked.text)
         tool = tools[checked.name]
         started = time.perf_counter()
         if tool.may_hang:
@@ -89,9 +89,9 @@ def call_tools(
         return Outcome(tool.name, _json(checked.arguments), status, text, seconds)
 
     if parallel == 1 or len(calls) < 2:
-        return [make(call) for call in calls]
+        return [call_one(call) for call in calls]
     with ThreadPoolExecutor(min(parallel, len(calls)), thread_name_prefix="tool") as pool:
-        return list(pool.map(make, calls))
+        return list(pool.map(call_one, calls))
 
 
 def run_here(tool: Tool, arguments: dict[str, Any], max_characters: int) -> tuple[str, str]:
