@@ -120,41 +120,41 @@ def observe(memory: Memory, action: str, observation: str) -> Memory:
     verb, _, rest = action.strip().partition(" ")
     if verb == "go":
         memory = memory._replace(at=rest.removeprefix("to "))
-    here = memory.at
-    content = memory.seen.get(here, ())
+    place = memory.at
+    content = memory.seen.get(place, ())
     if verb == "close":
-        return memory._replace(closed=memory.closed | {here})
+        return memory._replace(closed=memory.closed | {place})
     if verb == "take":
         thing = rest.split(" from ")[0]
-        seen = {**memory.seen, here: tuple(name for name in content if name != thing)}
+        seen = {**memory.seen, place: tuple(name for name in content if name != thing)}
         return memory._replace(held=thing, seen=seen)
     if verb == "move":
         thing = rest.split(" to ")[0]
-        return memory._replace(held="", seen={**memory.seen, here: (*content, thing)})
+        return memory._replace(held="", seen={**memory.seen, place: (*content, thing)})
     if verb in TREATMENTS and verb == treatment_of(memory.wish.task_type):
         return memory._replace(treated=memory.treated | {memory.held})
     if verb in ("heat", "cool"):  # undoes the other
         return memory._replace(treated=memory.treated - {memory.held})
-    if f"The {here} is closed." in observation:
-        return memory._replace(closed=memory.closed | {here})
+    if f"The {place} is closed." in observation:
+        return memory._replace(closed=memory.closed | {place})
     if verb in ("go", "open", "examine") and ", you see " in observation and rest != memory.held:
         listed = tuple(_NAME.findall(observation.partition(", you see ")[2]))
-        return memory._replace(closed=memory.closed - {here}, seen={**memory.seen, here: listed})
+        return memory._replace(closed=memory.closed - {place}, seen={**memory.seen, place: listed})
     return memory
 
 
 def knowing_all(state: State) -> Memory:
     """A memory that has looked into every receptacle of the house, closed ones too."""
     table = state.game.table
-    names, things = table.receptacle_names, table.object_names
+    names, objects = table.receptacle_names, table.object_names
     verb = treatment_of(state.game.goal.task_type)
     treated = {"clean": state.clean, "heat": state.hot, "cool": state.cool}.get(verb, 0)
     return begin(welcome(state.game))._replace(
-        seen={name: tuple(things[o] for o in contents(state, r)) for r, name in enumerate(names)},
+        seen={name: tuple(objects[o] for o in contents(state, r)) for r, name in enumerate(names)},
         closed=frozenset(name for r, name in enumerate(names) if not is_accessible(state, r)),
         at="" if state.at == NOWHERE else names[state.at],
-        held="" if state.held < 0 else things[state.held],
-        treated=frozenset(name for o, name in enumerate(things) if treated >> o & 1),
+        held="" if state.held < 0 else objects[state.held],
+        treated=frozenset(name for o, name in enumerate(objects) if treated >> o & 1),
     )
 
 
@@ -163,9 +163,9 @@ def act(memory: Memory) -> str:
     wish, held = memory.wish, memory.held
     verb = treatment_of(wish.task_type)
     if not held:
-        return _fetch(memory, _wanted(memory), wish.object)
+        return _fetch(memory, _candidates(memory), wish.object)
     if _type(held) != wish.object:
-        return _put(memory, _those_that_fit(memory, _type(held)))
+        return _put(memory, _fitting_receptacles(memory, _type(held)))
     if wish.lamp:
         lamps = {r: o for r, seen in memory.seen.items() for o in seen if _type(o) == wish.lamp}
         place = _nearest(memory, list(lamps))
@@ -199,7 +199,7 @@ def demonstrate(
         wander: chance at each step to walk to some receptacle for no reason.
         give_up: chance at each step to stop for good, the game unfinished.
         slip: chance at each step to get the first number of the command wrong. Most such commands
-            are refused, so a model also sees how to go on after "Nothing happens.".
+            are refused, so a model also sees how to continue after "Nothing happens.".
 
     Returns:
         Texts read and commands given.
@@ -243,7 +243,7 @@ def _place_types(kind: str) -> frozenset[str]:
     return frozenset(place.lower() for t in types if t.lower() == kind for place in places_for(t))
 
 
-def _those_that_fit(memory: Memory, kind: str) -> list[str]:
+def _fitting_receptacles(memory: Memory, kind: str) -> list[str]:
     return [name for name in memory.receptacles if _type(name) in _place_types(kind)]
 
 
@@ -258,30 +258,30 @@ def _targets(memory: Memory) -> list[str]:
     targets = _of_type(memory, wish.receptacle)
     if wish.task_type != "pick_two_obj_and_place":
         return targets
-    begun = [r for r in targets if any(_type(o) == wish.object for o in memory.seen.get(r, ()))]
-    return [_nearest(memory, begun)] if begun else targets
+    started = [r for r in targets if any(_type(o) == wish.object for o in memory.seen.get(r, ()))]
+    return [_nearest(memory, started)] if started else targets
 
 
-def _wanted(memory: Memory) -> list[tuple[str, str]]:
+def _candidates(memory: Memory) -> list[tuple[str, str]]:
     """Pairs (receptacle, object) that may be fetched, all of them seen."""
     wish = memory.wish
-    two = wish.task_type == "pick_two_obj_and_place"
-    done = _targets(memory) if two else []
-    kept = done if len(done) == 1 else []
+    two_objects = wish.task_type == "pick_two_obj_and_place"
+    destinations = _targets(memory) if two_objects else []
+    excluded = destinations if len(destinations) == 1 else []
     return [
         (place, thing)
         for place, things in memory.seen.items()
         for thing in things
-        if _type(thing) == wish.object and place not in kept
+        if _type(thing) == wish.object and place not in excluded
     ]
 
 
-def _fetch(memory: Memory, wanted: list[tuple[str, str]], kind: str) -> str:
+def _fetch(memory: Memory, candidates: list[tuple[str, str]], kind: str) -> str:
     """Take one of these things, or look for one."""
-    if not wanted:
+    if not candidates:
         return _search(memory, kind)
-    place = _nearest(memory, [place for place, _ in wanted])
-    things = [thing for where, thing in wanted if where == place]
+    place = _nearest(memory, [place for place, _ in candidates])
+    things = [thing for p, thing in candidates if p == place]
     # One that is treated already saves the way to the sink; then the lowest number.
     thing = min(things, key=lambda o: (o not in memory.treated, _order(o)))
     return _at(memory, place) or f"take {thing} from {place}"
@@ -304,7 +304,7 @@ def _at(memory: Memory, place: str) -> str:
 
 def _search(memory: Memory, kind: str) -> str:
     """Look into the next place where such a thing may be; when all are seen, into any other."""
-    likely = [r for r in _those_that_fit(memory, kind) if r not in memory.seen]
+    likely = [r for r in _fitting_receptacles(memory, kind) if r not in memory.seen]
     unseen = likely or [r for r in memory.receptacles if r not in memory.seen]
     if not unseen:
         return "look"
@@ -314,7 +314,7 @@ def _search(memory: Memory, kind: str) -> str:
 
 
 def success_table(env: Household, tasks: range, **settings: Any) -> dict[str, dict[str, float]]:
-    """How the expert fares.
+    """How often the expert wins, and in how many steps.
 
     Args:
         env: the environment.
@@ -324,12 +324,12 @@ def success_table(env: Household, tasks: range, **settings: Any) -> dict[str, di
     Returns:
         Task type -> number of games, share won, mean and greatest length of the won ones.
     """
-    played: dict[str, list[Demonstration]] = {}
+    demonstrations: dict[str, list[Demonstration]] = {}
     for task in tasks:
         task_type = env.task_types[task % len(env.task_types)]
-        played.setdefault(task_type, []).append(demonstrate(env, task, **settings))
+        demonstrations.setdefault(task_type, []).append(demonstrate(env, task, **settings))
     table: dict[str, dict[str, float]] = {}
-    for task_type, games in played.items():
+    for task_type, games in demonstrations.items():
         lengths = [len(game.actions) for game in games if game.won]
         table[task_type] = {
             "games": len(games),
