@@ -122,7 +122,7 @@ def performance_profile(
         ValueError: bad scores, or thresholds that are not increasing.
     """
     threshold_k = _increasing("thresholds", thresholds)
-    table = _table("scores_rs", scores_rs, one=True)
+    table = _table("scores_rs", scores_rs, single=True)
 
     def shares(x_brs: np.ndarray) -> np.ndarray:
         return np.stack([np.mean(x_brs > t, axis=(1, 2)) for t in threshold_k], axis=-1)
