@@ -82,9 +82,9 @@ def learn(name: str, overrides: list[str], resume: str | None) -> Path:
 def look(run: Path, step: int, tasks: int) -> Audit:
     session = setup(load_config(run / "config.resolved.yaml"))
     older = max(s for s in all_steps(run / "checkpoints") if s < step)
-    params, before = (load_params(session, run, s) for s in (step, older))
+    params, older_params = (load_params(session, run, s) for s in (step, older))
     return run_audit(
-        session, params, "heldout", tasks, ATTEMPTS, CONTINUED, True, before, THRESHOLD
+        session, params, "heldout", tasks, ATTEMPTS, CONTINUED, True, older_params, THRESHOLD
     )
 
 

@@ -71,7 +71,7 @@ def learn(name: str, overrides: list[str], resume: str | None) -> Path:
         run_warm_start(session, run)
     elif not finished(run, config.trainer.total_training_steps):
         train(session, run)
-        shutil.rmtree(run / "checkpoints")  # the curves are what is asked for
+        shutil.rmtree(run / "checkpoints")  # only the curves are needed
     return run
 
 
@@ -97,8 +97,10 @@ def success(method: str, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def sampled_tokens(metrics: list[dict[str, Any]]) -> float:
     """Of all iterations; what branches share with their originals was sampled once."""
-    played = [m for m in metrics if "step/count" in m]
-    return sum(m.get("token/decoded", m["step/count"] * m["response_length/mean"]) for m in played)
+    iterations = [m for m in metrics if "step/count" in m]
+    return sum(
+        m.get("token/decoded", m["step/count"] * m["response_length/mean"]) for m in iterations
+    )
 
 
 if __name__ == "__main__":

@@ -70,10 +70,10 @@ def in_full(results: Path) -> str:
         "| before (sampled) | " + " | ".join(f"{record['warm_start'][c]:.3f}" for c in cells) + " |"
     )
     for method, name in NAMES.items():
-        found = [rows.get(f"{cell}: {method}: area") for cell in cells]
-        if any(found):
+        cell_rows = [rows.get(f"{cell}: {method}: area") for cell in cells]
+        if any(cell_rows):
             lines.append(
-                f"| {name} | " + " | ".join(_text(row) if row else "" for row in found) + " |"
+                f"| {name} | " + " | ".join(_text(row) if row else "" for row in cell_rows) + " |"
             )
     chosen = "; ".join(
         f"{NAMES[m]} {lr:g}, {100 * clip:g} %" for m, (lr, clip) in record["settings"].items()
@@ -99,9 +99,9 @@ def _effects(record: dict[str, Any]) -> str:
         "|---" * (len(cells) + 1) + "|",
     ]
     for effect in ("credit", "ratio"):
-        found = [rows.get(f"{cell}: effect of {effect}: area") for cell in cells]
-        shown = " | ".join(_signed(row) if row else "" for row in found)
-        lines.append(f"| {effect} of steps, not tokens | {shown} |")
+        cell_rows = [rows.get(f"{cell}: effect of {effect}: area") for cell in cells]
+        columns = " | ".join(_signed(row) if row else "" for row in cell_rows)
+        lines.append(f"| {effect} of steps, not tokens | {columns} |")
     return "\n".join(lines)
 
 
@@ -111,7 +111,7 @@ def one_program(results: Path) -> str:
     if record is None:
         return ""
     rows = {row["name"]: row for row in record["rows"]}
-    ways = ("one program", "two programs", "a call a turn", "text environment")
+    drivers = ("one program", "two programs", "a call a turn", "text environment")
     cells = list(dict.fromkeys(name.split(":")[0] for name in rows))
     lines = [
         "| one training, driven by | " + " | ".join(f"{cell}: steps/s" for cell in cells)
@@ -119,18 +119,18 @@ def one_program(results: Path) -> str:
         + " |",
         "|---" * (2 * len(cells) + 1) + "|",
     ]  # fmt: skip
-    for way in ways:
-        rates = [f"{rows[f'{cell}: {way}']['value']:.0f}" for cell in cells]
+    for driver in drivers:
+        rates = [f"{rows[f'{cell}: {driver}']['value']:.0f}" for cell in cells]
         gains = [
             " x, ".join(
                 f"{rows[name]['value']:.1f}"
                 for kind in ("wall", "processor")
-                if (name := f"{cell}: one program over {way}, {kind}") in rows
+                if (name := f"{cell}: one program over {driver}, {kind}") in rows
             )
             for cell in cells
         ]
         gains = [gain and f"{gain} x" for gain in gains]
-        lines.append("| " + " | ".join((way, *rates, *gains)) + " |")
+        lines.append("| " + " | ".join((driver, *rates, *gains)) + " |")
     seeds = "; ".join(
         "{}: {:.1f} x side by side (`vmap`), {:.1f} x one after another (`lax.map`)".format(
             cell,
