@@ -1,7 +1,7 @@
 """Which credit is better? Every method from the same warm start, with seeds and intervals.
 
     python benchmarks/algorithms.py --quick          # one cell, 4 seeds, against the committed table
-    python benchmarks/algorithms.py [--save]         # the table: 6 cells, 12 seeds; goes on if cut
+    python benchmarks/algorithms.py [--save]         # the table: 6 cells, 12 seeds; resumes if cut
     python benchmarks/algorithms.py --effects --save # adds the longest cells, for StepPO and its halves
     python benchmarks/algorithms.py --full --save    # 8 cells, 36 seeds; for a GPU
 

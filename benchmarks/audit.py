@@ -89,7 +89,7 @@ def look(run: Path, step: int, tasks: int) -> Audit:
 
 
 def measured(name: str, audit: Audit) -> list[dict[str, Any]]:
-    """Correlations with the enumerated truth, and what says how far that can be trusted."""
+    """Correlations with the enumerated truth, and the numbers that tell how far to trust them."""
     rows = [
         record.row(f"{name}: {s.estimate} against {s.target}", s.correlation,
                    f"{s.kind} correlation", [s.low, s.high])

@@ -1,5 +1,5 @@
 """Success before and after reinforcement learning, for one configuration; shared by the benchmarks
-of single environments. The run goes on from where it was cut when `--resume auto` is given."""
+of single environments. With `--resume auto` a run continues where it was interrupted."""
 
 import argparse
 import json

@@ -284,7 +284,7 @@ def in_turn(sides: dict[str, Callable[[], Any]], rounds: int, often: int) -> dic
         for name, side in sides.items():
             if name.startswith("peer"):
                 torch.set_num_threads(1 if name.endswith("1") else THREADS)
-            time.sleep(0.02)  # threads of the side before go on waiting for work for a while
+            time.sleep(0.02)  # threads of the previous one keep waiting for work for a while
             slow = times[name] and min(times[name]) > 50
             for _ in range(1 if slow else often):
                 times[name].append(milliseconds(side))

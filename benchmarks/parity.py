@@ -85,7 +85,7 @@ def none_of(name: str, count: float, unit: str) -> dict[str, Any]:
 
 
 def recorded(model: Pretrained, file: Path) -> list[dict[str, Any]]:
-    """Against what transformers said of the GGUF file, kept in `file`."""
+    """Against the outputs of transformers for the GGUF file, kept in `file`."""
     config, params, tokenizer = model
     reference = np.load(file)
     meta = json.loads(str(reference["meta"]))

@@ -29,7 +29,7 @@ def row(
     met: bool | None = None,
 ) -> dict[str, Any]:
     """One measured number. `spread` is a 95 % interval or the quartiles; `ratio` above 1 is better
-    for us; `goal` is what was asked for and `met` whether it was reached."""
+    for us; `goal` is the target in words and `met` whether it was reached."""
     return dict(
         name=name, value=value, unit=unit, spread=spread, peer=peer, peer_value=peer_value,
         ratio=ratio, goal=goal, met=met,

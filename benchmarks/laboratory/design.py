@@ -80,7 +80,7 @@ BY_HORIZON = ("errand-4", "errand-8", "errand-16", "errand-32")
 BY_TOKENS = ("errand-8", "errand-8-long", "errand-8-longer")
 
 # An iteration of a method without branches samples about as many tokens as this many times its
-# episodes, if all go on to the limit.
+# episodes, if all last until the limit.
 ITERATIONS = 40
 CHUNK = 10  # iterations of one call
 HELDOUT = 256  # episodes of the last evaluation of each run

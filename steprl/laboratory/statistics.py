@@ -228,7 +228,7 @@ def area_under_curve(
     Args:
         x: [K] increasing, such as tokens sampled.
         y: [K], such as success.
-        until: where the integral ends; the run may go on after it.
+        until: where the integral ends; the run may be longer.
         since: where it begins; None for the first point of the run. Give it where runs begin at
             different points, so that all are judged over the same stretch.
 

@@ -187,7 +187,7 @@ def load_gguf(
         key: of a new value head; None for `jax.random.key(0)`.
 
     Returns:
-        Nested dicts as from `make_policy(config).init`; a new value head says 0, and a separate
+        Nested dicts as from `make_policy(config).init`; a new value head gives 0, and a separate
         critic starts as a copy of the model.
 
     Raises:

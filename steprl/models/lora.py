@@ -37,7 +37,7 @@ def lora_targets(params: Params, target: str = ALL_LINEAR) -> list[str]:
         Paths such as "decoder/layers/0/attention/query/kernel", in the order of the tree.
 
     Raises:
-        ValueError: it is no regular expression or matches no kernel; says what there is.
+        ValueError: it is no regular expression or matches no kernel; the message lists the kernels.
     """
     kernels = [
         jax.tree_util.keystr(path, simple=True, separator="/")

@@ -25,7 +25,7 @@ from steprl.serving.responses import chunk_choice
 from steprl.serving.text import Delta
 
 MAX_BODY = 16 * 2**20
-_LEFT = 499  # nobody reads it
+_LEFT = 499  # the client has disconnected and will not read it
 
 
 def make_app(

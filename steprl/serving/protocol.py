@@ -81,7 +81,7 @@ class Chat(NamedTuple):
 
     options: Options
     messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]]  # those that the model is told of
+    tools: list[dict[str, Any]]  # those that the model may call
 
 
 class Completion(NamedTuple):

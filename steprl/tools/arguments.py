@@ -35,7 +35,7 @@ def check_arguments(arguments: Any, parameters: dict[str, Any]) -> tuple[dict[st
         parameters: the schema of an object, as in `tool_schema`.
 
     Returns:
-        The arguments, and one sentence a problem, at most 5; the arguments are of use only without.
+        The arguments, and a sentence a problem, at most 5; use the arguments only if there is none.
 
     Example:
         >>> hits = {

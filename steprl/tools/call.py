@@ -1,4 +1,4 @@
-"""Calls, made: side by side, within limits, each with an outcome whatever happens."""
+"""Makes calls: in parallel, within limits, each with an outcome whatever happens."""
 
 import json
 import time
@@ -22,7 +22,7 @@ def call_tools(
     max_characters: int = TEXT_LIMIT,
     start_method: str = "forkserver",
 ) -> list[Outcome]:
-    """Makes the calls, and says of each what became of it.
+    """Makes the calls, and returns the outcome of each.
 
     A tool runs in a thread of this process, unless it was marked `may_hang`: then it runs in a process
     of its own, which is killed at the time limit with all that it has started. An exception is an

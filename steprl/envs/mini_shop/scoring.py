@@ -11,7 +11,7 @@ from typing import NamedTuple
 from steprl.envs.mini_shop.records import Goal, Product, normalise
 
 SUCCESS = 0.999
-"""The score from which on a purchase counts as what was asked for."""
+"""The lowest score with which a purchase counts as a success."""
 
 FUZZY = 85
 """Phrases are the same when their `token_set_ratio` is above it."""
