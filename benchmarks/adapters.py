@@ -98,11 +98,11 @@ def measure(env: Any, choose: Callable[[dict], str], clock: Callable[[], float])
         info: dict = {}
         for _ in range(DEPTH):
             begin = clock()
-            after, _, _, terminated, truncated, info = env.step(state, choose(info))
+            next_state, _, _, terminated, truncated, info = env.step(state, choose(info))
             steps.append(clock() - begin)
             if terminated or truncated:
                 break
-            state = after
+            state = next_state
         env.reset(task + 1)
         begin = clock()
         env.step(state, choose(info))
@@ -124,10 +124,10 @@ def measured(cases: Sequence[Case], only: str) -> Iterator[tuple[Case, Times]]:
         if importlib.util.find_spec(case.name) is None:
             print(f"{case.name}: left out, it is not installed", file=sys.stderr)
             continue
-        one = {"engines": 1} if case.state != VALUE else {}
-        env: Any = load_suite(case.name, {**case.options, **one, "split": "train"}).train
+        extra = {"engines": 1} if case.state != VALUE else {}
+        env: Any = load_suite(case.name, {**case.options, **extra, "split": "train"}).train
         yield case, measure(env, chooser(case.actions), time.perf_counter)
-        if one:
+        if extra:
             env.close()
 
 
@@ -164,8 +164,8 @@ def table(rows: Sequence[dict]) -> str:
 
 def page(text: str, record: dict) -> str:
     """The page with the table in its place."""
-    where = f"on {record['hardware']}; a branch is {DEPTH} steps deep."
-    note = f"First quartiles in ms, for their order of magnitude, {where}"
+    context = f"on {record['hardware']}; a branch is {DEPTH} steps deep."
+    note = f"First quartiles in ms, for their order of magnitude, {context}"
     begin, end = (text.index(mark) for mark in (BEGIN, END))
     return f"{text[: begin + len(BEGIN)]}\n{table(record['rows'])}\n\n{note}\n{text[end:]}"
 
@@ -184,12 +184,12 @@ def main(arguments: argparse.Namespace) -> int:
     ]
     show(rows)
     if arguments.save:
-        before = json.loads(SAVED.read_text()) if SAVED.exists() else {"rows": []}
-        merged = {r["name"]: r for r in [*before["rows"], *rows]}
-        packages = before.get("packages", {}) | versions(arguments.only)
+        saved = json.loads(SAVED.read_text()) if SAVED.exists() else {"rows": []}
+        merged = {r["name"]: r for r in [*saved["rows"], *rows]}
+        packages = saved.get("packages", {}) | versions(arguments.only)
         minutes = (time.perf_counter() - begin) / 60
-        known = [key(case, what) for case in CASES for what in Times._fields]
-        rows = [merged[name] for name in known if name in merged]
+        row_names = [key(case, what) for case in CASES for what in Times._fields]
+        rows = [merged[name] for name in row_names if name in merged]
         record = json.loads(save("adapters", rows, minutes, packages=packages).read_text())
         PAGE.write_text(page(PAGE.read_text(), record))
     return 0

@@ -42,10 +42,10 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not options.report:
         _run_all(scale, options.methods or scale.methods, folder, options)
-    found = outcome.read(scale, options.methods or list(design.METHODS), folder)
-    outcome.show(found, quick=options.quick)
+    runs = outcome.read(scale, options.methods or list(design.METHODS), folder)
+    outcome.show(runs, quick=options.quick)
     if options.save:
-        for path in outcome.save(found, outcome.table(found), scale_name, folder, options.workers):
+        for path in outcome.save(runs, outcome.table(runs), scale_name, folder, options.workers):
             print(f"written: {path}")
 
 
@@ -53,8 +53,8 @@ def _run_all(scale: Any, methods: Sequence[str], folder: Path, options: argparse
     from laboratory import design
 
     cells: Sequence[str] = options.cells or scale.cells
-    needed = {*cells, design.TUNED_ON} if scale.tune else set(cells)
-    warm = [("warm", cell) for cell in design.CELLS if cell in needed]
+    warm_cells = {*cells, design.TUNED_ON} if scale.tune else set(cells)
+    warm = [("warm", cell) for cell in design.CELLS if cell in warm_cells]
     firsts = range(0, scale.seeds, design.LANES)
     size = min(scale.seeds, design.LANES)
     tuned = {*methods, *(design.TUNED_TOGETHER if {*methods} & {*design.TUNED_TOGETHER} else ())}
@@ -84,7 +84,7 @@ def _done(job: Job, folder: Path) -> bool:
 
 
 def _in_parallel(jobs: Sequence[Job], folder: Path, workers: int) -> None:
-    """Runs jobs in processes of their own and says how it goes."""
+    """Runs jobs in processes of their own and prints the progress."""
     if not jobs:
         return
     begin = time.perf_counter()

@@ -82,14 +82,14 @@ def learn(name: str, overrides: list[str], resume: str | None) -> Path:
 def look(run: Path, step: int, tasks: int) -> Audit:
     session = setup(load_config(run / "config.resolved.yaml"))
     older = max(s for s in all_steps(run / "checkpoints") if s < step)
-    params, before = (load_params(session, run, s) for s in (step, older))
+    params, older_params = (load_params(session, run, s) for s in (step, older))
     return run_audit(
-        session, params, "heldout", tasks, ATTEMPTS, CONTINUED, True, before, THRESHOLD
+        session, params, "heldout", tasks, ATTEMPTS, CONTINUED, True, older_params, THRESHOLD
     )
 
 
 def measured(name: str, audit: Audit) -> list[dict[str, Any]]:
-    """Correlations with the enumerated truth, and what says how far that can be trusted."""
+    """Correlations with the enumerated truth, and the numbers that tell how far to trust them."""
     rows = [
         record.row(f"{name}: {s.estimate} against {s.target}", s.correlation,
                    f"{s.kind} correlation", [s.low, s.high])

@@ -80,8 +80,8 @@ class Judge:
 
         mean, trace = moments(loss, self.theta, rows, sampled)
         # Where a limit cuts trajectories off, only the logits that are used before it count.
-        used = np.isin(np.arange(len(self.theta)), rows.context_nt[rows.step_ids_nt >= 0])
-        exact = np.where(used[:, None], self.exact[estimator.objective], 0)
+        reached = np.isin(np.arange(len(self.theta)), rows.context_nt[rows.step_ids_nt >= 0])
+        exact = np.where(reached[:, None], self.exact[estimator.objective], 0)
         return compare(mean, trace, exact, sampled.index_bn.shape[1], estimator.claim)
 
 
@@ -92,14 +92,14 @@ def holds(estimator: Estimator, bias: Bias) -> bool:
 
 def table(judged: Sequence[tuple[Estimator, Bias]]) -> Table:
     """One line an estimator."""
-    out = Table(title="Expected gradient of the first update against the exact policy gradient")
+    result = Table(title="Expected gradient of the first update against the exact policy gradient")
     for name in ("estimator", "setting", "note"):
-        out.add_column(name, overflow="fold")
+        result.add_column(name, overflow="fold")
     for name in ("n", "unbiased?", "relative bias", "cosine", "factor", "variance"):
-        out.add_column(name, justify="right", no_wrap=True)
+        result.add_column(name, justify="right", no_wrap=True)
     for estimator, bias in judged:
         claim = "" if estimator.claim is None else "yes" if holds(estimator, bias) else "NO"
-        out.add_row(
+        result.add_row(
             estimator.name,
             estimator.setting,
             estimator.note,
@@ -110,7 +110,7 @@ def table(judged: Sequence[tuple[Estimator, Bias]]) -> Table:
             f"{bias.scale:.4f}",
             f"{bias.variance:.2f}",
         )
-    return out
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "the trajectories it takes, over |c g*|^2.",
         markup=False,
     )
-    wrong = [estimator.title for estimator, bias in judged if not holds(estimator, bias)]
-    for title in wrong:
+    failed = [estimator.title for estimator, bias in judged if not holds(estimator, bias)]
+    for title in failed:
         console.print(f"NOT UNBIASED: {title}", markup=False)
     if options.save:
         rows = [
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"saved {record.save('bias', rows, minutes, trajectories=len(judge.rows[MAX_STEPS].task_n))}"
         )
-    return int(bool(wrong))
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

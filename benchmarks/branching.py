@@ -96,19 +96,19 @@ def replay(setup: Setup, depth: int, sample: int, cache: Any) -> Replayed:
     (origin,) = setup.rollouts.trajectories
     episode = begin(context, 0, sample, *setup.env.reset(0), limits)
     for step in origin.steps[:depth]:
-        taken = Sampled(step.action_ids, step.logprobs, step.entropies, None, step.stop_reason)
+        sampled = Sampled(step.action_ids, step.logprobs, step.entropies, None, step.stop_reason)
         answer = setup.env.step(episode.state, context.decode(step.action_ids.tolist()))
-        episode = advance(episode, taken, answer, context, limits)
+        episode = advance(episode, sampled, answer, context, limits)
     device, params = setup.device, setup.device.prepare(setup.params)
     hidden_BD = device.hidden(params, 1)
     hidden_BD, cache = read_chunks(device, params, cache, hidden_BD, [episode.ids], [0])
-    one = lambda number: np.asarray([number], np.int32)  # noqa: E731
+    row = lambda number: np.asarray([number], np.int32)  # noqa: E731
     out = device.act(
-        params, cache, hidden_BD, one(len(episode.ids)), KEY, one(0), one(sample), one(depth), one(0),
+        params, cache, hidden_BD, row(len(episode.ids)), KEY, row(0), row(sample), row(depth), row(0),
         np.ones(1, bool), Sampling(np.float32(1.0)),
     )  # fmt: skip
-    found = jax.device_get(out._replace(cache=None))
-    action = Sampled(found.tokens_BA[0], found.logprob_BA[0], found.entropy_BA[0], None, "length")
+    turn = jax.device_get(out._replace(cache=None))
+    action = Sampled(turn.tokens_BA[0], turn.logprob_BA[0], turn.entropy_BA[0], None, "length")
     answer = setup.env.step(episode.state, context.decode(action.ids.tolist()))
     return Replayed(advance(episode, action, answer, context, limits), len(episode.ids), out.cache)
 
@@ -130,16 +130,16 @@ def depths_of(name: str, setup: Setup, depths: Sequence[int], rounds: int) -> It
         for depth in depths if number else (min(16, depths[-1]),):
             start, start_work = time.perf_counter(), time.process_time()
             forked[depth] = fork(setup, depth, number)
-            between, between_work = time.perf_counter(), time.process_time()
+            forked_at, forked_work = time.perf_counter(), time.process_time()
             replayed[depth] = replay(setup, depth, number, cache)
             end, end_work = time.perf_counter(), time.process_time()
             cache = replayed[depth].cache
             worst = max(worst, difference(forked[depth], replayed[depth]))
             if number:
-                times["fork", depth].append(1000 * (between - start))
-                times["replay", depth].append(1000 * (end - between))
-                work["fork", depth].append(1000 * (between_work - start_work))
-                work["replay", depth].append(1000 * (end_work - between_work))
+                times["fork", depth].append(1000 * (forked_at - start))
+                times["replay", depth].append(1000 * (end - forked_at))
+                work["fork", depth].append(1000 * (forked_work - start_work))
+                work["replay", depth].append(1000 * (end_work - forked_work))
     median = {key: statistics.median(values) for key, values in times.items()}
     for depth in depths:
         ratio = median["replay", depth] / median["fork", depth]
@@ -159,13 +159,13 @@ def depths_of(name: str, setup: Setup, depths: Sequence[int], rounds: int) -> It
             quartiles(work["fork", depth]), "reset, replay, re-prefill", peer_cpu, peer_cpu / cpu,
         )  # fmt: skip
         usage = forked[depth].usage
-        for what, value in (
+        for kind, value in (
             ("fork, prefilled", usage.prefilled),
             ("fork, reused", usage.reused),
             ("replay, prefilled", replayed[depth].tokens),
             ("either, decoded", usage.decoded),
         ):
-            yield record.row(f"{name}, depth {depth}: {what}", value, "tokens")
+            yield record.row(f"{name}, depth {depth}: {kind}", value, "tokens")
     first, last = depths[0], depths[-1]
     growth = median["fork", last] / median["fork", first]
     yield record.row(
@@ -183,12 +183,16 @@ WAYS = ("fork", "replay")
 
 def difference(forked: Rollouts, replayed: Replayed) -> float:
     """Of the log-probs of the new step; inf where the two are not the same step."""
-    ours, theirs = forked.trajectories[0].steps, replayed.episode.steps
-    same = len(ours) == len(theirs) and all(
+    forked_steps, replayed_steps = forked.trajectories[0].steps, replayed.episode.steps
+    same = len(forked_steps) == len(replayed_steps) and all(
         a.observation == b.observation and a.action == b.action
-        for a, b in zip(ours, theirs, strict=False)
+        for a, b in zip(forked_steps, replayed_steps, strict=False)
     )
-    return float(np.abs(ours[-1].logprobs - theirs[-1].logprobs).max()) if same else np.inf
+    return (
+        float(np.abs(forked_steps[-1].logprobs - replayed_steps[-1].logprobs).max())
+        if same
+        else np.inf
+    )
 
 
 def continued(name: str, setup: Setup, depths: Sequence[int]) -> dict:
@@ -200,8 +204,8 @@ def continued(name: str, setup: Setup, depths: Sequence[int]) -> dict:
         points = [BranchPoint(0, depth, token, 1000 + token) for token in (0, ACTION // 2)]
         branches = player.branch(setup.env, setup.params, KEY, setup.rollouts, points).trajectories
         batch = collate(branches, depth + steps, [setup.length])
-        again = jax.jit(functools.partial(score, setup.policy))(setup.params, batch)
-        gap = np.where(batch.step_ids_NT >= 0, again.logprob_NT - batch.logprob_NT, 0.0)
+        rescored = jax.jit(functools.partial(score, setup.policy))(setup.params, batch)
+        gap = np.where(batch.step_ids_NT >= 0, rescored.logprob_NT - batch.logprob_NT, 0.0)
         worst = max(worst, float(np.abs(gap).max()))
     return record.row(
         f"{name}: log-probs of {len(depths)} x 2 forks that go on {steps} steps, and of one pass over "
@@ -244,21 +248,22 @@ def reuse(name: str, rounds: int, episodes: int) -> Iterator[dict]:
     times: dict[str, list[float]] = {"with": [], "without": []}
     usages = {}
     for _ in range(rounds):
-        found = {}
-        for way, step in (("with", advance), ("without", without_reuse)):
+        played = {}
+        for variant, step in (("with", advance), ("without", without_reuse)):
             with mock.patch.object(host, "advance", step):
                 start = time.perf_counter()
-                found[way] = explore(TURNS)
-                times[way].append(time.perf_counter() - start)
-            usages[way] = found[way].usage
+                played[variant] = explore(TURNS)
+                times[variant].append(time.perf_counter() - start)
+            usages[variant] = played[variant].usage
         actions = [
-            [[s.action for s in t.steps] for t in one.trajectories] for one in found.values()
+            [[s.action for s in t.steps] for t in rollouts.trajectories]
+            for rollouts in played.values()
         ]
         if actions[0] != actions[1]:
             raise RuntimeError("episodes with and without reuse of the cache differ")
-    median = {way: statistics.median(values) for way, values in times.items()}
+    median = {variant: statistics.median(values) for variant, values in times.items()}
     title = f"{name}, {episodes} episodes of {TURNS} turns"
-    tokens = [usages[way].prefilled for way in ("with", "without")]
+    tokens = [usages[variant].prefilled for variant in ("with", "without")]
     yield record.row(
         f"{title}: prefilled", tokens[0], "tokens", None, "every turn reads all again", tokens[1],
         tokens[1] / tokens[0],
@@ -276,12 +281,12 @@ def household(depths: Sequence[int], rounds: int) -> Iterator[dict]:
     state, _ = env.reset(0)
     states, actions = [state], []
     while len(actions) <= depths[-1]:
-        after, _, _, terminated, _, info = env.step(state, "look")
+        next_state, _, _, terminated, _, info = env.step(state, "look")
         action = rng.choice(info["admissible_commands"])
-        after, _, _, terminated, _, _ = env.step(state, action)
+        next_state, _, _, terminated, _, _ = env.step(state, action)
         if terminated:
             continue
-        state = after
+        state = next_state
         states.append(state)
         actions.append(action)
     times: dict[tuple[str, int], list[float]] = {(w, d): [] for w in WAYS for d in depths}
@@ -289,15 +294,15 @@ def household(depths: Sequence[int], rounds: int) -> Iterator[dict]:
         for depth in depths:
             start = time.perf_counter()
             env.step(states[depth], actions[depth])
-            between = time.perf_counter()
+            stepped_at = time.perf_counter()
             state, _ = env.reset(0)
             for action in actions[: depth + 1]:
                 state, *_ = env.step(state, action)
             end = time.perf_counter()
             if state != states[depth + 1]:
                 raise RuntimeError("household: a replay came to another state")
-            times["fork", depth].append(1000 * (between - start))
-            times["replay", depth].append(1000 * (end - between))
+            times["fork", depth].append(1000 * (stepped_at - start))
+            times["replay", depth].append(1000 * (end - stepped_at))
     for depth in depths:
         value, other = (statistics.median(times[way, depth]) for way in WAYS)
         yield record.row(
@@ -339,7 +344,7 @@ def draw(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) ->
 
 
 def measure(name: str, depths: Sequence[int], length: int, rounds: int) -> Iterator[dict]:
-    """All of one model but reuse between turns."""
+    """All rows of one model, except those about reuse between turns."""
     setup = set_up(name, depths[-1], length)
     yield from depths_of(name, setup, depths, rounds)
     yield continued(name, setup, depths[1:3] if len(depths) > 2 else depths[-1:])
@@ -362,7 +367,7 @@ def measured(only: str, rounds: int, quick: bool) -> list[dict]:
 
 
 def _shown(row: dict) -> dict:
-    """Long runs show each number as soon as it is there."""
+    """Prints a row at once, so that long runs show each number as soon as it is measured."""
     print(f"{row['name']}: {row['value']:.4g} {row['unit']}", file=sys.stderr, flush=True)
     return row
 

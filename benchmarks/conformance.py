@@ -44,10 +44,10 @@ def load_cases(directory: Path) -> Iterator[tuple[str, int, Case]]:
             tables = {key: file[key] for key in file.files if key.startswith("token_table_")}
             cases: dict[tuple[str, int], Case] = collections.defaultdict(dict)
             for key in file.files:
-                if found := re.fullmatch(r"(.+?)_case(\d+)_(.+)", key):
+                if match := re.fullmatch(r"(.+?)_case(\d+)_(.+)", key):
                     array = file[key]
                     value = array if array.ndim else array.item()
-                    cases[found[1], int(found[2])][found[3]] = value
+                    cases[match[1], int(match[2])][match[3]] = value
         for (family, number), case in sorted(cases.items()):
             yield family, number, tables | case
 
@@ -58,15 +58,15 @@ def check_case(family: str, case: Case) -> tuple[list[str], set[str]]:
     error = None
     try:
         with jax.enable_x64(wide or family == "reward_scaling"):
-            got, deviations = FAMILIES[family](case)
+            results, deviations = FAMILIES[family](case)
             if clean := _without_poison(case):
                 unpoisoned = FAMILIES[family](clean)[0]
                 # Metrics and gradient of a loss that has read the NaN have read it too.
-                read = np.isnan(case.get("out_loss", 0.0))
+                nan_loss = np.isnan(case.get("out_loss", 0.0))
                 for name in unpoisoned:
-                    if read or np.isnan(case.get(f"out_{name}", 0.0)).any():
+                    if nan_loss or np.isnan(case.get(f"out_{name}", 0.0)).any():
                         deviations.setdefault(name, ("poison", unpoisoned[name]))
-            got = {name: np.asarray(value) for name, value in got.items()}
+            results = {name: np.asarray(value) for name, value in results.items()}
             deviations = {n: (why, _host(value)) for n, (why, value) in deviations.items()}
     except Exception as raised:  # a case that breaks must not hide the ones after it
         error = raised
@@ -76,35 +76,35 @@ def check_case(family: str, case: Case) -> tuple[list[str], set[str]]:
     if error is not None:
         return [f"raised {type(error).__name__}: {error}"], set()
 
-    wrong, used = [], set()
+    problems, reasons = [], set()
     if "out_error" in case:
         if "error" not in deviations:
             return [f"did not raise {case['out_error']}"], set()
-        used.add(deviations["error"][0])
+        reasons.add(deviations["error"][0])
     expected = {n.removeprefix("out_"): x for n, x in case.items() if n.startswith("out_")}
     expected.pop("error", None)
     unstable = case["check"] == "unstable"
-    for name in expected | {n: None for n in deviations if n != "error" and n in got}:
-        if name not in got:
-            wrong.append(f"{name} is not replayed")
+    for name in expected | {n: None for n in deviations if n != "error" and n in results}:
+        if name not in results:
+            problems.append(f"{name} is not replayed")
             continue
-        reference, ours = expected.get(name), got[name]
+        reference, ours = expected.get(name), results[name]
         if reference is not None and ours.shape != np.shape(reference):
-            wrong.append(f"{name} has shape {ours.shape}, not {np.shape(reference)}")
+            problems.append(f"{name} has shape {ours.shape}, not {np.shape(reference)}")
             continue
         if name in deviations:
             reason, replacement = deviations[name]
             if reference is None or not _close(replacement, reference, case):
-                used.add(reason)
+                reasons.add(reason)
             reference = replacement
         elif unstable:
             reference = ours
         if not np.isfinite(ours).all():
-            wrong.append(f"{name} is not finite")
+            problems.append(f"{name} is not finite")
         elif not _close(ours, reference, case):
             gap = np.nanmax(np.abs(ours - np.asarray(reference, np.float64)))
-            wrong.append(f"{name} differs by up to {gap:.3g}")
-    return wrong, used
+            problems.append(f"{name} differs by up to {gap:.3g}")
+    return problems, reasons
 
 
 def _without_poison(case: Case) -> Case | None:
@@ -145,10 +145,10 @@ def main(arguments: list[str] | None = None) -> int:
         if family not in FAMILIES:
             tally[family][2] += 1
             continue
-        wrong, used = check_case(family, case)
-        tally[family][bool(wrong)] += 1
-        failures += [f"  {family} case {number}: {what}" for what in wrong]
-        deviations.update((family, reason) for reason in used)
+        problems, reasons = check_case(family, case)
+        tally[family][bool(problems)] += 1
+        failures += [f"  {family} case {number}: {problem}" for problem in problems]
+        deviations.update((family, reason) for reason in reasons)
 
     for family, (passed, failed, skipped) in sorted(tally.items()):
         note = "  (not built)" if skipped else ""

@@ -92,13 +92,15 @@ def contenders(
     """Those that can run here, ours first."""
     described, dtype = json.dumps(shape), options.dtype
     ours = str(directory) if directory else described
-    found = {"steprl": Contender(sys.executable, "steprl_generate.py", ours, dtype)}
+    processes = {"steprl": Contender(sys.executable, "steprl_generate.py", ours, dtype)}
     if directory and not options.without_transformers:
         arguments = (str(directory), dtype, "cpu" if options.platform == "cpu" else "cuda")
-        found["transformers"] = Contender(sys.executable, "transformers_generate.py", *arguments)
+        processes["transformers"] = Contender(
+            sys.executable, "transformers_generate.py", *arguments
+        )
     if options.tunix_python:
-        found["tunix"] = Contender(options.tunix_python, "tunix_generate.py", described, dtype)
-    return found
+        processes["tunix"] = Contender(options.tunix_python, "tunix_generate.py", described, dtype)
+    return processes
 
 
 def prompts_of(tokenizer: Any, rows: int) -> list[list[int]]:
@@ -158,26 +160,26 @@ def measure(
     steps, bandwidths = [], []
     for _ in range(options.rounds):
         for name, side in sides.items():
-            one = side.ask("generate", new=1, **case)["seconds"]
-            all_of_them = side.ask("generate", new=NEW, **case)["seconds"]
-            rest = max(all_of_them - one, 1e-9)
-            speed[name]["prefill"].append(batch * PROMPT / one)
-            speed[name]["decode"].append(batch * (NEW - 1) / rest)
-            speed[name]["end to end"].append(batch * NEW / all_of_them)
+            first_seconds = side.ask("generate", new=1, **case)["seconds"]
+            all_seconds = side.ask("generate", new=NEW, **case)["seconds"]
+            decode_seconds = max(all_seconds - first_seconds, 1e-9)
+            speed[name]["prefill"].append(batch * PROMPT / first_seconds)
+            speed[name]["decode"].append(batch * (NEW - 1) / decode_seconds)
+            speed[name]["end to end"].append(batch * NEW / all_seconds)
             if name == "steprl":
-                steps.append(rest / (NEW - 1))
+                steps.append(decode_seconds / (NEW - 1))
         bandwidths.append(sides["steprl"].ask("bandwidth", size=options.bandwidth_size))
     rows = []
     for kind in ("prefill", "decode", "end to end"):
-        mine = speed["steprl"][kind]
-        value = statistics.median(mine)
+        speeds = speed["steprl"][kind]
+        value = statistics.median(speeds)
         if len(sides) == 1:
-            rows.append(record.row(f"{title}: {kind}", value, "tok/s", quartiles(mine)))
+            rows.append(record.row(f"{title}: {kind}", value, "tok/s", quartiles(speeds)))
         for name in list(sides)[1:]:
-            other = statistics.median(speed[name][kind])
+            peer_speed = statistics.median(speed[name][kind])
             row = record.row(
-                f"{title}: {kind}, against {name}", value, "tok/s", quartiles(mine),
-                f"{PEERS[name]}, {options.platform}, {options.dtype}", other, value / other,
+                f"{title}: {kind}, against {name}", value, "tok/s", quartiles(speeds),
+                f"{PEERS[name]}, {options.platform}, {options.dtype}", peer_speed, value / peer_speed,
             )  # fmt: skip
             goal = goal_of(model, batch, way, kind, name) if options.platform == "cpu" else None
             if goal is not None:
@@ -185,8 +187,8 @@ def measure(
             rows.append(row)
     size = sides["steprl"].ask("size")
     mean_length = PROMPT + NEW / 2  # tokens of a row that a step reads, on average
-    least = (size["weights"] + batch * mean_length * size["cache"]) / max(bandwidths)
-    share = least / statistics.median(steps)
+    least_seconds = (size["weights"] + batch * mean_length * size["cache"]) / max(bandwidths)
+    share = least_seconds / statistics.median(steps)
     row = record.row(f"{title}: share of the memory's limit", share, "of 1")
     if options.platform != "cpu":
         row["goal"], row["met"] = f"{GPU_SHARE:g}", share >= GPU_SHARE
@@ -218,7 +220,7 @@ def save(rows: list[dict[str, Any]], minutes: float, load: float, python: str | 
         kept = [row for row in saved["rows"] if row["name"] not in names]
         rows = sorted(kept + rows, key=_order)
         minutes += saved["minutes"] if kept else 0.0
-    # The interpreter's place says nothing elsewhere.
+    # The path of the interpreter means nothing on another machine.
     arguments = ["PATH" if x == python else x for x in sys.argv[1:]]
     command = " ".join(["python benchmarks/generate.py", *arguments])
     record.save("generate", rows, minutes, load=load, command=command)
@@ -275,17 +277,17 @@ def main() -> int:
                 model, directory if real else None, shape if real else SMALL, options
             )
             for batch, way in cases:
-                more = measure(model, batch, way, prompts_of(tokenizer, batch), sides, options)
-                for row in more:
+                case_rows = measure(model, batch, way, prompts_of(tokenizer, batch), sides, options)
+                for row in case_rows:
                     ratio = f"  {row['ratio']:6.2f} x" if row["ratio"] else ""
                     goal = f"  goal {row['goal']}" if row["goal"] else ""
                     print(
                         f"{row['name']:66s} {row['value']:9.2f} {row['unit']}{ratio}{goal}",
                         flush=True,
                     )
-                rows += more
+                rows += case_rows
                 if options.save:  # a case at a time: it may be stopped between them
-                    save(more, (time.perf_counter() - start) / 60, load, options.tunix_python)
+                    save(case_rows, (time.perf_counter() - start) / 60, load, options.tunix_python)
                     start = time.perf_counter()
             for side in sides.values():
                 side.close()

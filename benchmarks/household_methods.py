@@ -130,19 +130,19 @@ def curve_of(rows: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def run_all(size: Size, overrides: Sequence[str], folder: Path, workers: int) -> float:
-    """What is not there yet, in processes; in this one where one worker is enough.
+    """The runs that are missing, in processes; in this one where one worker is enough.
 
     Returns:
         Minutes that all of it took, earlier calls included.
     """
-    clock = folder / "minutes.json"  # survives a cut
-    before = json.loads(clock.read_text()) if clock.exists() else 0.0
+    clock = folder / "minutes.json"  # survives an interruption
+    earlier = json.loads(clock.read_text()) if clock.exists() else 0.0
     start = time.perf_counter()
 
     def minutes() -> float:
-        spent: float = before + (time.perf_counter() - start) / 60
-        _write(clock, spent)
-        return spent
+        total: float = earlier + (time.perf_counter() - start) / 60
+        _write(clock, total)
+        return total
 
     if not (folder / "warm.json").exists():
         warm_start(size, overrides, folder)
@@ -183,8 +183,8 @@ def read(size: Size, folder: Path) -> dict[str, list[dict[str, Any]]]:
         ]
         for method in size.methods
     }
-    for one in (one for found in runs.values() for one in found):
-        one["tokens"], one["success"] = [0.0, *one["tokens"]], [warm["success"], *one["success"]]
+    for run in (run for group in runs.values() for run in group):
+        run["tokens"], run["success"] = [0.0, *run["tokens"]], [warm["success"], *run["success"]]
     return runs
 
 
@@ -202,46 +202,46 @@ def table(runs: dict[str, list[dict[str, Any]]], budget: int) -> list[dict[str, 
         estimate, low, high = stratified_bootstrap(statistic, scores, seed=0)
         return record.row(name, estimate, unit, [low, high])
 
-    of = {
+    scores_by_kind = {
         "success at the end": {
-            method: np.array([[one["success"][-1]] for one in found])
-            for method, found in runs.items()
+            method: np.array([[run["success"][-1]] for run in group])
+            for method, group in runs.items()
         },
         "area under the curve": {
             method: np.array(
-                [[area_under_curve(one["tokens"], one["success"], budget)] for one in found]
+                [[area_under_curve(run["tokens"], run["success"], budget)] for run in group]
             )
-            for method, found in runs.items()
+            for method, group in runs.items()
         },
     }
     first = next(iter(runs))
     before = runs[first][0]["success"][0]
     rows = [record.row("success of the warm start", before, "share")]
-    for kind, scores in of.items():
+    for kind, scores in scores_by_kind.items():
         rows += [row(f"{m}: {kind}", interquartile_mean, x) for m, x in scores.items()]
         rows += [
             row(f"{first} less {m}, {kind}", gap, (scores[first], x), "difference")
             for m, x in scores.items()
             if m != first
         ]
-    for method, found in runs.items():
-        tokens = [one["tokens"][-1] for one in found]
+    for method, group in runs.items():
+        tokens = [run["tokens"][-1] for run in group]
         rows += [
             record.row(f"{method}: tokens sampled", float(np.mean(tokens)) / 1e3, "thousand"),
-            record.row(f"{method}: iterations", _mean_of(found, lambda x: len(x["tokens"])), "a run"),
+            record.row(f"{method}: iterations", _mean_of(group, lambda x: len(x["tokens"])), "a run"),
             record.row(
                 f"{method}: share of tokens clipped",
-                _mean_of(found, lambda x: float(np.mean(x["clipped"]))), "share",
+                _mean_of(group, lambda x: float(np.mean(x["clipped"]))), "share",
             ),
             record.row(
-                f"{method}: minutes", float(np.mean([one["seconds"] for one in found])) / 60, "a run"
+                f"{method}: minutes", float(np.mean([run["seconds"] for run in group])) / 60, "a run"
             ),
         ]  # fmt: skip
     return rows
 
 
-def _mean_of(found: list[dict[str, Any]], number: Any) -> float:
-    return sum(number(one["iterations"]) for one in found) / len(found)
+def _mean_of(runs: list[dict[str, Any]], number: Any) -> float:
+    return sum(number(run["iterations"]) for run in runs) / len(runs)
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> Path:
@@ -249,8 +249,8 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> Path:
     from steprl.laboratory.pictures import plot_curves
 
     curves = {
-        method: ([one["tokens"] for one in found], [one["success"] for one in found])
-        for method, found in runs.items()
+        method: ([run["tokens"] for run in group], [run["success"] for run in group])
+        for method, group in runs.items()
     }
     number = len(next(iter(runs.values())))
     title = f"household in small generated rooms, {number} seeds, same number of tokens"
@@ -262,10 +262,10 @@ def file_of(method: str, seed: int, folder: Path) -> Path:
     return folder / f"{method}-{seed}.json"
 
 
-def _write(path: Path, found: Any) -> None:
+def _write(path: Path, content: Any) -> None:
     """Whole or not at all, so that a run that was cut is done again."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(found))
+    part.write_text(json.dumps(content))
     part.replace(path)
 
 
@@ -275,19 +275,19 @@ def _say(line: str) -> None:
 
 def _check_same(size: Size, overrides: Sequence[str], folder: Path) -> None:
     """Kept runs are those of the same settings."""
-    asked = {
+    settings = {
         "settings": [*size.settings, *overrides],
         "budget": size.budget,
         "test_freq": size.test_freq,
         "clip_fraction": size.clip_fraction,
     }
     path = folder / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != asked:
+    if path.exists() and json.loads(path.read_text()) != settings:
         raise SystemExit(
             f"--resume: {folder} holds runs of other settings ({path}); leave --resume out to throw "
             "them away, or name another --folder"
         )
-    _write(path, asked)
+    _write(path, settings)
 
 
 def arguments() -> argparse.Namespace:
@@ -346,8 +346,8 @@ def main() -> None:
             settings=[*size.settings, *options.overrides], workers=options.workers,
             clip_fraction=size.clip_fraction,
             curves={
-                method: [{k: one[k] for k in ("tokens", "success")} for one in found]
-                for method, found in runs.items()
+                method: [{k: run[k] for k in ("tokens", "success")} for run in group]
+                for method, group in runs.items()
             },
         )  # fmt: skip
         print(f"written: {path} and {draw(runs, path.with_suffix('.png')).name}")

@@ -54,27 +54,29 @@ def trained(options: argparse.Namespace) -> Trained:
     session = setup(config)
     run = open_run(config, options.resume, overwrite=options.resume is None)
     seconds = run / "seconds.json"  # survives an interruption
-    spent: dict[str, float] = json.loads(seconds.read_text()) if seconds.exists() else {}
+    seconds_by_phase: dict[str, float] = json.loads(seconds.read_text()) if seconds.exists() else {}
     last = time.perf_counter()
 
     def watch(event: Event) -> None:
         nonlocal last
         now = time.perf_counter()
-        spent[event.phase] = spent.get(event.phase, 0.0) + now - last
+        seconds_by_phase[event.phase] = seconds_by_phase.get(event.phase, 0.0) + now - last
         last = now
-        seconds.write_text(json.dumps(spent))
+        seconds.write_text(json.dumps(seconds_by_phase))
         if event.phase == "sft" and event.step % 100 == 0:
             print(
                 f"warm start {event.step}/{event.steps} {event.metrics['sft/loss']:.3f}", flush=True
             )
-        shown = {k: v for k, v in event.metrics.items() if k.endswith(("success_rate", "_greedy"))}
-        if event.phase == "rl" and len(shown) > 1:
-            rates = "  ".join(f"{k} {v:.3f}" for k, v in shown.items() if "success_rate" in k)
+        success = {
+            k: v for k, v in event.metrics.items() if k.endswith(("success_rate", "_greedy"))
+        }
+        if event.phase == "rl" and len(success) > 1:
+            rates = "  ".join(f"{k} {v:.3f}" for k, v in success.items() if "success_rate" in k)
             print(f"iteration {event.step}/{event.steps}  {rates}", flush=True)
 
     params, _ = train(session, run, watch)
     metrics = read_metrics(run / "metrics.jsonl")
-    return Trained(session, run, params, metrics, sum(spent.values()) / 60)
+    return Trained(session, run, params, metrics, sum(seconds_by_phase.values()) / 60)
 
 
 def learn(
@@ -128,8 +130,8 @@ def report(
             config=options.config,
         )
         title = f"{config.algorithm.name} on {config.env.name}"
-        drawn = done.run / "plots" / "learning_curves.png"
-        shutil.copy(plot_learning_curves(done.metrics, drawn, title), path.with_suffix(".png"))
+        picture = done.run / "plots" / "learning_curves.png"
+        shutil.copy(plot_learning_curves(done.metrics, picture, title), path.with_suffix(".png"))
         print(f"written: {path} and {path.with_suffix('.png').name}")
 
 
@@ -143,10 +145,12 @@ def success_rows(metrics: list[dict[str, Any]], goals: dict[str, Any]) -> list[d
             continue
         suffix = name[len(stem) :]
         split = stem.split("/")[1] if stem.count("/") == 2 else "main split"
-        way = "greedy" if suffix else "sampled"
-        for when, at in (("before RL", measured[0]), ("after RL", measured[-1])):
+        choice = "greedy" if suffix else "sampled"
+        for stage, at in (("before RL", measured[0]), ("after RL", measured[-1])):
             interval = [at[f"{stem}_low{suffix}"], at[f"{stem}_high{suffix}"]]
-            rows.append(record.row(f"success, {split}, {way}, {when}", at[name], "share", interval))
+            rows.append(
+                record.row(f"success, {split}, {choice}, {stage}", at[name], "share", interval)
+            )
     return rows
 
 

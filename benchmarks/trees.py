@@ -52,10 +52,10 @@ def branches(rows: int, share: float, length: int) -> list[Trajectory]:
             truncated=False, stop_reason="stop_token",
         )  # fmt: skip
 
-    kept = round(STEPS * share)
-    prefix = [step(False) for _ in range(kept)]
+    shared = round(STEPS * share)
+    prefix = [step(False) for _ in range(shared)]
     return [
-        Trajectory(0, n, (*prefix, *(step(s == STEPS - 1) for s in range(kept, STEPS))), False)
+        Trajectory(0, n, (*prefix, *(step(s == STEPS - 1) for s in range(shared, STEPS))), False)
         for n in range(rows)
     ]
 
@@ -66,8 +66,8 @@ def contenders(rows: int, share: float, length: int, shape: dict[str, int]) -> d
     params = policy.init(jax.random.key(0))
     size = sum(x.size for x in jax.tree.leaves(params))
     batch = collate_trees([branches(rows, share, length)], STEPS, [length])
-    played = jax.jit(functools.partial(score, policy))(params, batch)
-    batch = dataclasses.replace(batch, logprob_NT=played.logprob_NT)
+    scores = jax.jit(functools.partial(score, policy))(params, batch)
+    batch = dataclasses.replace(batch, logprob_NT=scores.logprob_NT)
     config = load_config(
         None,
         [
@@ -84,8 +84,8 @@ def contenders(rows: int, share: float, length: int, shape: dict[str, int]) -> d
         new, metrics = jax.block_until_ready(update(state, batch, key))
         return {name: float(metrics[name]) for name in ("actor/pg_loss", "actor/grad_norm")}
 
-    found = {"rows": dataclasses.replace(batch, tree=None), "tree": batch}
-    placed = {name: jax.tree.map(jnp.asarray, one) for name, one in found.items()}
+    batches = {"rows": dataclasses.replace(batch, tree=None), "tree": batch}
+    placed = {name: jax.tree.map(jnp.asarray, arrays) for name, arrays in batches.items()}
     assert batch.tree is not None
     return dict(
         parameters=size,
@@ -94,7 +94,7 @@ def contenders(rows: int, share: float, length: int, shape: dict[str, int]) -> d
             tree=int(np.sum(batch.tree.segment_ids_MGU > 0)),
             room=batch.tree.tokens_MGU.size,
         ),
-        step={name: functools.partial(step, one) for name, one in placed.items()},
+        step={name: functools.partial(step, arrays) for name, arrays in placed.items()},
     )
 
 
@@ -111,32 +111,32 @@ def measure(
     clocks = {"time": time.perf_counter, "processor time": time.process_time}
     if jax.default_backend() != "cpu":
         del clocks["processor time"]
-    spent: dict[tuple[str, str], list[float]] = {(c, n): [] for c in clocks for n in step}
+    seconds: dict[tuple[str, str], list[float]] = {(c, n): [] for c in clocks for n in step}
     for turn in range(rounds):
         for name in list(step)[:: 1 if turn % 2 else -1]:
             starts = {clock: read() for clock, read in clocks.items()}
             step[name]()
             for clock, read in clocks.items():
-                spent[clock, name].append(read() - starts[clock])
-    most = tokens["rows"] / tokens["tree"]
-    found = [
+                seconds[clock, name].append(read() - starts[clock])
+    limit = tokens["rows"] / tokens["tree"]
+    result = [
         record.row(f"{label}, rows apart, tokens", tokens["rows"], "tokens"),
         record.row(f"{label}, tree, tokens", tokens["tree"], "tokens"),
         record.row(f"{label}, tree, room for tokens", tokens["room"], "tokens"),
-        record.row(f"{label}, most that tokens allow", most, "x"),
+        record.row(f"{label}, most that tokens allow", limit, "x"),
     ]
     for clock in clocks:
         for name, words in (("rows", "rows apart"), ("tree", "tree")):
-            low, middle, high = statistics.quantiles(spent[clock, name], n=4)
-            found.append(
+            low, middle, high = statistics.quantiles(seconds[clock, name], n=4)
+            result.append(
                 record.row(f"{label}, {words}, {clock} of an update", middle, "s", [low, high])
             )
-        pairs = zip(spent[clock, "rows"], spent[clock, "tree"], strict=True)
+        pairs = zip(seconds[clock, "rows"], seconds[clock, "tree"], strict=True)
         low, ratio, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-        peer = statistics.median(spent[clock, "rows"])
+        peer = statistics.median(seconds[clock, "rows"])
         words = f"{label}, tree over rows apart, {clock}"
-        found.append(record.row(words, ratio, "x", [low, high], "rows apart", peer, ratio))
-    return found
+        result.append(record.row(words, ratio, "x", [low, high], "rows apart", peer, ratio))
+    return result
 
 
 def main() -> int:
@@ -152,10 +152,10 @@ def main() -> int:
     load, start, rows = os.getloadavg()[0], time.perf_counter(), []
     for share in map(float, options.shares.split(",")):
         for count in map(int, options.rows.split(",")):
-            found = measure(count, share, options.length, shape, rounds)
-            record.show(found)
+            case_rows = measure(count, share, options.length, shape, rounds)
+            record.show(case_rows)
             print(flush=True)
-            rows += found
+            rows += case_rows
     print(f"load of the machine at the start: {load:.2f}")
     if options.save:
         minutes = (time.perf_counter() - start) / 60

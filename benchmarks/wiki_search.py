@@ -42,27 +42,29 @@ def main() -> None:
     """Measures, trains, measures."""
     options = arguments(__doc__, "configs/wiki_search_smollm2.yaml", "--trained-only")
     config = load_config(options.config, options.overrides)
-    before = Path(config.trainer.output_dir) / f"{config.trainer.experiment_name}-as-it-comes.json"
-    if not options.trained_only and not (options.resume and before.is_file()):
+    untrained_file = (
+        Path(config.trainer.output_dir) / f"{config.trainer.experiment_name}-as-it-comes.json"
+    )
+    if not options.trained_only and not (options.resume and untrained_file.is_file()):
         session = setup(config)
-        found = evaluate_all(session.player, initial_params(session), config)
-        before.parent.mkdir(parents=True, exist_ok=True)
-        before.write_text(json.dumps(found))
+        results = evaluate_all(session.player, initial_params(session), config)
+        untrained_file.parent.mkdir(parents=True, exist_ok=True)
+        untrained_file.write_text(json.dumps(results))
     done = trained(options)
     measured = [row for row in done.metrics if "eval/success_rate" in row]
     method = METHODS.get(config.algorithm.name, config.algorithm.name.upper())
     stages = {"after the warm start": measured[0], f"after {method}": measured[-1]}
     if not options.trained_only:
-        stages = {"as it comes": json.loads(before.read_text())} | stages
+        stages = {"as it comes": json.loads(untrained_file.read_text())} | stages
     rows = []
     for index, split in enumerate(done.session.player.splits[1:]):
         prefix = "eval/" if index == 0 else f"eval/{split}/"
         for name, title in MEASURES.items():
             unit = "searches" if name == "num_searches" else "share"
-            for stage, found in stages.items():
+            for stage, results in stages.items():
                 key = f"{prefix}{name}"
-                interval = [found[f"{key}_low"], found[f"{key}_high"]]
-                rows.append(record.row(f"{title}, {split}, {stage}", found[key], unit, interval))
+                interval = [results[f"{key}_low"], results[f"{key}_high"]]
+                rows.append(record.row(f"{title}, {split}, {stage}", results[key], unit, interval))
     rows.append(record.row("minutes, evaluation included", done.minutes, "min"))
     report(options, "wiki_search", [_finite(row) for row in rows], done)
     if options.save:
@@ -82,33 +84,35 @@ def transcript(done: Trained) -> str:
     player = done.session.player
     assert player.explore is not None
     tasks = np.arange(min(SHOWN, player.sizes.get(player.splits[1], SHOWN)))
-    played = player.explore(
+    trajectories = player.explore(
         done.params, jax.random.key(PANEL_KEY), tasks, np.zeros_like(tasks),
         sampling=Sampling(0.0), split=player.splits[1], remember=False,
     ).trajectories  # fmt: skip
-    if any(one.metrics["num_searches"] for one in played):
-        return "A held-out question, greedy.\n\n" + as_text(_best(played))
+    if any(trajectory.metrics["num_searches"] for trajectory in trajectories):
+        return "A held-out question, greedy.\n\n" + as_text(_best(trajectories))
     return of_training(done.run)
 
 
 def of_training(run: Path) -> str:
     """An episode of the newest file of trajectories, where the greedy policy never searches."""
     *_, newest = sorted((run / "trajectories").glob("*.jsonl"))
-    played = read_trajectories(newest)
-    return "A question of the training, sampled at temperature 1.\n\n" + as_text(_best(played))
+    trajectories = read_trajectories(newest)
+    return "A question of the training, sampled at temperature 1.\n\n" + as_text(
+        _best(trajectories)
+    )
 
 
-def _best(played: list[Trajectory]) -> Trajectory:
+def _best(trajectories: list[Trajectory]) -> Trajectory:
     return max(
-        played,
+        trajectories,
         key=lambda t: (t.success, t.metrics["num_searches"] > 0, t.metrics["f1"], len(t.steps)),
     )
 
 
 def as_text(trajectory: Trajectory) -> str:
     """Question, then what the agent wrote and what it found, as plain text."""
-    written = io.StringIO()
-    console = Console(file=written, width=100)
+    output = io.StringIO()
+    console = Console(file=output, width=100)
     first = trajectory.steps[0].observation
     console.print(f"Question: {section(first, 'User Query')}", markup=False, highlight=False)
     seen: set[str] = set()
@@ -127,7 +131,7 @@ def as_text(trajectory: Trajectory) -> str:
         f"{trajectory.metrics['num_searches']:.0f} searches; question {last['question_id']}",
         markup=False, highlight=False,
     )  # fmt: skip
-    return written.getvalue()
+    return output.getvalue()
 
 
 def section(prompt: str, name: str) -> str:

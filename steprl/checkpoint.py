@@ -64,7 +64,7 @@ class Checkpointer:
         Errors of the background write are raised by the next `save`, `wait` or `close`.
 
         Args:
-            step: above every saved step; on going back, call `delete_after` first.
+            step: above every saved step; to continue from an earlier step, `delete_after` first.
             state: pytree of jax or numpy arrays; dicts have string keys.
             meta: JSON-serialisable record, e.g. model settings and the place in the data.
         """
@@ -85,7 +85,7 @@ class Checkpointer:
             )
 
     def delete_after(self, step: int) -> list[int]:
-        """Deletes the steps above `step` and returns them: for going on from an earlier one."""
+        """Deletes the steps above `step` and returns them: to continue from an earlier one."""
         later = [s for s in self._manager.all_steps() if s > step]
         with _quiet():
             for s in later:
@@ -173,9 +173,9 @@ def restore(
     # By position, since orbax may give back plain containers for custom ones.
     leaves = [
         restored
-        if _sharding(wanted) is not None or isinstance(wanted, np.ndarray)
+        if _sharding(target_leaf) is not None or isinstance(target_leaf, np.ndarray)
         else _uncommitted(restored)
-        for restored, wanted in zip(
+        for restored, target_leaf in zip(
             jax.tree.leaves(state), jax.tree.leaves(abstract_state), strict=True
         )
     ]
@@ -191,8 +191,8 @@ def _as_path(directory: str | os.PathLike[str]) -> epath.Path:
 def _step_path(directory: str | os.PathLike[str], step: int | None) -> epath.Path:
     steps = all_steps(directory)
     if not steps or (step is not None and step not in steps):
-        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-        raise FileNotFoundError(f"No {wanted} in {os.fspath(directory)}; it has steps {steps}.")
+        missing = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise FileNotFoundError(f"No {missing} in {os.fspath(directory)}; it has steps {steps}.")
     return _as_path(directory) / str(steps[-1] if step is None else step)
 
 

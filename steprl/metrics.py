@@ -134,9 +134,9 @@ def truncate_after(path: str | os.PathLike[str], step: int) -> int:
         return 0
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     kept = [line for line in lines if _decode(line).get(STEP, step) <= step]
-    new = path.with_name(path.name + ".tmp")
-    new.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(new, path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
     return len(lines) - len(kept)
 
 
@@ -256,17 +256,17 @@ def correlation_interval(
     count = int(members.max()) + 1 if len(members) else 0
     if count < 2:
         return Interval(math.nan, math.nan)
-    one, other = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    of_draw = _linear_correlation
+    x_values, y_values = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    correlate = _linear_correlation
     if ranks:  # the order of the numbers is found once
-        one, other, of_draw = _places(one), _places(other), _rank_correlation
+        x_values, y_values, correlate = _places(x_values), _places(y_values), _rank_correlation
     rng = np.random.default_rng(_BOOTSTRAP_SEED)
     draws = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
-    found = np.array([of_draw(one, other, draw[members]) for draw in draws])
-    found = found[np.isfinite(found)]
-    if not len(found):
+    estimates = np.array([correlate(x_values, y_values, draw[members]) for draw in draws])
+    estimates = estimates[np.isfinite(estimates)]
+    if not len(estimates):
         return Interval(math.nan, math.nan)
-    low, high = np.quantile(found, (0.025, 0.975))
+    low, high = np.quantile(estimates, (0.025, 0.975))
     return Interval(float(low), float(high))
 
 
@@ -350,9 +350,11 @@ def _as_plain(name: str, value: Any) -> Any:
 
 def _encode(row: Metrics) -> str:
     """One line. Strict JSON has no NaN: null stands for it, and a note beside says which."""
-    odd = {k: str(v) for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
-    if odd:
-        row = {**row, **dict.fromkeys(odd), _NON_FINITE: odd}
+    non_finite = {
+        k: str(v) for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)
+    }
+    if non_finite:
+        row = {**row, **dict.fromkeys(non_finite), _NON_FINITE: non_finite}
     return json.dumps(row, allow_nan=False, ensure_ascii=False)
 
 

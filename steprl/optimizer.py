@@ -100,40 +100,40 @@ def split_trainable(params: Params, freeze: str | None = None) -> tuple[Params, 
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     try:
-        found = {path for path in paths if freeze is not None and re.search(freeze, path)}
+        frozen = {path for path in paths if freeze is not None and re.search(freeze, path)}
     except re.error as error:
         raise ValueError(f"model.freeze={freeze!r} is not a regular expression: {error}") from None
-    if freeze is not None and not found:
+    if freeze is not None and not frozen:
         examples = ", ".join(paths[:: max(1, len(paths) // 5)])
         raise ValueError(
             f"model.freeze={freeze!r} matches no parameter; it is searched for in paths such as {examples}"
         )
     if "lora" in params:
-        found |= {path for path in paths if path.startswith("decoder/")}
-    if len(found) == len(paths):
+        frozen |= {path for path in paths if path.startswith("decoder/")}
+    if len(frozen) == len(paths):
         raise ValueError(
             f"model.freeze={freeze!r} freezes every parameter: nothing would be trained"
         )
-    return _part(params, lambda path: path not in found), _part(params, found.__contains__)
+    return _part(params, lambda path: path not in frozen), _part(params, frozen.__contains__)
 
 
 def combine(trainable: Params, frozen: Params) -> Params:
     """The parameters that `split_trainable` split."""
     if not frozen:
         return trainable
-    both = trainable.keys() & frozen.keys()
-    return frozen | trainable | {name: combine(trainable[name], frozen[name]) for name in both}
+    shared = trainable.keys() & frozen.keys()
+    return frozen | trainable | {name: combine(trainable[name], frozen[name]) for name in shared}
 
 
-def _part(tree: Params, wanted: Callable[[str], bool], prefix: str = "") -> Params:
+def _part(tree: Params, keep: Callable[[str], bool], prefix: str = "") -> Params:
     """The nested dicts with those leaves only whose path is wanted."""
     part = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            value = _part(value, wanted, f"{prefix}{name}/")
+            value = _part(value, keep, f"{prefix}{name}/")
             if value:
                 part[name] = value
-        elif wanted(prefix + name):
+        elif keep(prefix + name):
             part[name] = value
     return part
 

@@ -173,13 +173,13 @@ def plot_credit(
 
 
 def _draw_success(
-    axes: Axes, runs: Mapping[str, Sequence[Metrics]], shown: Sequence[tuple[str, str, str, float]]
+    axes: Axes, runs: Mapping[str, Sequence[Metrics]], lines: Sequence[tuple[str, str, str, float]]
 ) -> None:
     # One run: a colour a metric. Several: a colour a run, and the line style says the metric.
     several = len(runs) > 1
     by_metric = dict(zip((name for name, *_ in _SUCCESS), PALETTE, strict=False))
     for run_color, rows in zip(_colors(len(runs)), runs.values(), strict=True):
-        for name, label, style, width in shown:
+        for name, label, style, width in lines:
             x, y = _series(rows, name)
             color = run_color if several else by_metric[name]
             marker = "o" if len(x) <= 30 and name.startswith("eval/") else None
@@ -192,9 +192,9 @@ def _draw_success(
                 axes.fill_between(x_low, low, high, color=color, alpha=0.15, linewidth=0)
     handles = [
         axes.plot([], [], style, color=_INK if several else by_metric[name], linewidth=width)[0]
-        for name, _, style, width in shown
+        for name, _, style, width in lines
     ]
-    labels = [label for _, label, *_ in shown]
+    labels = [label for _, label, *_ in lines]
     if several:
         handles += [Line2D([], [], color=color, linewidth=2.5) for color in _colors(len(runs))]
         labels += list(runs)
@@ -319,11 +319,11 @@ def _draw_margin(
         return
     axes.plot([_MARGIN, _WIDTH - _MARGIN], [block.cells[0].y - 4] * 2, color=_GRID, linewidth=0.8)
     _text(axes, _MARGIN, y, f"step {block.step}", _FONT, fontweight="bold", color=_INK)
-    here = np.flatnonzero(ids == block.step)
+    tokens = np.flatnonzero(ids == block.step)
     numbers = {
-        "advantage": lambda x: x[here].mean(),
-        "value": lambda x: x[here[0]],
-        "reward": lambda x: x[here].sum(),
+        "advantage": lambda x: x[tokens].mean(),
+        "value": lambda x: x[tokens[0]],
+        "reward": lambda x: x[tokens].sum(),
     }
     for i, (name, x) in enumerate(columns.items()):
         right = _MARGIN + _STEP_COLUMN + _NUMBER_COLUMN * (i + 1)
@@ -368,10 +368,10 @@ def _text(axes: Axes, x: float, y: float, text: str, size: float, **style: Any) 
 def _printable(token: str, longest: int = 40) -> str:
     """The token in signs that the font has: white space becomes visible."""
     glyphs = get_font(findfont("monospace")).get_charmap()
-    shown = "".join(
+    text = "".join(
         _VISIBLE.get(c, c if ord(c) in glyphs and c.isprintable() else "□") for c in token
     )
-    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:

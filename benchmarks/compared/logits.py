@@ -37,8 +37,8 @@ def padded(rows: Sequence[Sequence[int]], left: bool = True) -> Batch:
     width = max(map(len, rows))
     tokens, real = np.zeros((2, len(rows), width), np.int32)
     for number, row in enumerate(rows):
-        where = slice(width - len(row), None) if left else slice(len(row))
-        tokens[number, where], real[number, where] = row, 1
+        columns = slice(width - len(row), None) if left else slice(len(row))
+        tokens[number, columns], real[number, columns] = row, 1
     return Batch(tokens, np.maximum(np.cumsum(real, axis=1, dtype=np.int32) - 1, 0), real)
 
 
@@ -88,8 +88,8 @@ def theirs(model: Any, batch: Batch) -> np.ndarray:
     """Logits of a model of transformers."""
     ids, positions, mask = (torch.from_numpy(x.astype(np.int64)) for x in batch)
     with torch.no_grad():
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions)
-    return out.logits.float().numpy()
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions)
+    return output.logits.float().numpy()
 
 
 def random_model(family: str, tied: bool) -> Any:

@@ -52,7 +52,7 @@ def compare(own: Any, exported: Path, file: Path | None) -> Compared:
     """
     from transformers import AutoTokenizer
 
-    again = AutoTokenizer.from_pretrained(exported)
+    reloaded = AutoTokenizer.from_pretrained(exported)
     texts = [*sample("questions", "question"), *sample("passages", "title", "text"), *mixed(5000)]
     chats = [[{"role": "user", "content": text}] for text in texts[::10]]
     system, answer = (
@@ -67,16 +67,16 @@ def compare(own: Any, exported: Path, file: Path | None) -> Compared:
     ids = own(texts).input_ids
     otherwise_split = otherwise_merged = None
     if file is not None:
-        other = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        otherwise_split = _differ(ids, other(texts).input_ids)
-        other.backend_tokenizer.pre_tokenizer = own.backend_tokenizer.pre_tokenizer
-        otherwise_merged = _differ(ids, other(texts).input_ids)
+        from_gguf = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        otherwise_split = _differ(ids, from_gguf(texts).input_ids)
+        from_gguf.backend_tokenizer.pre_tokenizer = own.backend_tokenizer.pre_tokenizer
+        otherwise_merged = _differ(ids, from_gguf(texts).input_ids)
     return Compared(
         chats=len(chats),
-        other_chats=_differ(prompts(own), prompts(again)),
+        other_chats=_differ(prompts(own), prompts(reloaded)),
         texts=len(texts),
-        other_texts=_differ(ids, again(texts).input_ids),
-        other_decoded=_differ([own.decode(one) for one in ids], texts),
+        other_texts=_differ(ids, reloaded(texts).input_ids),
+        other_decoded=_differ([own.decode(row) for row in ids], texts),
         otherwise_split=otherwise_split,
         otherwise_merged=otherwise_merged,
     )

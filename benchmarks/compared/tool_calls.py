@@ -71,12 +71,12 @@ def parse_random_texts(count: int, seed: int = 0) -> Parsed:
         text = random_text(draw, calls)
         begin = time.process_time()
         try:
-            found, errors = parse_tool_calls(text, tools if number % 2 else None)
+            parsed, errors = parse_tool_calls(text, tools if number % 2 else None)
         except Exception as error:  # of any type: there must be none
             raised += 1
             kinds[f"raised {type(error).__name__}"] += 1
         else:
-            kinds.update(["ok"] * len(found) + [error.kind for error in errors] or ["no call"])
+            kinds.update(["ok"] * len(parsed) + [error.kind for error in errors] or ["no call"])
         seconds += time.process_time() - begin
     return Parsed(raised, seconds, dict(kinds.most_common()))
 
@@ -85,10 +85,10 @@ def _changed(draw: random.Random, text: str) -> str:
     """A few places of a text cut out, doubled or replaced."""
     for _ in range(draw.randrange(1, 6)):
         place = draw.randrange(len(text) + 1)
-        new = draw.choice(
+        insertion = draw.choice(
             ("", text[place : place + 9], draw.choice(PIECES), _any_characters(draw, 3))
         )
-        text = text[:place] + new + text[place + draw.randrange(4) :]
+        text = text[:place] + insertion + text[place + draw.randrange(4) :]
     return text
 
 

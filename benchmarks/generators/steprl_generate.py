@@ -45,11 +45,11 @@ def main() -> None:
     def answer(prompts: list[list[int]], new: int, way: str, length: int):
         temperature, top_p = WAYS[way]
         ids = np.asarray(prompts, np.int32)
-        out = run(
+        output = run(
             params, policy.init_cache(len(ids), length), ids, jax.random.split(key, len(ids)),
             np.float32(temperature), new=new, top_p=top_p,
         )  # fmt: skip
-        tokens, logprobs = jax.device_get((out.tokens_BA, out.logprob_BA))
+        tokens, logprobs = jax.device_get((output.tokens_BA, output.logprob_BA))
         return tokens, None if way == "greedy" else logprobs
 
     def bandwidth(size: int) -> float:

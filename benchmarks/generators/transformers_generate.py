@@ -16,7 +16,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
     model = model.to(device).eval()
-    model.generation_config.eos_token_id = None  # nobody stops early
+    model.generation_config.eos_token_id = None  # no row stops early
 
     @torch.inference_mode()
     def answer(prompts: list[list[int]], new: int, way: str, length: int):
@@ -24,14 +24,16 @@ def main() -> None:
         ids = torch.tensor(prompts, device=device)
         settings = dict(max_new_tokens=new, attention_mask=torch.ones_like(ids), pad_token_id=0)
         if way == "greedy":
-            out = model.generate(ids, do_sample=False, **settings)
-            return out[:, ids.shape[1] :].tolist(), None
-        out = model.generate(
+            output = model.generate(ids, do_sample=False, **settings)
+            return output[:, ids.shape[1] :].tolist(), None
+        output = model.generate(
             ids, do_sample=True, temperature=temperature, top_k=0, top_p=top_p,
             return_dict_in_generate=True, output_scores=True, **settings,
         )  # fmt: skip
-        logprobs = model.compute_transition_scores(out.sequences, out.scores, normalize_logits=True)
-        return out.sequences[:, ids.shape[1] :].tolist(), logprobs.tolist()
+        logprobs = model.compute_transition_scores(
+            output.sequences, output.scores, normalize_logits=True
+        )
+        return output.sequences[:, ids.shape[1] :].tolist(), logprobs.tolist()
 
     @torch.inference_mode()
     def gap(ids: list[int], tokens: list[int]) -> float:

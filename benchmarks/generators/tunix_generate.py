@@ -46,11 +46,11 @@ def load(shape: dict[str, float], dtype: str) -> Llama3:
     state = nnx.state(model)
     leaves, tree = jax.tree.flatten(state)
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [
+    values = [
         (0.02 * jax.random.normal(k, x.shape) if x.ndim > 1 else jnp.ones(x.shape)).astype(dtype)
         for k, x in zip(keys, leaves, strict=True)
     ]
-    nnx.update(model, jax.tree.unflatten(tree, drawn))
+    nnx.update(model, jax.tree.unflatten(tree, values))
     return model
 
 
@@ -69,12 +69,12 @@ def main() -> None:
         temperature, top_p = WAYS[way]
         chance = {} if way == "greedy" else dict(temperature=temperature, top_p=top_p)
         # The sampler puts the first token, bos, itself.
-        out = samplers[length](
+        output = samplers[length](
             [" ".join(map(str, row[1:])) for row in prompts], max_generation_steps=new,
             max_prompt_length=len(prompts[0]), eos_tokens=[-1], seed=0,
             return_logprobs=way != "greedy", **chance,
         )  # fmt: skip
-        return out.tokens, None if way == "greedy" else out.logprobs
+        return output.tokens, None if way == "greedy" else output.logprobs
 
     serve(answer)
 

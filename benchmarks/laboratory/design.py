@@ -130,9 +130,9 @@ def config_of(cell: str, method: str) -> Config:
 
 def token_budget(cell: str) -> int:
     """Tokens that every run of a cell samples: those of branches count like others."""
-    config, one = config_of(cell, "ppo"), CELLS[cell]
+    config, game = config_of(cell, "ppo"), CELLS[cell]
     episodes = ITERATIONS * config.rollout.batch_size * config.rollout.n
-    return int(0.9 * episodes * (one.horizon + 2) * one.tokens)
+    return int(0.9 * episodes * (game.horizon + 2) * game.tokens)
 
 
 def settings_of(lr: jax.Array, clip_fraction: jax.Array, cell: str) -> dict[str, jax.Array]:

@@ -24,8 +24,8 @@ def warm_start(cell: str, folder: Path) -> Any:
     shapes = jax.eval_shape(program.policy.init, jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
     if path.exists():
-        kept = np.load(path)
-        return jax.tree.unflatten(tree, [kept[f"leaf_{i}"] for i in range(len(leaves))])
+        saved = np.load(path)
+        return jax.tree.unflatten(tree, [saved[f"leaf_{i}"] for i in range(len(leaves))])
     begin = time.perf_counter()
     params, metrics = jax.jit(program.warm_start)(jax.random.key(WARM_KEY))
     arrays = {f"leaf_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
@@ -51,13 +51,13 @@ def tune(method: str, folder: Path) -> None:
     # As many at once as in the table, so that it is the same program.
     for first in range(0, len(lr), design.LANES):
         part = slice(first, first + design.LANES)
-        found = _runs(design.TUNED_ON, method, keys[part], lr[part], clip[part], folder)
-        areas += [area_under_curve(x, y, budget) for x, y in zip(*curves(found), strict=True)]
-        ends += found["heldout"].tolist()
-        seconds += found["seconds"][0]
-    kept = {"lr": lr, "clip": clip, "area": np.array(areas), "heldout": np.array(ends)}
+        metrics = _runs(design.TUNED_ON, method, keys[part], lr[part], clip[part], folder)
+        areas += [area_under_curve(x, y, budget) for x, y in zip(*curves(metrics), strict=True)]
+        ends += metrics["heldout"].tolist()
+        seconds += metrics["seconds"][0]
+    results = {"lr": lr, "clip": clip, "area": np.array(areas), "heldout": np.array(ends)}
     path = folder / design.TUNED_ON / f"{method}.tuning.npz"
-    _write(path, kept | {"seconds": np.array([seconds])})
+    _write(path, results | {"seconds": np.array([seconds])})
 
 
 def best(method: str, folder: Path) -> tuple[float, float]:
@@ -65,17 +65,17 @@ def best(method: str, folder: Path) -> tuple[float, float]:
 
     The gentlest pair whose mean area is within a standard error of the best one's: what is better by
     chance is not chosen, and a second tuning seldom chooses otherwise. StepPO, its halves and PPO share
-    one pair, of all their runs together, so that what parts them is credit and ratio alone.
+    one pair, of all their runs together, so that they differ in credit and ratio alone.
     """
     group = design.TUNED_TOGETHER if method in design.TUNED_TOGETHER else (method,)
-    files = [folder / design.TUNED_ON / f"{one}.tuning.npz" for one in group]
+    files = [folder / design.TUNED_ON / f"{member}.tuning.npz" for member in group]
     area = np.concatenate(
         [np.load(file)["area"].reshape(len(design.GRID), -1) for file in files], axis=1
     )
     mean = area.mean(axis=1)
     top = int(np.argmax(mean))
-    enough = mean[top] - area[top].std(ddof=1) / np.sqrt(area.shape[1])
-    return design.GRID[int(np.argmax(mean >= enough))]
+    threshold = mean[top] - area[top].std(ddof=1) / np.sqrt(area.shape[1])
+    return design.GRID[int(np.argmax(mean >= threshold))]
 
 
 def run(
@@ -87,19 +87,19 @@ def run(
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(TABLE_KEY), s))(
         first + np.arange(seeds)
     )
-    found = _runs(cell, method, keys, lr, clip, folder)
-    _write(folder / cell / f"{method}.{first}-{seeds}.npz", found | {"lr": lr, "clip": clip})
+    metrics = _runs(cell, method, keys, lr, clip, folder)
+    _write(folder / cell / f"{method}.{first}-{seeds}.npz", metrics | {"lr": lr, "clip": clip})
 
 
 def curves(found: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Of each run: tokens sampled before each iteration, and the success in it; the last point is
     the held-out success at the end."""
     xs, ys = [], []
-    for tokens, success, end, going in zip(
+    for tokens, success, end, live_k in zip(
         found["tokens"], found["success"], found["heldout"], live(found), strict=True
     ):
-        xs.append(np.concatenate([[0.0], tokens[going]]))
-        ys.append(np.concatenate([success[going], [end]]))
+        xs.append(np.concatenate([[0.0], tokens[live_k]]))
+        ys.append(np.concatenate([success[live_k], [end]]))
     return xs, ys
 
 
@@ -114,13 +114,15 @@ def _runs(
     """Runs side by side until each has spent its tokens."""
     params = warm_start(cell, folder)
     begin, advance = _compiled(cell, method)
-    asked = design.settings_of(jnp.asarray(lr, jnp.float32), jnp.asarray(clip, jnp.float32), cell)
+    settings = design.settings_of(
+        jnp.asarray(lr, jnp.float32), jnp.asarray(clip, jnp.float32), cell
+    )
     budget = design.token_budget(cell)
     start = time.perf_counter()
-    state = begin(params, asked)
+    state = begin(params, settings)
     parts: list[dict[str, np.ndarray]] = []
     while not parts or parts[-1]["tokens"][:, -1].min() < budget:
-        state, metrics = advance(state, keys, asked)
+        state, metrics = advance(state, keys, settings)
         parts.append(jax.device_get(metrics))
         if len(parts) == 1:
             first_call = time.perf_counter() - start

@@ -41,9 +41,9 @@ Found = Mapping[str, Mapping[str, Runs]]
 
 
 def read(scale: design.Scale, methods: Sequence[str], folder: Path) -> Found:
-    """What is finished so far."""
+    """The runs that are finished so far."""
     size = min(scale.seeds, design.LANES)
-    found: dict[str, dict[str, Runs]] = {}
+    runs: dict[str, dict[str, Runs]] = {}
     for cell in design.CELLS:
         for method in methods:
             files = [
@@ -52,8 +52,8 @@ def read(scale: design.Scale, methods: Sequence[str], folder: Path) -> Found:
             ]
             if all(file.exists() for file in files):
                 parts = [dict(np.load(file)) for file in files]
-                found.setdefault(cell, {})[method] = _runs(cell, parts)
-    return found
+                runs.setdefault(cell, {})[method] = _runs(cell, parts)
+    return runs
 
 
 def _runs(cell: str, parts: Sequence[Mapping[str, np.ndarray]]) -> Runs:
@@ -88,8 +88,8 @@ def table(found: Found) -> list[dict[str, Any]]:
                 rows.append(_row(f"{cell}: {method}: {name}", _iqm(scores[:, None])))
     for method, columns in overall(found).items():
         rows += [_row(f"all cells: {method}: {name}", x) for name, x in columns.items()]
-    for (one, other), interval in improvements(found).items():
-        rows.append(_row(f"P({one} > {other}), area", interval))
+    for (better, worse), interval in improvements(found).items():
+        rows.append(_row(f"P({better} > {worse}), area", interval))
     for effect, by_cell in effects(found).items():
         rows += [_row(f"{cell}: effect of {effect}: area", x) for cell, x in by_cell.items()]
     return rows
@@ -104,7 +104,7 @@ def _iqm(scores_rs: np.ndarray) -> Estimate:
 
 
 def _complete(found: Found) -> tuple[list[str], list[str]]:
-    """Cells and methods of which all is there: what is compared over cells."""
+    """The cells and methods whose runs are complete: these are compared over cells."""
     methods = [m for m in design.METHODS if any(m in of_cell for of_cell in found.values())]
     cells = [cell for cell, of_cell in found.items() if all(m in of_cell for m in methods)]
     return cells, methods
@@ -131,10 +131,10 @@ def improvements(found: Found) -> dict[tuple[str, str], Estimate]:
     cells, methods = _complete(found)
     if not cells or "steppo" not in methods:
         return {}
-    own = scores(found, "steppo", cells, "area")
+    steppo = scores(found, "steppo", cells, "area")
     return {
         ("steppo", other): stratified_bootstrap(
-            probability_of_improvement, (own, scores(found, other, cells, "area")), seed=0
+            probability_of_improvement, (steppo, scores(found, other, cells, "area")), seed=0
         )
         for other in methods
         if other != "steppo"
@@ -170,28 +170,30 @@ def _mean(x_brs: np.ndarray) -> np.ndarray:
 
 def show(found: Found, quick: bool = False) -> None:
     """Prints a table a cell; a quick run beside the committed numbers."""
-    kept = {row["name"]: row for row in _committed()["rows"]} if quick and RESULT.exists() else {}
+    committed_rows = (
+        {row["name"]: row for row in _committed()["rows"]} if quick and RESULT.exists() else {}
+    )
     for cell, of_cell in found.items():
         title = f"{design.CELLS[cell].title}, {design.token_budget(cell):,} tokens"
-        shown = Table(title=title, title_justify="left")
+        printed = Table(title=title, title_justify="left")
         columns = ("method", "success at the end", "area", "clipped", "clip")
-        for column in (*columns, *(("committed area", "agree") if kept else ())):
-            shown.add_column(column)
+        for column in (*columns, *(("committed area", "agree") if committed_rows else ())):
+            printed.add_column(column)
         for method, runs in sorted(
             of_cell.items(), key=lambda one: -interquartile_mean(one[1].area[:, None])
         ):
-            own = _iqm(runs.area[:, None])
+            area = _iqm(runs.area[:, None])
             cells = [
-                NAMES[method], _text(_iqm(runs.end[:, None])), _text(own), f"{runs.clipped:.3f}",
+                NAMES[method], _text(_iqm(runs.end[:, None])), _text(area), f"{runs.clipped:.3f}",
                 f"{runs.clip:.3f}",
             ]  # fmt: skip
-            row = kept.get(f"{cell}: {method}: area")
+            row = committed_rows.get(f"{cell}: {method}: area")
             if row:
                 low, high = row["spread"]
-                agree = own.low <= high and low <= own.high
+                agree = area.low <= high and low <= area.high
                 cells += [_text(Estimate(row["value"], low, high)), "yes" if agree else "NO"]
-            shown.add_row(*cells)
-        Console(width=120).print(shown)
+            printed.add_row(*cells)
+        Console(width=120).print(printed)
 
 
 def _text(interval: Estimate) -> str:
@@ -213,23 +215,23 @@ def _committed() -> dict[str, Any]:
         raise FileNotFoundError(
             f"{RESULT.name}: a quick run takes its settings from the committed table; run without --quick"
         )
-    found: dict[str, Any] = json.loads(RESULT.read_text())
-    return found
+    committed_record: dict[str, Any] = json.loads(RESULT.read_text())
+    return committed_record
 
 
 def minutes(folder: Path, scale: str, workers: int) -> float:
-    """Of all jobs of a scale that are there, so many at a time; whatever call they were run by."""
-    one, size = design.SCALES[scale], min(design.SCALES[scale].seeds, design.LANES)
+    """Minutes of all finished jobs of a scale, `workers` at a time, whichever call ran them."""
+    settings, size = design.SCALES[scale], min(design.SCALES[scale].seeds, design.LANES)
     files = [
         folder / cell / f"{method}.{first}-{size}.npz"
-        for cell in one.cells
-        for method in one.methods
-        for first in range(0, one.seeds, design.LANES)
+        for cell in settings.cells
+        for method in settings.methods
+        for first in range(0, settings.seeds, design.LANES)
     ]
-    if one.tune and scale != "effects":
-        files += [folder / design.TUNED_ON / f"{method}.tuning.npz" for method in one.methods]
+    if settings.tune and scale != "effects":
+        files += [folder / design.TUNED_ON / f"{method}.tuning.npz" for method in settings.methods]
     seconds = sum(float(np.load(file)["seconds"][0]) for file in files if file.exists())
-    for cell in one.cells:
+    for cell in settings.cells:
         report = folder / cell / "warm.json"
         seconds += json.loads(report.read_text())["seconds"] if report.exists() else 0.0
     return seconds / 60 / workers
@@ -298,7 +300,7 @@ def _pictures(found: Found, stem: Path) -> list[Path]:
     named = lambda name: stem.with_name(f"{stem.name}-{name}.png")  # noqa: E731
     cells, methods = _complete(found)
     titles = {cell: design.CELLS[cell].title for cell in found}
-    made = [
+    paths = [
         plot_curves(
             {titles[c]: {NAMES[m]: r.curves for m, r in runs.items()} for c, runs in found.items()},
             named("curves"), "Success while learning", x_label="tokens sampled", families=_FAMILIES,
@@ -311,7 +313,7 @@ def _pictures(found: Found, stem: Path) -> list[Path]:
             for method, columns in overall(found).items()
         }
         seeds = len(next(iter(found[cells[0]].values())).end)
-        made.append(
+        paths.append(
             plot_intervals(
                 table, named("intervals"),
                 f"Methods of credit, {len(cells)} games x {seeds} seeds, 95 % intervals",
@@ -322,7 +324,7 @@ def _pictures(found: Found, stem: Path) -> list[Path]:
         profiles = {
             NAMES[m]: performance_profile(scores(found, m, cells, "end"), levels) for m in methods
         }
-        made.append(
+        paths.append(
             plot_profiles(
                 profiles, named("profiles"), "Success at the end of all runs", families=_FAMILIES
             )
@@ -332,19 +334,19 @@ def _pictures(found: Found, stem: Path) -> list[Path]:
         ("by steps of an episode", design.BY_HORIZON, lambda cell: cell.horizon),
         ("by tokens of an action", design.BY_TOKENS, lambda cell: cell.tokens),
     ):
-        there = {
+        effect_lines = {
             f"{name} of steps": {
                 size(design.CELLS[cell]): by_cell[cell] for cell in order if cell in by_cell
             }
             for name, by_cell in effects(found).items()
         }
-        if all(len(points) > 1 for points in there.values()):
-            panels[panel] = there
+        if all(len(points) > 1 for points in effect_lines.values()):
+            panels[panel] = effect_lines
     if panels:
-        made.append(
+        paths.append(
             plot_effects(
                 panels, named("effects"), "What steps in place of tokens do", x_label="",
                 y_label="difference in area under the curve",
             )
         )  # fmt: skip
-    return made
+    return paths

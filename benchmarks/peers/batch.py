@@ -28,7 +28,7 @@ def make_batch(prompts: int, samples: int, steps: int, tokens: int, seed: int = 
     shape = (rows, tokens)
     rewards, values, behavior, noise = rng.normal(size=(4, *shape)).astype(np.float32)
     length = rng.integers(tokens // 2, tokens + 1, size=(rows, 1))
-    tool = rng.integers(0, tokens, size=(rows, 1))  # tool output that nobody sampled
+    tool = rng.integers(0, tokens, size=(rows, 1))  # tool output, not sampled by the policy
     t = np.arange(tokens)
     mask = ((t < length) & ((t < tool) | (t >= tool + tokens // 8))).astype(np.int64)
     names = np.array([rng.bytes(16).hex() for _ in range(prompts * samples)], object)

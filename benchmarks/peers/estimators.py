@@ -68,11 +68,11 @@ def token_gae(
     later, next_value = torch.zeros(trajectories), torch.zeros(trajectories)
     for s in reversed(range(steps)):
         for t in reversed(range(length)):
-            on = active[:, s, t]
+            active_t = active[:, s, t]
             delta = reward[:, s, t] + gamma * next_value - value[:, s, t]
-            here = delta + gamma * lambda_ * later
-            next_value = value[:, s, t] * on + (1 - on) * next_value
-            later = here * on + (1 - on) * later
+            advantage_t = delta + gamma * lambda_ * later
+            next_value = value[:, s, t] * active_t + (1 - active_t) * next_value
+            later = advantage_t * active_t + (1 - active_t) * later
             advantage[:, s, t] = later
     advantages = advantage[trajectory, step]
     returns = (advantages + values) * mask

@@ -34,7 +34,7 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 
 def played_steps(found: Sequence[Trajectory]) -> int:
-    return sum(len(one.steps) for one in found)
+    return sum(len(trajectory.steps) for trajectory in found)
 
 
 def faults(
@@ -53,7 +53,7 @@ def faults(
     length = (steps + 1) * 28
     workers = 2 * slots  # those that hang keep theirs until the deadline
     times: dict[str, list[float]] = {name: [] for name in names}
-    found: dict[str, list[Trajectory]] = {}
+    trajectories: dict[str, list[Trajectory]] = {}
     usage: dict[str, Usage] = {}
     queue, samples = list(range(tasks)), [0] * tasks
     players = {
@@ -67,19 +67,21 @@ def faults(
     }
     for number in range(rounds + 1):  # the first one compiles, and starts the workers
         for name, (player, env) in players.items():
-            some = queue if number else queue[: 2 * slots]
+            batch = queue if number else queue[: 2 * slots]
             start = time.perf_counter()
-            rollouts = player.explore(env, params, KEY, some, samples[: len(some)], remember=False)
+            rollouts = player.explore(
+                env, params, KEY, batch, samples[: len(batch)], remember=False
+            )
             if number:
                 times[name].append(time.perf_counter() - start)
-                found[name], usage[name] = rollouts.trajectories, rollouts.usage
+                trajectories[name], usage[name] = rollouts.trajectories, rollouts.usage
     for player, env in players.values():
         with player.workers(env) as hired:
             hired.close()
     title = f"{PLURAL[isolate]}, {slots} slots, {tasks} tasks"
-    speed = {n: played_steps(found[n]) / statistics.median(times[n]) for n in names}
+    speed = {n: played_steps(trajectories[n]) / statistics.median(times[n]) for n in names}
     for name in names:
-        spread = sorted(played_steps(found[name]) / x for x in quartiles(times[name]))
+        spread = sorted(played_steps(trajectories[name]) / x for x in quartiles(times[name]))
         kept = speed[name] / speed[HEALTHY]
         peer = (None, None, None, None, None)
         if name != HEALTHY:
@@ -92,13 +94,15 @@ def faults(
         )  # fmt: skip
         yield record.row(
             f"{title}, {name}: slots that act in a turn",
-            played_steps(found[name]) / (usage[name].turns * slots), "share",
+            played_steps(trajectories[name]) / (usage[name].turns * slots), "share",
         )  # fmt: skip
         if name == HEALTHY:
             turn = 1000 * statistics.median(times[name]) / usage[name].turns
             yield record.row(f"{title}, {name}: a turn", turn, "ms")
             continue
-        yield from accounts(f"{title}, {name}", found[name], found[HEALTHY], WEATHERS[name], steps)
+        yield from accounts(
+            f"{title}, {name}", trajectories[name], trajectories[HEALTHY], WEATHERS[name], steps
+        )
 
 
 def process_start(rounds: int) -> dict:
@@ -118,29 +122,36 @@ def accounts(
 ) -> Iterator[dict]:
     """Nothing is lost, and a fault changes nothing but its own trajectory."""
     lost = sum(
-        one.task != other.task or not one.steps for one, other in zip(found, healthy, strict=True)
+        trajectory.task != healthy_one.task or not trajectory.steps
+        for trajectory, healthy_one in zip(found, healthy, strict=True)
     )
     yield record.row(f"{title}: tasks without a trajectory", lost, "tasks", goal="0", met=lost == 0)
     for kind, verb in (("timeout", "by the deadline"), ("crash", "by a crash")):
-        drawn = 0
-        for one in found:
-            first = next((f for s in range(steps) if (f := fault_of(weather, one.task, s))), "")
-            drawn += first == kind
-        ended = sum(one.steps[-1].stop_reason == f"env_{kind}" for one in found if one.steps)
+        expected = 0
+        for trajectory in found:
+            first_fault = next(
+                (f for s in range(steps) if (f := fault_of(weather, trajectory.task, s))), ""
+            )
+            expected += first_fault == kind
+        ended = sum(
+            trajectory.steps[-1].stop_reason == f"env_{kind}"
+            for trajectory in found
+            if trajectory.steps
+        )
         yield record.row(
-            f"{title}: trajectories ended {verb}", ended, "tasks", None, "drawn", drawn, None,
-            f"{drawn}", ended == drawn,
+            f"{title}: trajectories ended {verb}", ended, "tasks", None, "drawn", expected, None,
+            f"{expected}", ended == expected,
         )  # fmt: skip
     same = sum(
         a.action_ids.tobytes() == b.action_ids.tobytes()
         and a.logprobs.tobytes() == b.logprobs.tobytes()
-        for one, other in zip(found, healthy, strict=True)
-        for a, b in zip(one.steps, other.steps, strict=False)
+        for trajectory, healthy_one in zip(found, healthy, strict=True)
+        for a, b in zip(trajectory.steps, healthy_one.steps, strict=False)
     )
-    every = played_steps(found)
+    total = played_steps(found)
     yield record.row(
-        f"{title}: steps as in the healthy run, bit for bit", same, "steps", None, "all", every, None,
-        f"{every}", same == every,
+        f"{title}: steps as in the healthy run, bit for bit", same, "steps", None, "all", total, None,
+        f"{total}", same == total,
     )  # fmt: skip
 
 
@@ -153,19 +164,19 @@ def refilled(slots: Sequence[int], tasks: int, rounds: int, quick: bool = False)
         times: dict[str, list[float]] = {"refilled": [], "batches": []}
         turns = {}
         for repetition in range(rounds + 1):  # the first one compiles
-            some = list(range(tasks if repetition else number))
-            for way, size in (("refilled", len(some)), ("batches", number)):
+            queue = list(range(tasks if repetition else number))
+            for mode, size in (("refilled", len(queue)), ("batches", number)):
                 start, results = time.perf_counter(), []
-                for begin in range(0, len(some), size):
-                    part = some[begin : begin + size]
+                for begin in range(0, len(queue), size):
+                    part = queue[begin : begin + size]
                     results.append(
                         player.explore(env, params, KEY, part, [0] * len(part), remember=False)
                     )
                 if repetition:
-                    times[way].append(time.perf_counter() - start)
-                turns[way] = sum(result.usage.turns for result in results)
+                    times[mode].append(time.perf_counter() - start)
+                turns[mode] = sum(result.usage.turns for result in results)
                 steps = sum(played_steps(result.trajectories) for result in results)
-        speed = {way: steps / statistics.median(x) for way, x in times.items()}
+        speed = {mode: steps / statistics.median(x) for mode, x in times.items()}
         title = f"{number} slots, {tasks} episodes of {SHORTEST} to {LONGEST} steps"
         yield record.row(
             f"{title}: refilled", speed["refilled"], "steps/s",

@@ -49,10 +49,10 @@ class Walk:
     def step(self, state: State, action: str) -> tuple[State, str, float, bool, bool, dict]:
         if self.before_step is not None:
             self.before_step(state, action)
-        new = State(state.task, state.number + 1, zlib.crc32(action.encode(), state.said))
-        over = self.length is not None and new.number >= self.length(state.task)
-        info = {"success": over and new.said % 2 == 0, "valid": True}
-        return new, self.observation(new), float(info["success"]), over, False, info
+        next_state = State(state.task, state.number + 1, zlib.crc32(action.encode(), state.said))
+        over = self.length is not None and next_state.number >= self.length(state.task)
+        info = {"success": over and next_state.said % 2 == 0, "valid": True}
+        return next_state, self.observation(next_state), float(info["success"]), over, False, info
 
     def observation(self, state: State) -> str:
         rng = random.Random(state.said)
@@ -82,8 +82,8 @@ def fault_of(weather: Weather, task: int, step: int) -> str:
 def call_tool(weather: Weather, dies: bool, state: State, action: str) -> None:
     """Takes its time; hangs or crashes where that was drawn. `dies`: with its whole process."""
     fault = fault_of(weather, state.task, state.number)
-    drawn = random.Random(f"delay {state.task} {state.number}").random()
-    time.sleep(weather.quickest + drawn * (weather.slowest - weather.quickest))
+    share = random.Random(f"delay {state.task} {state.number}").random()
+    time.sleep(weather.quickest + share * (weather.slowest - weather.quickest))
     if fault == "timeout":
         time.sleep(weather.hang)
     elif fault == "crash" and dies:
@@ -99,8 +99,8 @@ def always(steps: int, task: int) -> int:
 
 def mixed(shortest: int, longest: int, task: int) -> int:
     """Lengths of episodes uniform in the logarithm: short ones are more frequent."""
-    drawn = random.Random(f"length {task}").random()
-    return round(shortest * (longest / shortest) ** drawn)
+    share = random.Random(f"length {task}").random()
+    return round(shortest * (longest / shortest) ** share)
 
 
 def with_tool(weather: Weather, length: Callable[[int], int], dies: bool = False) -> Walk:

@@ -22,7 +22,7 @@ def serve(build: Callable[[dict[str, Any]], tuple[Step, dict[str, Any]]]) -> Non
 
     Args:
         build: from the case to a function that makes one optimiser step, waits for it and returns
-            its loss and the norm of its gradient; and what else is to be said of it.
+            its loss and the norm of its gradient; and further facts about it.
     """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print
@@ -35,7 +35,7 @@ def serve(build: Callable[[dict[str, Any]], tuple[Step, dict[str, Any]]]) -> Non
     answer(**facts)
     for _ in sys.stdin:
         start = time.perf_counter()
-        found = step()
+        result = step()
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        answer(seconds=seconds, peak_mib=peak, **found)
+        answer(seconds=seconds, peak_mib=peak, **result)

@@ -44,8 +44,8 @@ def step_batch(given: problem.Batch) -> StepBatch:
     ids = np.full((rows, length), -1, np.int32)
     sampled = length - prompt
     ids[:, prompt:] = np.arange(sampled) * problem.STEPS // sampled
-    there = np.ones((rows, problem.STEPS), bool)
-    last = there & (np.arange(problem.STEPS) == problem.STEPS - 1)
+    mask = np.ones((rows, problem.STEPS), bool)
+    last = mask & (np.arange(problem.STEPS) == problem.STEPS - 1)
     blank = np.zeros(tokens.shape, np.float32)
     arrays = dict(
         tokens_NT=tokens,
@@ -55,12 +55,12 @@ def step_batch(given: problem.Batch) -> StepBatch:
         logprob_NT=blank,
         entropy_NT=blank,
         reward_NS=given.reward,
-        mask_NS=there,
+        mask_NS=mask,
         terminated_NS=last,
-        truncated_NS=~there,
-        valid_NS=there,
-        stop_NS=there.astype(np.int32),
-        success_N=there[:, 0],
+        truncated_NS=~mask,
+        valid_NS=mask,
+        stop_NS=mask.astype(np.int32),
+        success_N=mask[:, 0],
         task_N=given.task,
         sample_N=np.arange(rows, dtype=np.int32) % problem.GROUP,
     )
@@ -119,26 +119,26 @@ def build(case: dict[str, Any]) -> tuple[child.Step, dict[str, Any]]:
     update = make_update(policy, algorithm(config.algorithm.name), optimizer, config, mesh)
     run = jax.jit(update, donate_argnums=0)
     key = jax.random.key(0)
-    held: dict[str, Any] = {"state": state}
+    buffers: dict[str, Any] = {"state": state}
     del state
 
     def step() -> dict[str, float]:
-        if "run" not in held:
-            held["run"] = run.lower(held["state"], batch, key).compile()
-        held["state"], metrics = held["run"](held["state"], batch, key)
-        jax.block_until_ready(held["state"])
+        if "run" not in buffers:
+            buffers["run"] = run.lower(buffers["state"], batch, key).compile()
+        buffers["state"], metrics = buffers["run"](buffers["state"], batch, key)
+        jax.block_until_ready(buffers["state"])
         loss = metrics["actor/pg_loss"] + problem.VALUE * metrics["critic/vf_loss"]
         if "actor/kl_loss" in metrics:
             loss = loss + problem.KL * metrics["actor/kl_loss"]
-        found = dict(loss=float(loss), gradient_norm=float(metrics["actor/grad_norm"]))
-        memory = held["run"].memory_analysis()
+        result = dict(loss=float(loss), gradient_norm=float(metrics["actor/grad_norm"]))
+        memory = buffers["run"].memory_analysis()
         if memory is not None:
-            used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-            found["compiled_mib"] = used / 2**20
+            peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+            result["compiled_mib"] = peak / 2**20
         device = jax.devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in device:
-            found["device_mib"] = device["peak_bytes_in_use"] / 2**20
-        return found
+            result["device_mib"] = device["peak_bytes_in_use"] / 2**20
+        return result
 
     return step, dict(name=f"steprl, jax {jax.__version__} on {jax.default_backend()}")
 

@@ -40,10 +40,14 @@ def make_model(shape: problem.Shape, reference: bool = False) -> nnx.Module:
     model = llama.Llama3(config, rngs=nnx.Rngs(0))
     graph, state = nnx.split(model)
     sizes = dict(problem.names(shape))
-    theirs = {"attn": "self_attn", "embedder": "model.embed_tokens", "final_norm": "model.norm"}
+    transformers_names = {
+        "attn": "self_attn",
+        "embedder": "model.embed_tokens",
+        "final_norm": "model.norm",
+    }
 
     def leaf(path: Any, old: jax.Array) -> jax.Array:
-        parts = [theirs.get(str(step.key), str(step.key)) for step in path][:-1]
+        parts = [transformers_names.get(str(step.key), str(step.key)) for step in path][:-1]
         if parts[0] == "layers":
             parts[0] = "model.layers"
         name = ".".join([part for part in parts if part != "input_embedding"] + ["weight"])
@@ -98,13 +102,13 @@ def build(case: dict[str, Any]) -> tuple[child.Step, dict[str, Any]]:
     reference = nnx.split(make_model(shape, reference=True)) if with_reference else None
 
     def step() -> dict[str, float]:
-        given = example
+        scored_example = example
         if reference is not None:
             logprobs = common.compute_per_token_logps(
                 *reference, prompt, completion, PAD, EOS, stop_gradient=True, temperature=1.0
             )
-            given = dataclasses.replace(example, ref_per_token_logps=logprobs)
-        loss, _, norm = train_step(given)
+            scored_example = dataclasses.replace(example, ref_per_token_logps=logprobs)
+        loss, _, norm = train_step(scored_example)
         jax.block_until_ready(nnx.state(actor.model))
         return dict(loss=float(loss), gradient_norm=float(norm))
 

@@ -41,13 +41,13 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
     from steprl.session import load_params, setup
 
     session = setup(config_of_run(options))
-    saved = all_steps(options.run / "checkpoints")
+    steps = all_steps(options.run / "checkpoints")
     params = load_params(session, options.run, options.step)
-    step = options.step if options.step is not None else max(saved, default=None)
-    before = [one for one in saved if step is not None and one < step]
-    older = load_params(session, options.run, before[-1]) if before else None
+    step = options.step if options.step is not None else max(steps, default=None)
+    earlier = [saved for saved in steps if step is not None and saved < step]
+    older = load_params(session, options.run, earlier[-1]) if earlier else None
     # The critic of a warm start has learnt nothing yet.
-    critic = bool(saved) and "critic" in session.method.needs
+    critic = bool(steps) and "critic" in session.method.needs
     split = options.split or session.player.splits[1]
     with _bar(console) as watch:
         audit = run_audit(
@@ -59,7 +59,7 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
         "settings": {
             "split": split, "tasks": options.tasks, "attempts": options.attempts,
             "continuations": options.continuations, "checkpoint": step,
-            "older": before[-1] if before else None, "threshold": options.exact,
+            "older": earlier[-1] if earlier else None, "threshold": options.exact,
             "gamma": session.config.algorithm.gamma, "lam": session.config.algorithm.lam,
             "temperature": session.config.rollout.temperature,
         },
@@ -68,12 +68,12 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
     file = options.run / "audit.json"
     file.write_text(json.dumps(record, allow_nan=False) + "\n")
     name = session.config.algorithm.name
-    at = "warm start" if step is None else f"iteration {step}"
-    title = f"{name} on {session.config.env.name}, {at}, {split}"
+    stage = "warm start" if step is None else f"iteration {step}"
+    title = f"{name} on {session.config.env.name}, {stage}, {split}"
     plots = options.run / "plots"
-    drawn = draw_audit(audit, plots / "audit.png", f"Credit against the truth: {title}")
-    one = draw_trajectory(audit, plots / "audit_trajectory.png", f"A trajectory: {title}")
-    console.print(f"Written to {file}; pictures: {drawn} and {one}")
+    picture = draw_audit(audit, plots / "audit.png", f"Credit against the truth: {title}")
+    trajectory = draw_trajectory(audit, plots / "audit_trajectory.png", f"A trajectory: {title}")
+    console.print(f"Written to {file}; pictures: {picture} and {trajectory}")
     return 0
 
 
@@ -83,7 +83,7 @@ def _bar(console: Console):  # type: ignore[no-untyped-def]
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     @contextmanager
-    def shown():  # type: ignore[no-untyped-def]
+    def progress_bar():  # type: ignore[no-untyped-def]
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as progress:
             bars = {"continuing": progress.add_task("continuing", total=1.0)}
@@ -95,7 +95,7 @@ def _bar(console: Console):  # type: ignore[no-untyped-def]
 
             yield watch
 
-    return shown()
+    return progress_bar()
 
 
 def _print(audit, console: Console) -> None:  # type: ignore[no-untyped-def]
@@ -109,7 +109,7 @@ def _print(audit, console: Console) -> None:  # type: ignore[no-untyped-def]
         f"{facts['success_rate']:.3f}; {facts['tokens_sampled']:.0f} tokens sampled in "
         f"{facts['seconds'] / 60:.1f} minutes"
     )
-    against = {
+    meanings = {
         "value": "V before the step",
         "advantage": "Q - V",
         "stake": "(Q - V)^2, what the choice decides",
@@ -121,19 +121,19 @@ def _print(audit, console: Console) -> None:  # type: ignore[no-untyped-def]
         table.add_column(f"by {kind}", no_wrap=True)
     table.add_column("linear", no_wrap=True)
     for target in TARGETS:
-        table.add_row(f"[bold]{against[target]}[/]")
+        table.add_row(f"[bold]{meanings[target]}[/]")
         by_name: dict[str, dict[str, Any]] = {}
         for score in audit.scores:
             if score.target == target:
-                place = score.truth if score.kind == RANK else "linear"
+                column = score.truth if score.kind == RANK else "linear"
                 # The better truth comes last.
-                by_name.setdefault(score.estimate, {})[place] = score
-        for name, found in by_name.items():
+                by_name.setdefault(score.estimate, {})[column] = score
+        for name, scores in by_name.items():
             cells = [
-                f"{found[k].correlation:5.2f} [{found[k].low:.2f}, {found[k].high:.2f}]"
+                f"{scores[k].correlation:5.2f} [{scores[k].low:.2f}, {scores[k].high:.2f}]"
                 for k in kinds
             ]
-            table.add_row(f"  {name}", *cells, f"{found['linear'].correlation:5.2f}")
+            table.add_row(f"  {name}", *cells, f"{scores['linear'].correlation:5.2f}")
         halves, ceiling = audit.reliability[target]
         cells = [f"[dim]{ceiling:5.2f} (halves {halves:.2f})[/]" if k == CONTINUATIONS else ""
                  for k in kinds]  # fmt: skip

@@ -61,17 +61,17 @@ def _rollout(options: argparse.Namespace, console: Console) -> int:
     params = load_params(session, options.run)
     rows = -(-options.n // session.mesh.size) * session.mesh.size
     tasks = np.arange(options.first, options.first + rows)
-    seen = inspect(
+    trajectories = inspect(
         session,
         params,
         split,
         tasks,
         0.0 if options.greedy else None,
     )[: options.n]
-    for one in seen:
-        console.print(transcript(one, f"{split} task {one.trajectory.task}"))
+    for played in trajectories:
+        console.print(transcript(played, f"{split} task {played.trajectory.task}"))
     picture = draw_credit(
-        pick(seen), options.run / "plots" / "credit.png", "Credit over a trajectory"
+        pick(trajectories), options.run / "plots" / "credit.png", "Credit over a trajectory"
     )
     console.print(f"Credit of the longest one: {picture}")
     return 0

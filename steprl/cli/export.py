@@ -36,7 +36,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
         save_adapter(
             options.directory, opened.params, settings.lora.alpha, base_model=settings.path
         )
-        loads = "PeftModel.from_pretrained"
+        loader = "PeftModel.from_pretrained"
     else:
         save_pretrained(
             options.directory,
@@ -45,7 +45,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
             tokenizer=opened.tokenizer,
             dtype=options.dtype,
         )
-        loads = "AutoModelForCausalLM.from_pretrained"
+        loader = "AutoModelForCausalLM.from_pretrained"
     size = sum(file.stat().st_size for file in options.directory.rglob("*") if file.is_file())
-    console.print(f"Written to {options.directory}, {size / 1e6:.1f} MB; load it with {loads}")
+    console.print(f"Written to {options.directory}, {size / 1e6:.1f} MB; load it with {loader}")
     return 0

@@ -14,7 +14,7 @@ def config_of(options: argparse.Namespace):  # type: ignore[no-untyped-def]
 def config_of_run(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     from steprl.config import load_config
 
-    saved = options.run / "config.resolved.yaml"
-    if not saved.is_file():
+    file = options.run / "config.resolved.yaml"
+    if not file.is_file():
         raise FileNotFoundError(f"{options.run} is not a run: it has no config.resolved.yaml")
-    return load_config(saved, options.overrides)
+    return load_config(file, options.overrides)

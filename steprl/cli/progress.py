@@ -69,9 +69,9 @@ def _tokens(metrics: dict[str, float]) -> str:
     """What was read and sampled, and how much of the contexts the cache held; branches if any."""
     if "token/reused" not in metrics:
         return ""
-    read, reused = metrics["token/prefilled"], metrics["token/reused"]
-    text = f"  read {read:,.0f}  sampled {metrics['token/decoded']:,.0f}"
-    text += f"  cached {reused / max(read + reused, 1):.0%}"
+    prefilled, reused = metrics["token/prefilled"], metrics["token/reused"]
+    text = f"  read {prefilled:,.0f}  sampled {metrics['token/decoded']:,.0f}"
+    text += f"  cached {reused / max(prefilled + reused, 1):.0%}"
     if "branch/count" in metrics:
         text += f"  branches {metrics['branch/count']:.0f}"
     return text
@@ -86,13 +86,13 @@ def print_results(results: dict[str, float], console: Console) -> None:
     for name, rate in results.items():
         if name.removesuffix("_greedy").endswith("/success_rate"):
             prefix, suffix = name.rsplit("/", 1)[0], "_greedy" if name.endswith("_greedy") else ""
-            of = lambda key, p=prefix, s=suffix: results[f"{p}/{key}{s}"]  # noqa: E731
+            value_of = lambda key, p=prefix, s=suffix: results[f"{p}/{key}{s}"]  # noqa: E731
             table.add_row(
                 prefix + (" greedy" if suffix else " sampled"),
                 f"{rate:.3f}",
-                f"{of('success_rate_low'):.3f} .. {of('success_rate_high'):.3f}",
-                f"{of('num_turns'):.1f}",
-                f"{of('parse_error_frac'):.3f}",
+                f"{value_of('success_rate_low'):.3f} .. {value_of('success_rate_high'):.3f}",
+                f"{value_of('num_turns'):.1f}",
+                f"{value_of('parse_error_frac'):.3f}",
             )
     console.print(table)
     measured = _measured(results)
@@ -109,9 +109,9 @@ def print_results(results: dict[str, float], console: Console) -> None:
 
 def _measured(results: dict[str, float]) -> list[str]:
     """Names of what the environment measures beside success: those with an interval."""
-    found = []
+    names = []
     for name in results:
         base, suffix = name.removesuffix("_greedy"), "_greedy" if name.endswith("_greedy") else ""
         if f"{base}_low{suffix}" in results and not base.endswith("/success_rate"):
-            found.append(name)
-    return found
+            names.append(name)
+    return names

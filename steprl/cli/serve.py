@@ -84,12 +84,12 @@ def warm_up(engine: Any) -> float:
     from steprl.sampling import Sampling
     from steprl.serving import ReplySettings
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     length = min(18, engine.context_length - 1)
     for _ in engine.reply([0] * length, ReplySettings(1, Sampling(0.0))):
         pass
     engine.forget()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def _listen(host: str, port: int) -> socket.socket:

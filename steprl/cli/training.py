@@ -116,9 +116,9 @@ def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-
 
 def _interrupted(options: argparse.Namespace, run: Path, console: Console) -> int:
     words = ["steprl", options.command_name, str(options.config), *options.overrides]
-    again = shlex.join([*words, "--resume", options.resume or "auto"])
+    resume_command = shlex.join([*words, "--resume", options.resume or "auto"])
     console.print(
-        f"Interrupted; the state is saved in {run}. Continue with:\n  [bold]{escape(again)}[/]"
+        f"Interrupted; the state is saved in {run}. Continue with:\n  [bold]{escape(resume_command)}[/]"
     )
     return EXIT_INTERRUPTED
 
@@ -136,15 +136,15 @@ def _finish(session, run: Path, params, console: Console) -> None:  # type: igno
     measured = [row for row in rows if "eval/success_rate" in row]
     split = session.player.splits[1]
     tasks = np.arange(config.rollout.batch_size * config.rollout.n)
-    one = pick(inspect(session, params, split, tasks)[:8])
-    console.print(transcript(one, f"a sample: {split} task {one.trajectory.task}"))
+    sample = pick(inspect(session, params, split, tasks)[:8])
+    console.print(transcript(sample, f"a sample: {split} task {sample.trajectory.task}"))
     title = f"{config.algorithm.name} on {config.env.name}"
     curves = plot_learning_curves(rows, run / "plots" / "learning_curves.png", title)
-    credit = draw_credit(one, run / "plots" / "credit.png", f"Credit of {title}")
+    credit = draw_credit(sample, run / "plots" / "credit.png", f"Credit of {title}")
     for name in [key for key in measured[-1] if "success_rate" in key and "rollout" not in key]:
         if not name.endswith(("_low", "_high")) and "_low_" not in name and "_high_" not in name:
             first, last = measured[0].get(name), measured[-1][name]
-            was = f"{first:.3f}" if first is not None else "  -  "
-            console.print(f"{name:40s} before {was}   after [bold]{last:.3f}[/]")
+            before = f"{first:.3f}" if first is not None else "  -  "
+            console.print(f"{name:40s} before {before}   after [bold]{last:.3f}[/]")
     console.print(f"pictures: {curves} and {credit}")
     console.print(f"look at more with: [bold]steprl rollout {run} --n 3[/]")

@@ -88,8 +88,14 @@ def curves_figure(
         for cell, methods in panels_of(curves, "curves").items()
     }
 
-    largest = max(float(curve.high.max()) for of in means.values() for curve in of.values())
-    least = min(float(curve.low.min()) for of in means.values() for curve in of.values())
+    largest = max(
+        float(curve.high.max())
+        for named_curves in means.values()
+        for curve in named_curves.values()
+    )
+    least = min(
+        float(curve.low.min()) for named_curves in means.values() for curve in named_curves.values()
+    )
     if percent and not (-1e-6 <= least and largest <= 1 + 1e-6):
         raise ValueError(
             f"curves reach from {least:g} to {largest:g}, which are no shares: set percent=False."
@@ -186,9 +192,9 @@ def intervals_figure(
     for axes, column in zip(panels, columns, strict=True):
         for y, name in enumerate(names):
             estimate, low, high = rows[name][column]
-            look = looks[name]
-            axes.plot([low, high], [y, y], color=look.color, linewidth=2.4, solid_capstyle="round")
-            axes.plot([estimate], [y], look.marker, color=look.color, markersize=6.5, label=name)
+            style = looks[name]
+            axes.plot([low, high], [y, y], color=style.color, linewidth=2.4, solid_capstyle="round")
+            axes.plot([estimate], [y], style.marker, color=style.color, markersize=6.5, label=name)
             axes.text(
                 1.02, y, write(estimate), transform=axes.get_yaxis_transform(), va="center",
                 fontsize=FONT - 1, color=_MUTED,
@@ -310,23 +316,23 @@ def effects_figure(
     cells = panels_of(effects, "effects", depth=2)
     panels = {
         cell: {
-            name: _of_lengths(name, found, number - (len(of) - 1) / 2)
-            for number, (name, found) in enumerate(of.items())
+            name: _curve_over_lengths(name, estimates, number - (len(named_estimates) - 1) / 2)
+            for number, (name, estimates) in enumerate(named_estimates.items())
         }
-        for cell, of in cells.items()
+        for cell, named_estimates in cells.items()
     }
 
     def draw(axes: Axes, cell: str, lines: Mapping[str, Curve], looks: Mapping[str, Style]) -> None:
         for name, curve in lines.items():
-            look = looks[name]
-            axes.vlines(curve.x, curve.low, curve.high, color=look.color, linewidth=1.8)
+            style = looks[name]
+            axes.vlines(curve.x, curve.low, curve.high, color=style.color, linewidth=1.8)
             axes.plot(
-                curve.x, curve.estimate, color=look.color, linestyle=look.line, marker=look.marker,
+                curve.x, curve.estimate, color=style.color, linestyle=style.line, marker=style.marker,
                 markersize=6, linewidth=1.6, label=name,
             )  # fmt: skip
         axes.axhline(0.0, color=_INK, linewidth=1.0, zorder=1.5)
         axes.set_xscale("log", base=2)
-        lengths = sorted({length for found in cells[cell].values() for length in found})
+        lengths = sorted({length for estimates in cells[cell].values() for length in estimates})
         axes.set_xticks(lengths, [f"{x:g}" for x in lengths])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(x=0.06)
@@ -334,17 +340,17 @@ def effects_figure(
     return panels_figure(panels, title, (x_label, y_label), families, draw, "Bars: 95 % intervals")
 
 
-def _of_lengths(name: str, found: Mapping[float, Estimate], aside: float) -> Curve:
+def _curve_over_lengths(name: str, estimates: Mapping[float, Estimate], offset: float) -> Curve:
     """The effect as a curve; lines stand beside each other, so that no interval hides another."""
-    if not found:
+    if not estimates:
         raise ValueError(f"effects[{name!r}] has no lengths: there is nothing to draw.")
-    for length, interval in found.items():
+    for length, interval in estimates.items():
         if not length > 0:
             raise ValueError(f"effects[{name!r}] has the length {length}, which has no logarithm.")
         _finite(f"effects[{name!r}][{length}]", interval)
-    lengths = sorted(found)
-    estimate, low, high = np.array([found[length] for length in lengths], np.float64).T
-    return Curve(np.array(lengths) * 2 ** (0.07 * aside), estimate, low, high)
+    lengths = sorted(estimates)
+    estimate, low, high = np.array([estimates[length] for length in lengths], np.float64).T
+    return Curve(np.array(lengths) * 2 ** (0.07 * offset), estimate, low, high)
 
 
 def _finite(name: str, interval: Estimate) -> None:

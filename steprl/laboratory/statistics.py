@@ -122,7 +122,7 @@ def performance_profile(
         ValueError: bad scores, or thresholds that are not increasing.
     """
     threshold_k = _increasing("thresholds", thresholds)
-    table = _table("scores_rs", scores_rs, one=True)
+    table = _table("scores_rs", scores_rs, single=True)
 
     def shares(x_brs: np.ndarray) -> np.ndarray:
         return np.stack([np.mean(x_brs > t, axis=(1, 2)) for t in threshold_k], axis=-1)
@@ -168,18 +168,20 @@ def stratified_bootstrap(
     if not tables:
         raise ValueError("scores_rs is an empty tuple: give one table of runs x cells, or more.")
     names = ["scores_rs"] if len(tables) == 1 else [f"scores_rs[{i}]" for i in range(len(tables))]
-    checked = tuple(_table(name, x, one=True) for name, x in zip(names, tables, strict=True))
+    checked = tuple(_table(name, x, single=True) for name, x in zip(names, tables, strict=True))
 
-    def numbers(*resampled: np.ndarray) -> np.ndarray:
-        found = np.asarray(statistic(*resampled), np.float64)
-        if found.shape != resampled[0].shape[:1]:
+    def checked_statistic(*resampled: np.ndarray) -> np.ndarray:
+        values = np.asarray(statistic(*resampled), np.float64)
+        if values.shape != resampled[0].shape[:1]:
             raise ValueError(
-                f"statistic made {found.shape} of tables {resampled[0].shape}: it has to reduce the "
+                f"statistic made {values.shape} of tables {resampled[0].shape}: it has to reduce the "
                 "last two axes, as in lambda x: x.mean(axis=(-2, -1))."
             )
-        return found
+        return values
 
-    return Estimate(*(float(x) for x in _bootstrap(numbers, checked, samples, level, seed)))
+    return Estimate(
+        *(float(x) for x in _bootstrap(checked_statistic, checked, samples, level, seed))
+    )
 
 
 def _bootstrap(
@@ -198,18 +200,18 @@ def _bootstrap(
     if not 0.0 < level < 1.0:
         raise ValueError(f"level={level} is not a share between 0 and 1: write 0.95 for 95 %.")
     rng = np.random.default_rng(seed)
-    at_once = max(1, _ELEMENTS // sum(x.size for x in tables))
-    found = []
-    for start in range(0, samples, at_once):
-        count = min(at_once, samples - start)
-        drawn = []
+    batch = max(1, _ELEMENTS // sum(x.size for x in tables))
+    estimates = []
+    for start in range(0, samples, batch):
+        count = min(batch, samples - start)
+        resampled = []
         for table in tables:
             runs, cells = table.shape[:2]
             run_brs = rng.integers(0, runs, (count, runs, cells))
-            drawn.append(table[run_brs, np.arange(cells)])
-        found.append(statistic(*drawn))
+            resampled.append(table[run_brs, np.arange(cells)])
+        estimates.append(statistic(*resampled))
     estimate = statistic(*(x[None] for x in tables))[0]
-    low, high = np.quantile(np.concatenate(found), ((1 - level) / 2, (1 + level) / 2), axis=0)
+    low, high = np.quantile(np.concatenate(estimates), ((1 - level) / 2, (1 + level) / 2), axis=0)
     return estimate, low, high
 
 
@@ -226,7 +228,7 @@ def area_under_curve(
     Args:
         x: [K] increasing, such as tokens sampled.
         y: [K], such as success.
-        until: where the integral ends; the run may go on after it.
+        until: where the integral ends; the run may be longer.
         since: where it begins; None for the first point of the run. Give it where runs begin at
             different points, so that all are judged over the same stretch.
 
@@ -244,9 +246,9 @@ def area_under_curve(
         raise ValueError(f"until={until} is not after the begin, {since}: there is no area.")
     inside = (x_k > since) & (x_k < until)
     ends = np.interp([since, until], x_k, y_k)
-    at = np.concatenate([[since], x_k[inside], [until]])
+    points = np.concatenate([[since], x_k[inside], [until]])
     height = np.concatenate([ends[:1], y_k[inside], ends[1:]])
-    return float(np.trapezoid(height, at) / (until - since))
+    return float(np.trapezoid(height, points) / (until - since))
 
 
 def mean_curve(
@@ -343,13 +345,13 @@ def _numbers(name: str, x: ArrayLike) -> np.ndarray:
     return array
 
 
-def _table(name: str, x: ArrayLike, one: bool = False) -> np.ndarray:
+def _table(name: str, x: ArrayLike, single: bool = False) -> np.ndarray:
     array = _numbers(name, x)
     if array.ndim < 2:
         raise ValueError(
             f"{name} has shape {array.shape}, not runs x cells: of one cell, give scores[:, None]."
         )
-    if one and array.ndim > 2:
+    if single and array.ndim > 2:
         raise ValueError(f"{name} has shape {array.shape}: give one table, runs x cells.")
     return array
 

@@ -146,17 +146,17 @@ def load_adapter(
     rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
     weights = open_file(directory / _WEIGHTS)
     base = jax.eval_shape(make_policy(config).init, jax.random.key(0))
-    here = {
+    paths = {
         path
         for path in lora_targets(base)
         if peft_name(f"{path.removesuffix('/kernel')}/lora_a").name in weights
     }
-    if not here:
+    if not paths:
         raise ValueError(
             f"{directory / _WEIGHTS} has no adapter of this decoder, which has layers 0 to "
             f"{config.num_layers - 1}; it holds {', '.join(sorted(weights)[:4])}, ..."
         )
-    target = "|".join(f"^{path}$" for path in sorted(here))
+    target = "|".join(f"^{path}$" for path in sorted(paths))
     abstract = jax.eval_shape(lambda: init_lora(jax.random.key(0), base, rank, target))
     where = str(directory / _WEIGHTS)
     lora = place_tree(abstract, weights, peft_name, mesh=mesh, prefix="lora/", where=where)
@@ -172,19 +172,19 @@ def _target_modules(params: Params, adapted: list[str]) -> list[str]:
     """Short names where every layer is adapted alike, else full ones; both mean the same to PEFT."""
     full = {_module(path.removeprefix("lora/")) for path in adapted}
     short = {name.rsplit(".", 1)[1] for name in full}
-    alike = {_module(path.removesuffix("/kernel")) for path in lora_targets(params)}
-    alike = {name for name in alike if name.rsplit(".", 1)[1] in short}
-    return sorted(short if alike == full else full)
+    candidates = {_module(path.removesuffix("/kernel")) for path in lora_targets(params)}
+    candidates = {name for name in candidates if name.rsplit(".", 1)[1] in short}
+    return sorted(short if candidates == full else full)
 
 
 def _check_settings(settings: dict[str, Any], file: Path) -> None:
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{file}: peft_type={settings.get('peft_type')!r}; only LORA is supported")
-    lacking = {name: v for name, v in settings.items() if v and name not in _UNDERSTOOD}
+    unsupported = {name: v for name, v in settings.items() if v and name not in _UNDERSTOOD}
     if settings.get("bias", "none") != "none":
-        lacking["bias"] = settings["bias"]
+        unsupported["bias"] = settings["bias"]
     if settings.get("init_lora_weights") not in _BASE_UNCHANGED:
-        lacking["init_lora_weights"] = settings["init_lora_weights"]
-    if lacking:
-        said = ", ".join(f"{name}={value!r}" for name, value in sorted(lacking.items()))
-        raise ValueError(f"{file}: {said}: not supported; merge the adapter with PEFT instead")
+        unsupported["init_lora_weights"] = settings["init_lora_weights"]
+    if unsupported:
+        text = ", ".join(f"{name}={value!r}" for name, value in sorted(unsupported.items()))
+        raise ValueError(f"{file}: {text}: not supported; merge the adapter with PEFT instead")

@@ -87,14 +87,15 @@ def chat_format(
                 "tools: the chat template does not show them to the model; describe them in the "
                 "system message, see `steprl.tools.describe_tools`"
             )
-        return _written(tokenizer, messages, prompt, tools, variables)
+        return _render_template(tokenizer, messages, prompt, tools, variables)
 
     @functools.cache
     def shows_tools() -> bool:
-        with_tools, without = (
-            _written(tokenizer, [_USER], True, tools, variables) for tools in ([_PROBE], None)
+        with_tools, without_tools = (
+            _render_template(tokenizer, [_USER], True, tools, variables)
+            for tools in ([_PROBE], None)
         )
-        return with_tools != without
+        return with_tools != without_tools
 
     @functools.cache
     def takes_system() -> bool:
@@ -124,15 +125,17 @@ def chat_format(
         return encode(text)
 
     def decode(ids: Iterable[int]) -> str:
-        kept = [int(one) for one in ids]
-        if kept and kept[-1] in stop_ids:
-            kept.pop()
-        return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        token_ids = [int(token_id) for token_id in ids]
+        if token_ids and token_ids[-1] in stop_ids:
+            token_ids.pop()
+        return tokenizer.decode(
+            token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     render([_USER])  # complains about the tools, if there is something to complain about
     tail = render([_USER, _reply(_MARK)], prompt=False).partition(_MARK)[2]
     added = tokenizer.added_tokens_decoder
-    stop_id = next((one for one in encode(tail) if one in added), None)
+    stop_id = next((token_id for token_id in encode(tail) if token_id in added), None)
     if stop_id is None:
         raise ValueError(
             f"tokenizer: its chat template writes {tail!r} behind a reply, which holds no special "
@@ -144,7 +147,7 @@ def chat_format(
     return ChatFormat(begin, extend, stop_ids, decode, render, encode, stop)
 
 
-def _written(
+def _render_template(
     tokenizer: Any, messages: Sequence[Message], prompt: bool, tools: Any, variables: dict[str, Any]
 ) -> str:
     try:
@@ -166,8 +169,8 @@ def _continuation(
 ) -> tuple[str, str]:
     """What is written behind a reply and its stop token, and why that is of no use ("" if it is)."""
     head = render(first)
-    before, found, behind = render([*first, _reply(_MARK), *messages]).partition(_MARK)
-    if not found:
+    before, mark, behind = render([*first, _reply(_MARK), *messages]).partition(_MARK)
+    if not mark:
         return "", "the reply before them is not written as it was"
     # What a generation prompt opens, as for thoughts, may be missing where the reply is history.
     if not (head.startswith(before) or before.startswith(head)):

@@ -9,19 +9,19 @@ import jax.numpy as jnp
 from steprl.types import Policy
 
 TREE_ARGUMENTS = frozenset({"segment_ends_BT", "longest"})
-"""What `apply` and `value` take beside the others where rows share a beginning."""
+"""Further arguments of `apply` and `value` where rows share a prefix."""
 _ROWS, _LENGTH = 2, 5
 
 
 def takes_trees(policy: Policy) -> bool:
-    """Whether rows that share a beginning may be run as one (`StepBatch.tree`)."""
+    """Whether rows that share a prefix may be run as one (`StepBatch.tree`)."""
     parameters = inspect.signature(policy.apply).parameters
-    anything = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    return anything or set(parameters) >= TREE_ARGUMENTS
+    any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return any_keyword or set(parameters) >= TREE_ARGUMENTS
 
 
 def check_policy(policy: Policy, vocab_size: int) -> None:
-    """A policy keeps to the contract of `steprl.types.Policy`, and speaks a language of this size.
+    """Checks a policy against the contract of `steprl.types.Policy` and against a vocabulary size.
 
     Raises:
         ValueError: names what differs from what.
@@ -65,16 +65,16 @@ def check_array(what: str, found: Any, shape: tuple[int, ...], dtype: Any) -> No
 
 def check_same_tree(what: str, found: Any, wanted: Any, which: str) -> None:
     """Raises ValueError unless two trees of arrays have the same structure, shapes and types."""
-    structure, other = str(jax.tree.structure(found)), str(jax.tree.structure(wanted))
-    if structure != other:
+    structure, expected = str(jax.tree.structure(found)), str(jax.tree.structure(wanted))
+    if structure != expected:
         raise ValueError(
-            f"{what} has the structure {structure}, and {which} {other}: they must be the same"
+            f"{what} has the structure {structure}, and {which} {expected}: they must be the same"
         )
     paths = jax.tree_util.tree_leaves_with_path(found)
-    for (path, leaf), model in zip(paths, jax.tree.leaves(wanted), strict=True):
-        if (leaf.shape, leaf.dtype) != (model.shape, model.dtype):
+    for (path, leaf), other in zip(paths, jax.tree.leaves(wanted), strict=True):
+        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
             name = jax.tree_util.keystr(path)
             raise ValueError(
-                f"{what}{name} is {leaf.dtype} of shape {leaf.shape}, and {which} {model.dtype} of "
-                f"shape {model.shape}: they must be the same"
+                f"{what}{name} is {leaf.dtype} of shape {leaf.shape}, and {which} {other.dtype} of "
+                f"shape {other.shape}: they must be the same"
             )

@@ -187,7 +187,7 @@ def load_gguf(
         key: of a new value head; None for `jax.random.key(0)`.
 
     Returns:
-        Nested dicts as from `make_policy(config).init`; a new value head says 0, and a separate
+        Nested dicts as from `make_policy(config).init`; a new value head gives 0, and a separate
         critic starts as a copy of the model.
 
     Raises:
@@ -236,9 +236,9 @@ def gguf_tokenizer(file: GGUF) -> PreTrainedTokenizerFast:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
     added = [
-        AddedToken(token, normalized=False, special=of == _CONTROL)
-        for token, of in zip(tokens, types, strict=True)
-        if of in (_CONTROL, _USER_DEFINED)
+        AddedToken(token, normalized=False, special=token_type == _CONTROL)
+        for token, token_type in zip(tokens, types, strict=True)
+        if token_type in (_CONTROL, _USER_DEFINED)
     ]
     backend.add_tokens([token for token in added if not token.special])
     backend.add_special_tokens([token for token in added if token.special])
@@ -255,11 +255,11 @@ def gguf_tokenizer(file: GGUF) -> PreTrainedTokenizerFast:
     offsets = ByteLevelOffsets(trim_offsets=False)
     backend.post_processor = offsets
     if get("add_bos_token", False) and "bos_token" in names:
-        first = names["bos_token"]
+        bos = names["bos_token"]
         template = TemplateProcessing(
-            single=f"{first} $A",
-            pair=f"{first} $A {first} $B:1",
-            special_tokens=[(first, get("bos_token_id"))],
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos} $B:1",
+            special_tokens=[(bos, get("bos_token_id"))],
         )
         backend.post_processor = Sequence([offsets, template])
     length = metadata.get(f"{metadata['general.architecture']}.context_length")
@@ -284,14 +284,14 @@ def _kv_heads(metadata: Mapping[str, Any]) -> int:
 def _transformers_name(name: str, path: Path) -> str:
     if name in _OUTSIDE_LAYERS:
         return _OUTSIDE_LAYERS[name]
-    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if not found or found[2] not in _IN_LAYER:
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if not match or match[2] not in _IN_LAYER:
         raise ValueError(f"{path}: the tensor {name} is unexpected: the decoder has no such part")
-    return f"model.layers.{found[1]}.{_IN_LAYER[found[2]]}.{found[3]}"
+    return f"model.layers.{match[1]}.{_IN_LAYER[match[2]]}.{match[3]}"
 
 
 def _weight(tensor: Any, permuted_heads: int, path: Path, last: dict[str, np.ndarray]) -> Weight:
-    """A tensor of `gguf`, which says its dimensions in reverse.
+    """A tensor of `gguf`, which lists its dimensions in reverse.
 
     Blocks of quantised numbers are turned into floats as a whole. `last` keeps those of one tensor,
     from which the parts for several devices are taken.

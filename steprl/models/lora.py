@@ -37,7 +37,7 @@ def lora_targets(params: Params, target: str = ALL_LINEAR) -> list[str]:
         Paths such as "decoder/layers/0/attention/query/kernel", in the order of the tree.
 
     Raises:
-        ValueError: it is no regular expression or matches no kernel; says what there is.
+        ValueError: it is no regular expression or matches no kernel; the message lists the kernels.
     """
     kernels = [
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -171,9 +171,9 @@ def _add(tree: Params, lora: Params, scale: float | jax.Array) -> Params:
     """Adds the adapters at the kernels that have some; the others are shared with `tree`."""
     if "lora_a" in lora:
         kernel = tree["kernel"]
-        wide = jnp.promote_types(kernel.dtype, jnp.float32)
-        a, b = lora["lora_a"].astype(wide), lora["lora_b"].astype(wide)
+        wide_dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+        a, b = lora["lora_a"].astype(wide_dtype), lora["lora_b"].astype(wide_dtype)
         # Some devices would multiply float32 with fewer bits.
         change = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-        return tree | {"kernel": (kernel.astype(wide) + scale * change).astype(kernel.dtype)}
+        return tree | {"kernel": (kernel.astype(wide_dtype) + scale * change).astype(kernel.dtype)}
     return tree | {name: _add(tree[name], part, scale) for name, part in lora.items()}

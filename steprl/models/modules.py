@@ -1,4 +1,4 @@
-"""Flax modules of the user's own as a `Policy`: NNX and Linen, split into pure functions at the door.
+"""Flax modules of the user's own, NNX and Linen, as a `Policy` of pure functions.
 
 A module has the methods of the contract under their own names:
 
@@ -7,7 +7,7 @@ A module has the methods of the contract under their own names:
     value(tokens_BT, positions_BT, segment_ids_BT, hidden_BTD) -> value_BT     where it has a critic
     init_cache(batch, length) -> cache, rows first in all its arrays
 
-What these must do is said in `steprl.types.Policy`. A module that can attend along a tree of shared
+See `steprl.types.Policy` for what these must do. A module that can attend along a tree of shared
 prefixes takes `segment_ends_BT` and `longest` as well; `takes_trees` finds that out.
 """
 
@@ -70,11 +70,11 @@ def _nnx_policy(make: Callable[..., nnx.Module], example: nnx.Module) -> Policy:
     _check_methods(example, kind.__name__)
     parts: Any = nnx.split(example, nnx.Param, ...)
     graph, abstract, rest = parts
-    kept = [path for path, leaf in nnx.to_flat_state(rest) if not isinstance(leaf, nnx.RngState)]
-    if kept:
+    extra = [path for path, leaf in nnx.to_flat_state(rest) if not isinstance(leaf, nnx.RngState)]
+    if extra:
         raise ValueError(
-            f"policy: {kind.__name__} keeps {'/'.join(map(str, kept[0]))}, which is no nnx.Param; a "
-            "policy is a pure function of its parameters"
+            f"policy: {kind.__name__} keeps {'/'.join(map(str, extra[0]))}, which is no nnx.Param; "
+            "a policy is a pure function of its parameters"
         )
 
     def build(params: Params) -> Any:
@@ -102,15 +102,15 @@ def linen_policy(module: linen.Module) -> Policy:
     def init(key: jax.Array) -> Params:
         ids = jnp.zeros((1, 2), jnp.int32)
 
-        def everything(bound: Any) -> Any:
+        def call_all(bound: Any) -> Any:
             """Calls each method once, so that all parameters are made."""
             hidden, _ = bound(ids, ids, ids + 1)
-            made = [bound.unembed(hidden)]
+            outputs = [bound.unembed(hidden)]
             if hasattr(bound, "value"):
-                made.append(bound.value(ids, ids, ids + 1, hidden))
-            return made
+                outputs.append(bound.value(ids, ids, ids + 1, hidden))
+            return outputs
 
-        variables = module.init(key, method=everything)
+        variables = module.init(key, method=call_all)
         others = [name for name in variables if name != "params"]
         if others:
             raise ValueError(

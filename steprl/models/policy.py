@@ -1,4 +1,4 @@
-"""The door of the model room: NNX modules inside, pure functions of parameters outside."""
+"""Decoders as a `Policy`: NNX modules inside, pure functions of parameters outside."""
 
 from functools import lru_cache
 from itertools import count
@@ -32,8 +32,8 @@ class _Keys(nnx.Rngs):
 
     def __init__(self, key: jax.Array):
         super().__init__()
-        drawn = count()
-        self.params = lambda: jax.random.fold_in(key, next(drawn))
+        counter = count()
+        self.params = lambda: jax.random.fold_in(key, next(counter))
 
 
 @lru_cache(maxsize=32)

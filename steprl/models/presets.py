@@ -80,5 +80,5 @@ def decoder_config(preset: str, **overrides: object) -> DecoderConfig:
         near = difflib.get_close_matches(preset, PRESETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known presets: {', '.join(PRESETS)}"
         raise ValueError(f"model.preset={preset!r} is unknown; {hint}")
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return DecoderConfig(**{**PRESETS[preset], **given})  # type: ignore[arg-type]
+    replaced = {name: value for name, value in overrides.items() if value is not None}
+    return DecoderConfig(**{**PRESETS[preset], **replaced})  # type: ignore[arg-type]

@@ -68,32 +68,35 @@ def read_config(directory: str | os.PathLike[str], **settings: Any) -> DecoderCo
     if family not in FAMILIES:
         raise ValueError(f"{file}: model_type={family!r}; known are {', '.join(FAMILIES)}")
     # It knows the defaults of each family and all spellings that config.json ever had.
-    found = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    biased = getattr(found, "attention_bias", False) or getattr(found, "mlp_bias", False)
-    layers = set(getattr(found, "layer_types", None) or ()) - {"full_attention"}
-    for lacking, what in (
+    hf_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    biased = getattr(hf_config, "attention_bias", False) or getattr(hf_config, "mlp_bias", False)
+    layers = set(getattr(hf_config, "layer_types", None) or ()) - {"full_attention"}
+    for unsupported, description in (
         (raw.get("quantization_config"), "quantization_config: quantised weights"),
-        (found.hidden_act != "silu", f"hidden_act={found.hidden_act!r}: another than silu"),
+        (
+            hf_config.hidden_act != "silu",
+            f"hidden_act={hf_config.hidden_act!r}: another than silu",
+        ),
         (family != "qwen2" and biased, "attention_bias, mlp_bias: a bias on every projection"),
         (layers, f"layer_types: {', '.join(sorted(layers))}"),
     ):
-        if lacking:
-            raise ValueError(f"{file}: {what} is not supported")
-    heads = found.num_attention_heads
+        if unsupported:
+            raise ValueError(f"{file}: {description} is not supported")
+    heads = hf_config.num_attention_heads
     shape = dict(
-        vocab_size=found.vocab_size,
-        d_model=found.hidden_size,
-        num_layers=found.num_hidden_layers,
+        vocab_size=hf_config.vocab_size,
+        d_model=hf_config.hidden_size,
+        num_layers=hf_config.num_hidden_layers,
         num_heads=heads,
-        num_kv_heads=found.num_key_value_heads or heads,
-        head_dim=getattr(found, "head_dim", None) or found.hidden_size // heads,
-        d_ff=found.intermediate_size,
-        rope_theta=float(found.rope_parameters["rope_theta"]),
-        rope_scaling=_read_scaling(found.rope_parameters, file),
-        norm_eps=float(found.rms_norm_eps),
+        num_kv_heads=hf_config.num_key_value_heads or heads,
+        head_dim=getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads,
+        d_ff=hf_config.intermediate_size,
+        rope_theta=float(hf_config.rope_parameters["rope_theta"]),
+        rope_scaling=_read_scaling(hf_config.rope_parameters, file),
+        norm_eps=float(hf_config.rms_norm_eps),
         qk_norm=family == "qwen3",
         attention_bias=family == "qwen2",
-        tie_embeddings=bool(found.tie_word_embeddings),
+        tie_embeddings=bool(hf_config.tie_word_embeddings),
     )
     return with_run_settings(shape, settings)
 
@@ -104,13 +107,13 @@ def with_run_settings(shape: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     Raises:
         ValueError: a setting would change the pretrained model.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
-    wrong = sorted(given.keys() - set(RUN_SETTINGS))
-    if wrong:
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    fixed = sorted(chosen.keys() - set(RUN_SETTINGS))
+    if fixed:
         raise ValueError(
-            f"{', '.join(wrong)}: fixed by the pretrained model; free are {', '.join(RUN_SETTINGS)}"
+            f"{', '.join(fixed)}: fixed by the pretrained model; free are {', '.join(RUN_SETTINGS)}"
         )
-    return DecoderConfig(**{**shape, **given})
+    return DecoderConfig(**{**shape, **chosen})
 
 
 def load_pretrained(
@@ -133,8 +136,8 @@ def load_pretrained(
 
     Returns:
         Nested dicts as from `make_policy(config).init`. A value head is read from
-        `VALUE_HEAD_FILE` where that exists. A new one says 0, and a new separate critic starts as a
-        copy of the model.
+        `VALUE_HEAD_FILE` where that exists. A new one gives 0, and a new separate critic starts as
+        a copy of the model.
 
     Raises:
         FileNotFoundError: there are no safetensors files.
@@ -199,8 +202,8 @@ def save_pretrained(
     leaves = leaves_by_path(params)
     decoder = {path: leaf for path, leaf in leaves.items() if path.startswith("decoder/")}
     _write_model(target, decoder, dtype, shard_bytes, writes)
-    rest = {own_name(path).name: leaves[path] for path in leaves.keys() - decoder.keys()}
-    arrays = {name: on_host(leaf, None) for name, leaf in sorted(rest.items())}
+    value_leaves = {own_name(path).name: leaves[path] for path in leaves.keys() - decoder.keys()}
+    arrays = {name: on_host(leaf, None) for name, leaf in sorted(value_leaves.items())}
     if not writes:
         return
     if arrays:
@@ -262,12 +265,12 @@ def _settings(
     if family == "llama":
         settings |= {"attention_bias": False, "mlp_bias": False}
     if context_length is None and tokenizer is not None:
-        told = tokenizer.model_max_length
-        context_length = told if told < 1 << 30 else None  # a huge number says "not known"
+        limit = tokenizer.model_max_length
+        context_length = limit if limit < 1 << 30 else None  # a huge number says "not known"
     if context_length is not None:
         settings["max_position_embeddings"] = int(context_length)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        # Said even if there is none: else a family's default, out of range in a small vocabulary.
+        # Written even if None: else a family's default applies, out of range in a small vocabulary.
         settings[name] = None if tokenizer is None else getattr(tokenizer, name)
     return settings
 
@@ -298,13 +301,13 @@ def _open_directory(directory: Path) -> dict[str, Weight]:
     for name in [_WEIGHTS] if index is None else sorted(set(index.values())):
         if Path(name).name != name or not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / _INDEX} names the file {name!r}, not found")
-        held = open_file(directory / name)
+        tensors = open_file(directory / name)
         if index is not None:
             listed = {tensor for tensor, file in index.items() if file == name}
-            if listed != held.keys():
-                differ = ", ".join(sorted(listed ^ held.keys())[:5])
+            if listed != tensors.keys():
+                differ = ", ".join(sorted(listed ^ tensors.keys())[:5])
                 raise ValueError(f"{directory / _INDEX} and {name} differ on: {differ}")
-        weights |= held
+        weights |= tensors
     # Constants that old versions stored with the weights.
     return {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
 

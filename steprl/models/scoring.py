@@ -12,8 +12,8 @@ from steprl.types import Params, Policy, StepBatch, TreeLayout
 class Scores(NamedTuple):
     """Of each sampled token; 0 elsewhere. The value is that of the state *before* the token.
 
-    The final value is that of the state behind all that a row holds: where a limit cut the
-    trajectory off, what might still have come. Where the environment ended it, it means nothing.
+    The final value is that of the state after the last token of a row: where a limit cut the
+    trajectory off, it estimates the missing rest. Where the environment ended it, it means nothing.
     """
 
     logprob_NT: jax.Array
@@ -44,8 +44,8 @@ def _statistics_by_column(logits_NAV: jax.Array, target_NA: jax.Array) -> tuple[
         take = lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)  # noqa: E731
         return _statistics(take(logits_NAV), take(target_NA))
 
-    found = jax.lax.map(column, jnp.arange(target_NA.shape[1]))
-    return tuple(x.T for x in found)
+    columns = jax.lax.map(column, jnp.arange(target_NA.shape[1]))
+    return tuple(x.T for x in columns)
 
 
 @jax.custom_vjp
@@ -176,23 +176,23 @@ def score(
     places = jax.vmap(lambda s, g: sampled_places(s, g, batch.action_width))
     place_NA, before_NA = places(batch.step_ids_NT, batch.segment_ids_NT)
     rows_NA = jnp.arange(place_NA.shape[0])[:, None]
-    there_NA = place_NA < batch.tokens_NT.shape[1]
+    real_NA = place_NA < batch.tokens_NT.shape[1]
     tokens_NT = jnp.asarray(batch.tokens_NT)
-    targets_NA = jnp.where(there_NA, tokens_NT.at[rows_NA, place_NA].get(mode="clip"), 0)
+    targets_NA = jnp.where(real_NA, tokens_NT.at[rows_NA, place_NA].get(mode="clip"), 0)
     hidden_NAD = jnp.take_along_axis(hidden_NTD, before_NA[:, :, None], axis=1)
     support_NAW = None
     if batch.support_NTW is not None:
         support_NTW = jnp.asarray(batch.support_NTW)
         support_NAW = support_NTW.at[rows_NA, place_NA].get(mode="clip")
         # The empty set keeps everything, so that no place without a token is of log-prob -inf.
-        support_NAW = jnp.where(there_NA[..., None], support_NAW, jnp.uint32(0))
+        support_NAW = jnp.where(real_NA[..., None], support_NAW, jnp.uint32(0))
     logprob_NA, entropy_NA = logprobs_and_entropy(
         policy, params, hidden_NAD, targets_NA, temperature, chunk_tokens, support_NAW
     )
 
     def scatter(x_NA: jax.Array) -> jax.Array:
         zero_NT = jnp.zeros(batch.tokens_NT.shape, jnp.float32)
-        return zero_NT.at[rows_NA, place_NA].set(jnp.where(there_NA, x_NA, 0.0), mode="drop")
+        return zero_NT.at[rows_NA, place_NA].set(jnp.where(real_NA, x_NA, 0.0), mode="drop")
 
     value_NT = jnp.zeros_like(batch.logprob_NT)
     final_value_N = jnp.zeros(place_NA.shape[0], jnp.float32)
@@ -215,7 +215,7 @@ def _score_tree(
     temperature: float | jax.Array,
     chunk_tokens: int,
 ) -> Scores:
-    """`score` where each token is run once: what is found is read by every row that holds it.
+    """`score` where each token is run once: every row that holds it reads the same result.
 
     So the gradient of a token is summed over its rows before it goes through the model.
     """
@@ -231,12 +231,12 @@ def _score_tree(
     )
     target_MP, before_MP = jnp.asarray(tree.target_MP), jnp.asarray(tree.before_MP)
     last = tokens_MQ.shape[1] - 1
-    found_MP = jnp.take_along_axis(tokens_MQ, jnp.minimum(target_MP, last), axis=1)
+    token_MP = jnp.take_along_axis(tokens_MQ, jnp.minimum(target_MP, last), axis=1)
     logprob_MP, entropy_MP = logprobs_and_entropy(
         policy,
         params,
         jnp.take_along_axis(hidden_MQD, before_MP[:, :, None], axis=1),
-        jnp.where(target_MP <= last, found_MP, 0),
+        jnp.where(target_MP <= last, token_MP, 0),
         temperature,
         chunk_tokens,
         None if tree.support_MPW is None else jnp.asarray(tree.support_MPW),

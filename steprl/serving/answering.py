@@ -1,4 +1,4 @@
-"""From a checked request to its answer: tokens, limits, replies, numbers."""
+"""From a checked request to its answer: tokens, limits, replies, usage."""
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
@@ -16,7 +16,7 @@ _CONTEXT = 4096  # of models that do not say
 
 
 class Replies(Protocol):
-    """What the server needs of an `ReplyEngine`."""
+    """What the server needs of a `ReplyEngine`."""
 
     context_length: int
 
@@ -49,7 +49,7 @@ class Work(NamedTuple):
 
 
 def serve_model(opened: Opened, name: str, context_length: int | None = None) -> Served:
-    """An opened model as a server takes it.
+    """An opened model, ready for a server.
 
     Args:
         opened: see `steprl.session.open_policy`.
@@ -60,27 +60,29 @@ def serve_model(opened: Opened, name: str, context_length: int | None = None) ->
         ValueError: the context is shorter than 2 tokens, or longer than the tokenizer says.
     """
     tokenizer = opened.tokenizer
-    told = tokenizer.model_max_length
-    known = told if 1 < told < 1 << 30 else None  # a huge number says "not known"
-    length = context_length or known or _CONTEXT
-    if known and length > known:
-        raise ValueError(f"a context of {length} tokens: the model was made for {known}")
+    stated_limit = tokenizer.model_max_length
+    limit = stated_limit if 1 < stated_limit < 1 << 30 else None  # a huge number says "not known"
+    length = context_length or limit or _CONTEXT
+    if limit and length > limit:
+        raise ValueError(f"a context of {length} tokens: the model was made for {limit}")
     try:
-        talk = message_format(tokenizer)
+        conversation = message_format(tokenizer)
     except ValueError:
-        talk = None
-    stop_ids = talk.stop_ids if talk else (tokenizer.eos_token_id,)
+        conversation = None
+    stop_ids = conversation.stop_ids if conversation else (tokenizer.eos_token_id,)
 
     def decode(ids: Sequence[int]) -> str:
-        kept = ids[:-1] if ids and ids[-1] in stop_ids else ids
-        return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        reply_ids = ids[:-1] if ids and ids[-1] in stop_ids else ids
+        return tokenizer.decode(
+            reply_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     return Served(
         name=name,
         engine=ReplyEngine(opened.policy, opened.params, length),
-        conversation=talk,
+        conversation=conversation,
         encode=tokenizer.encode,
-        decode=talk.decode if talk else decode,
+        decode=conversation.decode if conversation else decode,
         token_text=lambda one: tokenizer.decode([one], skip_special_tokens=False),
         stop_ids=stop_ids,
         vocab_size=opened.model.vocab_size,

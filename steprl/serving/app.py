@@ -25,7 +25,7 @@ from steprl.serving.responses import chunk_choice
 from steprl.serving.text import Delta
 
 MAX_BODY = 16 * 2**20
-_LEFT = 499  # nobody reads it
+_LEFT = 499  # the client has disconnected and will not read it
 
 
 def make_app(
@@ -60,7 +60,7 @@ def make_app(
 
     app = FastAPI(title="steprl", docs_url=None, redoc_url=None, openapi_url=None)
     turn, tokenizing, started = asyncio.Lock(), CapacityLimiter(1), int(time.time())
-    card = {
+    description = {
         "id": served.name,
         "object": "model",
         "created": started,
@@ -75,26 +75,26 @@ def make_app(
     async def pull(work: Work) -> AsyncGenerator[tuple[int, Delta], None]:
         """Deltas, made in a thread; waits for its turn, and gives it back however it ends."""
         async with turn:
-            found = replies(served, work)
-            begun, tokens = time.perf_counter(), 0
+            deltas = replies(served, work)
+            start, tokens = time.perf_counter(), 0
             try:
-                # A cancelled call is waited for, so nobody else finds the engine at work.
-                while (item := await run_sync(next, found, None)) is not None:
+                # A cancelled call is waited for, so that no other request finds the engine busy.
+                while (item := await run_sync(next, deltas, None)) is not None:
                     tokens += len(item[1].piece.ids)
                     yield item
             finally:
                 with contextlib.suppress(ValueError):  # the thread still runs: the program ends
-                    found.close()
-                seconds = time.perf_counter() - begun
-                read = sum(map(len, work.prompts))
-                report(f"{work.head.id}  prompt {read}  reply {tokens}  {seconds:.2f} s")
+                    deltas.close()
+                seconds = time.perf_counter() - start
+                prompt_tokens = sum(map(len, work.prompts))
+                report(f"{work.head.id}  prompt {prompt_tokens}  reply {tokens}  {seconds:.2f} s")
 
     async def events(work: Work) -> AsyncGenerator[str, None]:
         tally, offsets = Tally(work), {}  # type: ignore[var-annotated]
         head, options = work.head.fields(chunk=True), work.options
         try:
-            async with contextlib.aclosing(pull(work)) as found:
-                async for index, delta in found:
+            async with contextlib.aclosing(pull(work)) as deltas:
+                async for index, delta in deltas:
                     tally.add(index, delta)
                     first, offset = index not in offsets, offsets.get(index, 0)
                     if not (delta.text or delta.piece.ids or delta.finish):
@@ -130,15 +130,15 @@ def make_app(
             return EventStream(events(work), headers={"Cache-Control": "no-store"})
 
         async def collect() -> list[tuple[int, Delta]]:
-            async with contextlib.aclosing(pull(work)) as found:
-                return [item async for item in found]
+            async with contextlib.aclosing(pull(work)) as deltas:
+                return [item async for item in deltas]
 
         try:
-            found = await _unless_left(request, collect)
-            if found is None:
+            deltas = await _unless_left(request, collect)
+            if deltas is None:
                 return Response(status_code=_LEFT)
-            return JSONResponse(whole_answer(served, work, found))
-        except Exception as error:  # raised on, it would end the connection
+            return JSONResponse(whole_answer(served, work, deltas))
+        except Exception as error:  # if raised further, it would end the connection
             report(f"{work.head.id}  failed: {type(error).__name__}: {error}")
             return refuse(ApiError(500, f"The reply failed: {type(error).__name__}."))
 
@@ -152,7 +152,7 @@ def make_app(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card]}
+        return {"object": "list", "data": [description]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def make_app(
             raise ApiError(
                 404, f"The model {name[:200]!r} is not here.", "model_not_found", "model"
             )
-        return card
+        return description
 
     @app.get("/health")
     async def health() -> dict[str, str]:

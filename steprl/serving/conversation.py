@@ -84,9 +84,9 @@ def as_text(
             written.append({"role": role, "content": text})
         last = role
     if tools:
-        told = _INSTRUCTION.format(tools=describe_tools(dict(tool) for tool in tools))
+        instruction = _INSTRUCTION.format(tools=describe_tools(dict(tool) for tool in tools))
         if written and written[0]["role"] == "system":
-            written[0]["content"] += f"\n\n{told}"
+            written[0]["content"] += f"\n\n{instruction}"
         else:
-            written.insert(0, {"role": "system", "content": told})
+            written.insert(0, {"role": "system", "content": instruction})
     return written

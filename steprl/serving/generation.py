@@ -1,7 +1,7 @@
-"""Replies token by token: one model and one KV cache, which goes on where the last request left it.
+"""Replies token by token: one model, and one KV cache that is kept from request to request.
 
-A token is one call of a compiled step, so a reply may end anywhere and nothing is computed for the
-bin. What is sampled, and with which key, is as in `steprl.sampling.generate`.
+A token is one call of a compiled step, so a reply may end anywhere and nothing is computed in vain.
+What is sampled, and with which key, is as in `steprl.sampling.generate`.
 """
 
 import functools
@@ -28,11 +28,11 @@ class ReplySettings(NamedTuple):
     stop_ids: tuple[int, ...] = ()
     seed: int | None = None
     choice: int = 0  # number of the reply among several to one prompt
-    top_logprobs: int = 0  # how many likely tokens are told at each place
+    top_logprobs: int = 0  # how many likely tokens are reported for each token
 
 
 class Piece(NamedTuple):
-    """Some tokens more of a reply, stop token included; none while the prompt is read."""
+    """Some more tokens of a reply, stop token included; none while the prompt is read."""
 
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()  # by the model itself: temperature 1, nothing cut off
@@ -55,11 +55,11 @@ class ReplyEngine:
 
     The prompt is read in pieces of few widths, and the cache grows through few lengths: at most
     `len(widths) + 1` programs are compiled for each power of two between `cache_length` and
-    `context_length`, whatever is asked.
+    `context_length`, whatever the requests are.
 
     The tokens of the cache that a new prompt begins with are not read again. A request with a seed
     reads its prompt anew, since cached keys and values may differ in their last bits: so its reply
-    does not depend on what was asked before.
+    does not depend on earlier requests.
 
     Args:
         policy, params: the language model, without adapters.
@@ -101,7 +101,7 @@ class ReplyEngine:
     @property
     def programs(self) -> int:
         """How many programs were compiled."""
-        return sum(one._cache_size() for one in (self._read, self._step))  # type: ignore[attr-defined]
+        return sum(f._cache_size() for f in (self._read, self._step))  # type: ignore[attr-defined]
 
     def forget(self) -> None:
         """Drops the cache: the next prompt is read from its first token."""
@@ -120,7 +120,7 @@ class ReplyEngine:
         Raises:
             ValueError: the prompt is empty, or does not fit into the context with `max_tokens`.
         """
-        prompt = [int(one) for one in prompt]
+        prompt = [int(token) for token in prompt]
         if not prompt or settings.max_tokens < 1:
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens, max_tokens={settings.max_tokens}: both start at 1"
@@ -199,8 +199,8 @@ class ReplyEngine:
         length = min(length, self.context_length)
         if cache is None:
             return self._policy.init_cache(1, length)
-        wanted = jax.eval_shape(lambda: self._policy.init_cache(1, length))
-        shapes = [leaf.shape for leaf in jax.tree.leaves(wanted)]
+        abstract = jax.eval_shape(lambda: self._policy.init_cache(1, length))
+        shapes = [leaf.shape for leaf in jax.tree.leaves(abstract)]
         if [leaf.shape for leaf in jax.tree.leaves(cache)] == shapes:
             return cache
         return jax.tree.map(_copy_into, self._policy.init_cache(1, length), cache)
@@ -222,10 +222,10 @@ def split(tokens: int, widths: Sequence[int]) -> list[int]:
 
 def _shared(left: Sequence[int], right: Sequence[int]) -> int:
     """Length of the common prefix."""
-    same = 0
-    while same < min(len(left), len(right)) and left[same] == right[same]:
-        same += 1
-    return same
+    length = 0
+    while length < min(len(left), len(right)) and left[length] == right[length]:
+        length += 1
+    return length
 
 
 def _copy_into(new: jax.Array, old: jax.Array) -> jax.Array:
@@ -274,20 +274,20 @@ def _step(
     one = jnp.ones((1, 1), jnp.int32)
     hidden_11D, cache = policy.apply(params, token * one, position * one, one, cache)
     logits_V = policy.unembed(params, hidden_11D[0, 0])
-    own_V = jax.nn.log_softmax(logits_V)
-    cut = (top_k > 0) | (top_p < 1.0)
+    logprob_V = jax.nn.log_softmax(logits_V)
+    truncated = (top_k > 0) | (top_p < 1.0)
     kept_V = jax.lax.cond(
-        cut, truncate, lambda logits_V, *_: logits_V, logits_V, temperature, top_k, top_p
+        truncated, truncate, lambda logits_V, *_: logits_V, logits_V, temperature, top_k, top_p
     )
     chosen, logprob, _ = draw(kept_V, jax.random.fold_in(key, index), Sampling(temperature))
-    count = min(MAX_TOP_LOGPROBS, own_V.shape[0])
+    count = min(MAX_TOP_LOGPROBS, logprob_V.shape[0])
     highest, ids = jax.lax.cond(
         top,
         lambda x_V: tuple(jax.lax.top_k(x_V, count)),
         lambda x_V: (jnp.zeros(count), jnp.zeros(count, jnp.int32)),
-        own_V,
+        logprob_V,
     )
-    return _Drawn(chosen, own_V[chosen], logprob, ids, highest), cache
+    return _Drawn(chosen, logprob_V[chosen], logprob, ids, highest), cache
 
 
 def truncate(
@@ -304,12 +304,12 @@ def truncate(
     prob_V = jax.nn.softmax(logits_V / jnp.where(temperature == 0.0, 1.0, temperature))
     # The bits of numbers that are not negative have their order, so halving finds the k-th highest.
     bits_V = jax.lax.bitcast_convert_type(prob_V, jnp.int32)
-    wanted = jnp.where(top_k > 0, jnp.minimum(top_k, prob_V.shape[0]), prob_V.shape[0])
+    count = jnp.where(top_k > 0, jnp.minimum(top_k, prob_V.shape[0]), prob_V.shape[0])
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = low + (high - low) // 2
-        enough = jnp.sum(bits_V >= middle) >= wanted
+        enough = jnp.sum(bits_V >= middle) >= count
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), jnp.max(bits_V) + 1))

@@ -1,4 +1,4 @@
-"""One task of an environment, step by step: what a policy read, did and was answered."""
+"""One task of an environment, step by step: what a policy read and did, and what was answered."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple

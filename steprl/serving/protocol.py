@@ -81,7 +81,7 @@ class Chat(NamedTuple):
 
     options: Options
     messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]]  # those that the model is told of
+    tools: list[dict[str, Any]]  # those that the model may call
 
 
 class Completion(NamedTuple):
@@ -133,21 +133,21 @@ def read_completion(body: Any) -> Completion:
     top = _integer(body, "logprobs", None, 0, MAX_TOP_LOGPROBS)
     prompt = body.get("prompt")
     prompts = prompt if isinstance(prompt, list) and not _are_ids(prompt) else [prompt]
-    if not prompts or not all(isinstance(one, str) or _are_ids(one) for one in prompts):
+    if not prompts or not all(isinstance(item, str) or _are_ids(item) for item in prompts):
         raise _bad("prompt", "has to be a text, a list of token ids, or a list of these")
-    for one in prompts:
-        if isinstance(one, str):
-            _text(one, "prompt")
+    for item in prompts:
+        if isinstance(item, str):
+            _text(item, "prompt")
     limit = _integer(body, "max_tokens", 16, 1)
     return Completion(_options(body, limit, top is not None, top or 0), prompts)
 
 
 def _options(body: Mapping[str, Any], limit: int | None, logprobs: bool, top: int) -> Options:
     stream = _boolean(body, "stream")
-    also = body.get("stream_options") or {}
-    if not isinstance(also, dict) or not also.keys() <= {"include_usage", "include_obfuscation"}:
+    extra = body.get("stream_options") or {}
+    if not isinstance(extra, dict) or not extra.keys() <= {"include_usage", "include_obfuscation"}:
         raise _bad("stream_options", 'has to be of the form {"include_usage": true}')
-    if also and not stream:
+    if extra and not stream:
         raise _bad("stream_options", "needs `stream` to be true")
     stops = body.get("stop") or []
     stops = [stops] if isinstance(stops, str) else stops
@@ -161,7 +161,7 @@ def _options(body: Mapping[str, Any], limit: int | None, logprobs: bool, top: in
     return Options(
         model=model,
         stream=stream,
-        include_usage=_boolean(also, "include_usage"),
+        include_usage=_boolean(extra, "include_usage"),
         n=_integer(body, "n", 1, 1, MAX_CHOICES) or 1,
         stops=tuple(stops),
         seed=_integer(body, "seed", None, -(2**63), 2**63 - 1),
@@ -182,9 +182,10 @@ def _fields(body: Any, known: set[str]) -> dict[str, Any]:
             continue
         if name not in _ONLY:
             raise _bad(name, "is not known to this server")
-        only = _ONLY[name]
-        if value != only or isinstance(value, bool) != isinstance(only, bool):  # 0 == False
-            raise _bad(name, f"is {_show(value)}; this server knows {_show(only)} only")
+        supported = _ONLY[name]
+        if value != supported or isinstance(value, bool) != isinstance(supported, bool):
+            # The types are compared too, since 0 == False.
+            raise _bad(name, f"is {_show(value)}; this server knows {_show(supported)} only")
     return body
 
 
@@ -203,15 +204,15 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         content = ""
     if not isinstance(content, str):
         raise _bad(f"{where}.content", "has to be a text, or a list of parts of text")
-    read: dict[str, Any] = {"role": role, "content": _text(content, f"{where}.content")}
+    result: dict[str, Any] = {"role": role, "content": _text(content, f"{where}.content")}
     if calls:
         if role != "assistant" or not isinstance(calls, list):
             raise _bad(f"{where}.tool_calls", "has to be a list, in a message of the assistant")
-        read["tool_calls"] = [_call(c, f"{where}.tool_calls[{i}]") for i, c in enumerate(calls)]
+        result["tool_calls"] = [_call(c, f"{where}.tool_calls[{i}]") for i, c in enumerate(calls)]
     for name in ("name", "tool_call_id"):
         if isinstance(message.get(name), str):
-            read[name] = _text(message[name], f"{where}.{name}")
-    return read
+            result[name] = _text(message[name], f"{where}.{name}")
+    return result
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
@@ -259,7 +260,7 @@ def _are_ids(prompt: Any) -> bool:
     return (
         isinstance(prompt, list)
         and len(prompt) > 0
-        and all(isinstance(one, int) and not isinstance(one, bool) for one in prompt)
+        and all(isinstance(token, int) and not isinstance(token, bool) for token in prompt)
     )
 
 

@@ -53,22 +53,22 @@ def choice(
 ) -> dict[str, Any]:
     """One reply from all its deltas."""
     text = "".join(delta.text for delta in deltas)
-    ids = [one for delta in deltas for one in delta.piece.ids]
-    found: dict[str, Any] = {"index": index}
+    ids = [token for delta in deltas for token in delta.piece.ids]
+    fields: dict[str, Any] = {"index": index}
     if head.chat:
         calls = [call for delta in deltas for call in delta.calls]
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
             message["content"] = text if text.strip() else None
             message["tool_calls"] = tool_calls(deltas[-1])
-        found["message"] = message
+        fields["message"] = message
     else:
-        found["text"] = text
-    found["logprobs"] = None
+        fields["text"] = text
+    fields["logprobs"] = None
     if options.logprobs:
         pieces = [delta.piece for delta in deltas]
-        found |= _logprobs(head, pieces, token_text, options.top_logprobs)
-    return found | {"finish_reason": deltas[-1].finish, "token_ids": ids}
+        fields |= _logprobs(head, pieces, token_text, options.top_logprobs)
+    return fields | {"finish_reason": deltas[-1].finish, "token_ids": ids}
 
 
 def chunk_choice(
@@ -81,7 +81,7 @@ def chunk_choice(
     first: bool = False,
 ) -> dict[str, Any]:
     """One delta of a reply; `offset` counts characters of the tokens before it."""
-    found: dict[str, Any] = {"index": index}
+    fields: dict[str, Any] = {"index": index}
     if head.chat:
         change: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
         if delta.text:
@@ -89,13 +89,13 @@ def chunk_choice(
         if delta.calls:
             calls = tool_calls(delta)
             change["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
-        found["delta"] = change
+        fields["delta"] = change
     else:
-        found["text"] = delta.text
-    found["logprobs"] = None
+        fields["text"] = delta.text
+    fields["logprobs"] = None
     if options.logprobs and delta.piece.ids:
-        found |= _logprobs(head, [delta.piece], token_text, options.top_logprobs, offset)
-    return found | {"finish_reason": delta.finish, "token_ids": list(delta.piece.ids)}
+        fields |= _logprobs(head, [delta.piece], token_text, options.top_logprobs, offset)
+    return fields | {"finish_reason": delta.finish, "token_ids": list(delta.piece.ids)}
 
 
 def tool_calls(delta: Delta) -> list[dict[str, Any]]:
@@ -146,6 +146,6 @@ def _logprobs(
 
 
 def _token(name: str, logprob: float) -> dict[str, Any]:
-    # Half a character has no text, and its bytes are not told.
-    whole = None if "\ufffd" in name else list(name.encode("utf-8"))
-    return {"token": name, "logprob": logprob, "bytes": whole}
+    # The bytes of half a character cannot be recovered from its text.
+    encoded = None if "\ufffd" in name else list(name.encode("utf-8"))
+    return {"token": name, "logprob": logprob, "bytes": encoded}

@@ -27,7 +27,7 @@ def read_text(
     """The text of a reply, piece by piece; it ends before a stop string.
 
     Args:
-        pieces: as of `ReplyEngine.reply`; not read on behind a stop string.
+        pieces: as of `ReplyEngine.reply`; not read further after a stop string.
         decode: text of all tokens so far, without a stop token at the end.
         stops: strings that end the text and do not belong to it; the one that is complete first does.
 
@@ -42,14 +42,14 @@ def read_text(
         text, finish = decode(ids), _FINISH[piece.reason]
         end = _first_stop(text, stops, sent)
         if end is not None:
-            needed = next(
+            tokens = next(
                 count
                 for count in range(before, len(ids) + 1)
                 if _first_stop(decode(ids[:count]), stops, sent) is not None
             )
-            yield Delta(text[sent:end], _cut(piece, needed - before), "stop")
+            yield Delta(text[sent:end], _cut(piece, tokens - before), "stop")
             return
-        ready = len(text) if finish else _settled(text, stops)
+        ready = len(text) if finish else _settled_length(text, stops)
         yield Delta(text[sent:ready], piece, finish)
         sent = max(sent, ready)
 
@@ -65,7 +65,7 @@ def read_calls(deltas: Iterable[Delta]) -> Iterator[Delta]:
         text += delta.text
         if delta.finish is None:
             start = text.find(_OPEN)
-            ready = start if start >= 0 else len(text) - _half(text, (_OPEN,))
+            ready = start if start >= 0 else len(text) - _partial_length(text, (_OPEN,))
             yield delta._replace(text=text[sent:ready])
             sent = max(sent, ready)
             continue
@@ -87,38 +87,38 @@ def split_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
         >>> split_calls("<tool_call>add</tool_call>")
         ('<tool_call>add</tool_call>', ())
     """
-    thought, tag, said = text.rpartition(_THOUGHT)
-    calls, errors = parse_tool_calls(said)
+    thoughts, tag, reply = text.rpartition(_THOUGHT)
+    calls, errors = parse_tool_calls(reply)
     if errors or not calls:
         return text, ()
-    outside, position = [thought, tag], 0
+    around, position = [thoughts, tag], 0
     for _ in calls:
-        start = said.index(_OPEN, position)
-        outside.append(said[position:start])
+        start = reply.index(_OPEN, position)
+        around.append(reply[position:start])
         body = start + len(_OPEN)
-        body += len(said[body:]) - len(said[body:].lstrip())
-        _, end = json.JSONDecoder(strict=False).raw_decode(said, body)  # may hold a tag itself
-        position = said.index(_CLOSE, end) + len(_CLOSE)
-    return "".join([*outside, said[position:]]), tuple(calls)
+        body += len(reply[body:]) - len(reply[body:].lstrip())
+        _, end = json.JSONDecoder(strict=False).raw_decode(reply, body)  # may hold a tag itself
+        position = reply.index(_CLOSE, end) + len(_CLOSE)
+    return "".join([*around, reply[position:]]), tuple(calls)
 
 
 def _first_stop(text: str, stops: Sequence[str], sent: int) -> int | None:
     """Where the stop string begins that is complete first, of those the longest."""
-    found = [(place + len(stop), place) for stop in stops if (place := text.find(stop, sent)) >= 0]
-    return min(found)[1] if found else None
+    ends = [(place + len(stop), place) for stop in stops if (place := text.find(stop, sent)) >= 0]
+    return min(ends)[1] if ends else None
 
 
-def _settled(text: str, stops: Sequence[str]) -> int:
-    """How much of the text stays as it is, whatever comes."""
+def _settled_length(text: str, stops: Sequence[str]) -> int:
+    """How many characters of the text stay as they are, whatever follows."""
     text = text.rstrip(_BROKEN)
-    return len(text) - _half(text, stops)
+    return len(text) - _partial_length(text, stops)
 
 
-def _half(text: str, wholes: Sequence[str]) -> int:
-    """Characters at the end of the text with which one of these may begin."""
-    longest = max((len(whole) - 1 for whole in wholes), default=0)
+def _partial_length(text: str, strings: Sequence[str]) -> int:
+    """Length of the longest suffix of the text that is a proper prefix of one of the strings."""
+    longest = max((len(string) - 1 for string in strings), default=0)
     for size in range(min(longest, len(text)), 0, -1):
-        if any(whole.startswith(text[-size:]) for whole in wholes):
+        if any(string.startswith(text[-size:]) for string in strings):
             return size
     return 0
 

@@ -35,7 +35,7 @@ def check_arguments(arguments: Any, parameters: dict[str, Any]) -> tuple[dict[st
         parameters: the schema of an object, as in `tool_schema`.
 
     Returns:
-        The arguments, and one sentence a problem, at most 5; the arguments are of use only without.
+        The arguments, and a sentence a problem, at most 5; use the arguments only if there is none.
 
     Example:
         >>> hits = {
@@ -68,9 +68,9 @@ def build_arguments(function: Callable[..., Any], arguments: dict[str, Any]) -> 
 def _check(value: Any, schema: dict[str, Any], path: str, problems: list[str]) -> Any:
     if "anyOf" in schema:
         for option in schema["anyOf"]:
-            found: list[str] = []
-            checked = _check(value, option, path, found)
-            if not found:
+            option_problems: list[str] = []
+            checked = _check(value, option, path, option_problems)
+            if not option_problems:
                 return checked
         problems.append(_expected(path, schema, value))
         return value
@@ -117,13 +117,13 @@ def _check_object(
             problems.append(f"`{_join(path, name)}` ({_describe(properties[name])}) is missing")
     checked = {}
     for name, item in value.items():
-        where = _join(path, name)
+        item_path = _join(path, name)
         if name in properties:
-            checked[name] = _check(item, properties[name], where, problems)
+            checked[name] = _check(item, properties[name], item_path, problems)
             continue
         near = difflib.get_close_matches(str(name)[:64], properties, 1)
         hint = f"did you mean `{near[0]}`?" if near else f"it takes {_names(properties)}"
-        problems.append(f"`{where}` is not known, {hint}")
+        problems.append(f"`{item_path}` is not known, {hint}")
     return checked
 
 

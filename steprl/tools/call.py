@@ -1,4 +1,4 @@
-"""Calls, made: side by side, within limits, each with an outcome whatever happens."""
+"""Makes calls: in parallel, within limits, each with an outcome whatever happens."""
 
 import json
 import time
@@ -22,7 +22,7 @@ def call_tools(
     max_characters: int = TEXT_LIMIT,
     start_method: str = "forkserver",
 ) -> list[Outcome]:
-    """Makes the calls, and says of each what became of it.
+    """Makes the calls, and returns the outcome of each.
 
     A tool runs in a thread of this process, unless it was marked `may_hang`: then it runs in a process
     of its own, which is killed at the time limit with all that it has started. An exception is an
@@ -70,11 +70,11 @@ def call_tools(
             "process with threads may never return"
         )
 
-    def make(call: ToolCall | CallError) -> Outcome:
+    def call_one(call: ToolCall | CallError) -> Outcome:
         checked = call if isinstance(call, CallError) else check_call(call, tools)
         if isinstance(checked, CallError):
-            given = call.arguments if isinstance(call, ToolCall) else {}
-            return Outcome(checked.name, _json(given), checked.kind, checked.text)
+            refused = call.arguments if isinstance(call, ToolCall) else {}
+            return Outcome(checked.name, _json(refused), checked.kind, checked.text)
         tool = tools[checked.name]
         started = time.perf_counter()
         if tool.may_hang:
@@ -89,9 +89,9 @@ def call_tools(
         return Outcome(tool.name, _json(checked.arguments), status, text, seconds)
 
     if parallel == 1 or len(calls) < 2:
-        return [make(call) for call in calls]
+        return [call_one(call) for call in calls]
     with ThreadPoolExecutor(min(parallel, len(calls)), thread_name_prefix="tool") as pool:
-        return list(pool.map(make, calls))
+        return list(pool.map(call_one, calls))
 
 
 def run_here(tool: Tool, arguments: dict[str, Any], max_characters: int) -> tuple[str, str]:

@@ -80,25 +80,25 @@ def parse_tool_calls(
     position = 0
     while tag := _TAG.search(text, position):
         place = len(calls) + len(errors)
-        found: ToolCall | CallError
+        call: ToolCall | CallError
         if place == MAX_BLOCKS:
             position = len(text)
-            found = CallError(
+            call = CallError(
                 place, "too_many", f"Not called: only {MAX_BLOCKS} tool_call blocks are read."
             )
         elif tag.group().startswith("</"):
             position = tag.end()
-            found = CallError(
+            call = CallError(
                 place, "unopened", "Not called: a tool_call end tag has no start tag before it."
             )
         else:
-            position, found = _read_block(text, tag.end(), place)
-        if tools is not None and isinstance(found, ToolCall):
-            found = check_call(found, tools)
-        if isinstance(found, ToolCall):
-            calls.append(found)
+            position, call = _read_block(text, tag.end(), place)
+        if tools is not None and isinstance(call, ToolCall):
+            call = check_call(call, tools)
+        if isinstance(call, ToolCall):
+            calls.append(call)
         else:
-            errors.append(found)
+            errors.append(call)
     return calls, errors
 
 
@@ -113,10 +113,10 @@ def check_call(call: ToolCall, tools: Mapping[str, Tool]) -> ToolCall | CallErro
     if tool is None:
         name = _short(call.name, 64)
         near = difflib.get_close_matches(name, tools, 1)
-        known = ", ".join(f"`{known}`" for known in tools)
+        names = ", ".join(f"`{tool_name}`" for tool_name in tools)
         hint = f"Did you mean `{near[0]}`? " if near else ""
-        rest = f"The tools are {known}." if known else "There are no tools."
-        text = f"Not called: there is no tool `{name}`. {hint}{rest}"
+        available = f"The tools are {names}." if names else "There are no tools."
+        text = f"Not called: there is no tool `{name}`. {hint}{available}"
         return CallError(call.place, "unknown_tool", text, name)
     arguments, problems = check_arguments(call.arguments, tool.parameters)
     if problems:
@@ -204,8 +204,8 @@ def _read_json(text: str, begin: int) -> tuple[Any, int, str]:
     try:
         value, end = _DECODER.raw_decode(text, begin)
     except json.JSONDecodeError as error:
-        near = _short(text[error.pos : error.pos + 40].partition("</tool_call>")[0].strip(), 20)
-        place = f'before "{near}"' if near else "at the end of the block"
+        excerpt = _short(text[error.pos : error.pos + 40].partition("</tool_call>")[0].strip(), 20)
+        place = f'before "{excerpt}"' if excerpt else "at the end of the block"
         return None, begin, f"no valid JSON ({error.msg}, {place}); {_FORM}"
     except _Refused as error:
         return None, begin, f"{error}; {_FORM}"
@@ -237,8 +237,8 @@ def _flaw(value: Any) -> str:
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise _Refused(f'the key "{_short(twice, 64)}" occurs twice')
+        repeated = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise _Refused(f'the key "{_short(repeated, 64)}" occurs twice')
     return result
 
 
@@ -263,8 +263,8 @@ def _short(text: Any, limit: int) -> str:
 
 
 def _skip_space(text: str, start: int) -> int:
-    found = _SPACE.match(text, start)
-    return found.end() if found else start
+    match = _SPACE.match(text, start)
+    return match.end() if match else start
 
 
 _DECODER = json.JSONDecoder(

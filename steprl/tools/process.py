@@ -44,34 +44,34 @@ def run_in_process(
             process while it is imported (it needs `if __name__ == "__main__":`).
     """
     context: Any = multiprocessing.get_context(start_method)
-    ours, theirs = context.Pipe()
+    parent_end, child_end = context.Pipe()
     process = context.Process(
-        target=_child, args=(theirs, function, arguments, time_limit), daemon=True
+        target=_child, args=(child_end, function, arguments, time_limit), daemon=True
     )
-    ready, begin = False, time.perf_counter()
+    ready, start = False, time.perf_counter()
     try:
         try:
             with _STARTING:
                 process.start()
         finally:
-            theirs.close()
-        if not ours.poll(START_LIMIT):
+            child_end.close()
+        if not parent_end.poll(START_LIMIT):
             return "not_started", f"`{name}` could not be started in {START_LIMIT:g} seconds.", 0.0
-        ours.recv_bytes()
-        ready, begin = True, time.perf_counter()
-        if ours.poll(time_limit):
-            status, text = json.loads(ours.recv_bytes())
+        parent_end.recv_bytes()
+        ready, start = True, time.perf_counter()
+        if parent_end.poll(time_limit):
+            status, text = json.loads(parent_end.recv_bytes())
         else:
             status = "time_limit"
             text = f"`{name}` was stopped: it took longer than {time_limit:g} seconds."
-        return status, text, time.perf_counter() - begin
+        return status, text, time.perf_counter() - start
     except (EOFError, ConnectionError):
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - start
         if ready:
             return "crashed", f"`{name}` failed: its process ended without a result.", seconds
         return "not_started", f"`{name}` failed: its process ended before it could begin.", 0.0
     finally:
-        ours.close()
+        parent_end.close()
         _end(process)
 
 

@@ -168,18 +168,18 @@ def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
     hints = _hints(function, where)
     properties, required = {}, []
     for parameter in inspect.signature(function).parameters.values():
-        what = f"{where}, parameter `{parameter.name}`"
+        label = f"{where}, parameter `{parameter.name}`"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ValueError(f"{what}: {parameter.kind.description} parameters have no schema")
+            raise ValueError(f"{label}: {parameter.kind.description} parameters have no schema")
         if parameter.name not in hints:
-            raise ValueError(f"{what}: no type, annotate it, as in `{parameter.name}: str`")
+            raise ValueError(f"{label}: no type, annotate it, as in `{parameter.name}: str`")
         text = documented.pop(parameter.name, "")
         if not text:
             raise ValueError(
-                f"{what}: no description, add `{parameter.name}: ...` under `Args:` in the docstring"
+                f"{label}: no description, add `{parameter.name}: ...` under `Args:` in the docstring"
             )
         properties[parameter.name] = {
-            **annotation_schema(hints[parameter.name], what),
+            **annotation_schema(hints[parameter.name], label),
             "description": text,
         }
         if parameter.default is parameter.empty:
@@ -195,9 +195,9 @@ def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def _hints(thing: Any, where: str) -> dict[str, Any]:
+def _hints(annotated: Any, where: str) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(thing)
+        return typing.get_type_hints(annotated)
     except Exception as error:  # a name that is not there, or nonsense in quotes
         raise ValueError(f"{where}: its annotations cannot be read ({error})") from error
 
@@ -215,11 +215,11 @@ def _docstring(text: str, sections: tuple[str, ...]) -> tuple[str, dict[str, str
         margin = min((len(line) - len(line.lstrip()) for line in body), default=0)
         names: list[str] = []
         for line in body:
-            found = _ENTRY.match(line[margin:])
-            if found:
-                names = [name.strip().lstrip("*") for name in found["names"].split(",")]
+            match = _ENTRY.match(line[margin:])
+            if match:
+                names = [name.strip().lstrip("*") for name in match["names"].split(",")]
             for name in names:
-                entries[name] = f"{entries.get(name, '')} {found['text'] if found else line}"
+                entries[name] = f"{entries.get(name, '')} {match['text'] if match else line}"
     return description, {name: " ".join(entry.split()) for name, entry in entries.items()}
 
 

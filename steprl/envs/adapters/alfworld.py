@@ -51,7 +51,7 @@ def environment(split: str = "train", engines: int = 16, **options: Any) -> Env:
         ValueError: a setting names something that does not exist.
     """
     household = Household(split="valid_unseen" if split == "eval" else split, **options)
-    _theirs()
+    _alfworld()
     make = partial(AlfworldEngine, household)
     return replayed(make, engines=engines, max_steps=household.max_steps, system=SYSTEM)
 
@@ -75,7 +75,7 @@ class AlfworldEngine:
 
     def step(self, action: str) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
         valid = action.strip() in self._state["admissible_commands"]
-        self._state, score, done = self._engine.step(action)
+        self._state, score, over = self._engine.step(action)
         won = bool(self._state["won"])
         info = {
             "success": won,
@@ -85,7 +85,7 @@ class AlfworldEngine:
             "task_type": self._task_type,
             "admissible_commands": tuple(self._state["admissible_commands"]),
         }
-        return self._state["feedback"], float(score), bool(done), False, info
+        return self._state["feedback"], float(score), bool(over), False, info
 
     def close(self) -> None:
         # The planner's memory is freed. Its library stays loaded: unloading it crashes.
@@ -98,11 +98,11 @@ def description(game: HouseholdGame) -> dict[str, str]:
     Raises:
         ImportError: ALFWorld is not installed.
     """
-    theirs = _theirs()
+    alfworld = _alfworld()
     return {
-        "pddl_domain": theirs.domain,
-        "grammar": theirs.grammar.replace("UNKNOWN GOAL", game.goal.sentence),
-        "pddl_problem": pddl_problem(game, theirs.goals),
+        "pddl_domain": alfworld.domain,
+        "grammar": alfworld.grammar.replace("UNKNOWN GOAL", game.goal.sentence),
+        "pddl_problem": pddl_problem(game, alfworld.goals),
     }
 
 
@@ -112,10 +112,10 @@ def pddl_engine() -> Any:
     Raises:
         ImportError: ALFWorld is not installed.
     """
-    return _theirs().engine()
+    return _alfworld().engine()
 
 
-class _Theirs(NamedTuple):
+class _Alfworld(NamedTuple):
     engine: Callable[[], Any]
     goals: Mapping[str, Any]
     domain: str
@@ -123,10 +123,10 @@ class _Theirs(NamedTuple):
 
 
 @cache
-def _theirs() -> _Theirs:
-    """What we use of ALFWorld. Its import would make a folder in the home directory."""
-    spec, before = importlib.util.find_spec("alfworld"), os.environ.get("ALFWORLD_DATA")
-    if spec is not None and before is None:
+def _alfworld() -> _Alfworld:
+    """The parts of ALFWorld that are used. Its import would make a folder in the home directory."""
+    spec, previous = importlib.util.find_spec("alfworld"), os.environ.get("ALFWORLD_DATA")
+    if spec is not None and previous is None:
         os.environ["ALFWORLD_DATA"] = str(Path(spec.submodule_search_locations[0], "data"))  # type: ignore[index]
     try:
         import textworld
@@ -137,7 +137,7 @@ def _theirs() -> _Theirs:
     except ImportError as error:
         raise ImportError(f"{error}; ALFWorld needs `pip install 'steprl[alfworld]'`") from error
     finally:
-        if before is None:
+        if previous is None:
             os.environ.pop("ALFWORLD_DATA", None)
 
     def engine() -> Any:
@@ -145,7 +145,7 @@ def _theirs() -> _Theirs:
         return AlfredDemangler(PddlEnv(infos), shuffle=False)
 
     domain, grammar = (Path(path).read_text() for path in (ALFRED_PDDL_PATH, ALFRED_TWL2_PATH))
-    return _Theirs(engine, gdict, domain, grammar)
+    return _Alfworld(engine, gdict, domain, grammar)
 
 
 def _identifier(thing: Thing) -> str:
@@ -163,14 +163,14 @@ def pddl_problem(game: HouseholdGame, goals: Mapping[str, Any]) -> str:
     object_types = sorted({t.type for t in game.objects} | {game.goal.object})
     receptacle_types = sorted({t.type for t in game.receptacles})
     locations = {t: f"loc|{i}|0|0|30" for i, t in enumerate(game.receptacles)}
-    outside = "loc|99|0|0|30"
+    start = "loc|99|0|0|30"
     lines = ["(define (problem plan_0)", "(:domain alfred)", "(:objects", "agent1 # agent"]
-    lines += [f"{outside} # location", *(f"{place} # location" for place in locations.values())]
+    lines += [f"{start} # location", *(f"{place} # location" for place in locations.values())]
     lines += [f"{t}Type # otype" for t in object_types]
     lines += [f"{t}Type # rtype" for t in receptacle_types]
     lines += [f"{ids[t]} # object" for t in game.objects]
     lines += [f"{ids[t]} # receptacle" for t in game.receptacles]
-    lines += [")", "(:init", f"(atLocation agent1 {outside})"]
+    lines += [")", "(:init", f"(atLocation agent1 {start})"]
     for kind in receptacle_types:
         fitting = [t for t in object_types if t in facts.fits[kind]]
         lines += [f"(canContain {kind}Type {t}Type)" for t in fitting]

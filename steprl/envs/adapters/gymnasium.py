@@ -47,12 +47,12 @@ def environment(
         ImportError: Gymnasium is not installed.
         ValueError: a setting is out of range, or observations or actions have no text.
     """
-    first = {"train": 0, "eval": EVAL_SEEDS}
-    if split not in first:
-        raise ValueError(f"split: {split!r}; choose from {', '.join(first)}")
+    first_seeds = {"train": 0, "eval": EVAL_SEEDS}
+    if split not in first_seeds:
+        raise ValueError(f"split: {split!r}; choose from {', '.join(first_seeds)}")
     return from_gymnasium(
         partial(_import().make, id, **kwargs),
-        names=names, max_steps=max_steps, keep=keep, engines=engines, first_seed=first[split],
+        names=names, max_steps=max_steps, keep=keep, engines=engines, first_seed=first_seeds[split],
     )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def from_gymnasium(
         system: the system line; by default it says how to reply.
         max_steps: steps at most; by default those of the environment's own limit.
         keep: "copy" keeps a deep copy of the environment in each state; "replay" makes the actions
-            of a branch again; "auto" copies if a copy goes on as its original does.
+            of a branch again; "auto" copies if a copy behaves as its original does.
         first_seed: task i is seed `first_seed + i`.
         engines: environments at most, one for each episode that is played at the same time.
 
@@ -148,10 +148,10 @@ class GymnasiumEngine:
         except ValueError as error:
             info: dict[str, Any] = {"success": False, "valid": False, "reason": str(error)}
             return f"{error}\n{self._text}", 0.0, False, False, info
-        observation, reward, terminated, truncated, said = self._env.step(chosen)
+        observation, reward, terminated, truncated, raw_info = self._env.step(chosen)
         self._text = self._observation_text(observation)
         self._total += float(reward)
-        info = {name: _plain(value) for name, value in said.items()}
+        info = {name: _plain(value) for name, value in raw_info.items()}
         solved = bool(self._success(info, self._total, bool(terminated)))
         info |= {"success": solved, "valid": True, "reason": ""}
         return self._text, float(reward), bool(terminated), bool(truncated), info
@@ -167,8 +167,8 @@ class CopiedEngine(GymnasiumEngine):
         return copy.deepcopy(self._env), self._text, self._total
 
     def restore(self, snapshot: tuple[Any, str, float]) -> None:
-        kept, self._text, self._total = snapshot
-        self._env = copy.deepcopy(kept)
+        saved_env, self._text, self._total = snapshot
+        self._env = copy.deepcopy(saved_env)
 
 
 def to_gymnasium(
@@ -256,7 +256,7 @@ def _check_names(space: Any, names: Sequence[str]) -> None:
 
 
 def _copies(env: Any, observation_text: Callable[[Any], str]) -> bool:
-    """Whether a deep copy goes on as its original does, after the original has."""
+    """Whether a deep copy behaves as its original does, when it is stepped after the original."""
     env.action_space.seed(0)
     env.reset(seed=0)
     try:

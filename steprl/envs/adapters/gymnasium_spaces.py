@@ -72,10 +72,10 @@ def parse(space: Any, text: str, names: Sequence[str] = ()) -> Any:
         return _array(space, _NUMBER.findall(text))
     if kind in ("Dict", "Tuple"):
         try:
-            found = json.loads(text)
+            value = json.loads(text)
         except ValueError:
             raise ValueError("This is not JSON.") from None
-        return _structure(space, found)
+        return _structure(space, value)
     if not space.contains(text):
         raise ValueError(f"A reply has {space.min_length} to {space.max_length} known characters.")
     return text
@@ -132,9 +132,9 @@ def _number(x: Any) -> str:
 def _choice(space: Any, text: str, names: Sequence[str]) -> int:
     if names:
         words = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-        if said := re.findall(rf"(?<!\w)(?:{words})(?!\w)", text, re.IGNORECASE):
+        if matches := re.findall(rf"(?<!\w)(?:{words})(?!\w)", text, re.IGNORECASE):
             lower = [name.lower() for name in names]
-            return int(space.start) + lower.index(said[-1].lower())
+            return int(space.start) + lower.index(matches[-1].lower())
         raise ValueError(ask(space, names))
     numbers = _WHOLE.findall(text)
     if not numbers or not space.contains(int(numbers[-1])):
@@ -147,27 +147,27 @@ def _array(space: Any, numbers: Sequence[Any]) -> Any:
 
     if len(numbers) != _size(space):
         raise ValueError(f"These are {len(numbers)} numbers. {ask(space)}")
-    whole = kind_of(space) != "Box" or np.issubdtype(space.dtype, np.integer)
-    read = [float(x) for x in numbers]
-    if whole and not all(x.is_integer() for x in read):
+    integral = kind_of(space) != "Box" or np.issubdtype(space.dtype, np.integer)
+    floats = [float(x) for x in numbers]
+    if integral and not all(x.is_integer() for x in floats):
         raise ValueError(f"These are not whole numbers. {ask(space)}")
-    flat = np.asarray(read)
+    flat = np.asarray(floats)
     with np.errstate(over="ignore", invalid="ignore"):
         value = flat.astype(space.dtype).reshape(space.shape)
-    if not space.contains(value) or (whole and (value.reshape(-1) != flat).any()):
+    if not space.contains(value) or (integral and (value.reshape(-1) != flat).any()):
         raise ValueError(f"Out of bounds. {ask(space)}")
     return value
 
 
-def _structure(space: Any, found: Any) -> Any:
+def _structure(space: Any, value: Any) -> Any:
     """A value from what was read as JSON."""
     kind, parts = kind_of(space), _parts(space)
     if kind == "Dict":
-        if not isinstance(found, Mapping) or set(found) != set(parts):
+        if not isinstance(value, Mapping) or set(value) != set(parts):
             raise ValueError(f"Expected a JSON object with {', '.join(map(repr, parts))}.")
-        return {key: _structure(part, found[str(key)]) for key, part in space.spaces.items()}
+        return {key: _structure(part, value[str(key)]) for key, part in space.spaces.items()}
     if kind == "Tuple":
-        if not isinstance(found, list) or len(found) != len(parts):
+        if not isinstance(value, list) or len(value) != len(parts):
             raise ValueError(f"Expected a JSON list of {len(parts)}.")
-        return tuple(_structure(p, item) for p, item in zip(space.spaces, found, strict=True))
-    return parse(space, found if isinstance(found, str) else json.dumps(found))
+        return tuple(_structure(p, item) for p, item in zip(space.spaces, value, strict=True))
+    return parse(space, value if isinstance(value, str) else json.dumps(value))

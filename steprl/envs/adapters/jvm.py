@@ -44,10 +44,10 @@ class Jvm:
             if self._gateway is None or self._gateway.java_process.poll() is not None:
                 self._gateway, self._simulators = self._start(), 0
             gateway = self._gateway
-            found = gateway.jvm
+            java_class = gateway.jvm
             for name in self._arguments[2].split("."):
-                found = getattr(found, name)
-            simulator = found()
+                java_class = getattr(java_class, name)
+            simulator = java_class()
             self._simulators += 1
         try:
             yield simulator
@@ -86,11 +86,11 @@ class Jvm:
 
 def package_folder(package: str) -> Path:
     """Where a package is installed; ImportError says how to install it."""
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         extra = package.replace("_", "-")
         raise ImportError(f"{package} is not installed: pip install 'steprl[{extra}]'")
-    return Path(found.origin).parent
+    return Path(spec.origin).parent
 
 
 def java_text(text: str) -> str:

@@ -56,25 +56,25 @@ def environment(
         if isinstance(datasets, str)
         else tuple(datasets)
     )
-    for argument, given, allowed in (("datasets", names, known), ("split", (split,), _SPLITS)):
-        unknown = [name for name in given if name not in allowed]
-        if unknown or not given:
+    for argument, values, allowed in (("datasets", names, known), ("split", (split,), _SPLITS)):
+        unknown = [name for name in values if name not in allowed]
+        if unknown or not values:
             raise ValueError(f"{argument}: {unknown or 'empty'}; choose from {', '.join(allowed)}")
     if size < 1:
         raise ValueError(f"size={size} starts at 1")
     settings = dict(config) if len(names) > 1 else {names[0]: dict(config)}
-    if stray := [name for name in settings if name not in names]:
-        raise ValueError(f"config: {stray[0]!r} is none of the datasets {', '.join(names)}")
-    first = seed + size * _SPLITS.index(split)
+    if unmatched := [name for name in settings if name not in names]:
+        raise ValueError(f"config: {unmatched[0]!r} is none of the datasets {', '.join(names)}")
+    first_seed = seed + size * _SPLITS.index(split)
     env = ReasoningGym(
         tuple((name, json.dumps(dict(settings.get(name, {})), sort_keys=True)) for name in names),
         size,
-        first,
+        first_seed,
     )
-    for name, written in env.datasets:
-        if written != "{}":  # others cannot be wrong, and some take a second
+    for name, settings_json in env.datasets:
+        if settings_json != "{}":  # others cannot be wrong, and some take a second
             try:
-                _dataset(name, size, first, written)
+                _dataset(name, size, first_seed, settings_json)
             except Exception as error:
                 raise ValueError(f"config of {name}: {type(error).__name__}: {error}") from error
     return env
@@ -155,20 +155,20 @@ class ReasoningGym:
         return str(self._item(task)[2]["answer"])
 
     def _item(self, task: int) -> tuple[str, Any, Mapping[str, Any]]:
-        at, place = task % len(self.datasets), task // len(self.datasets)
-        name, written = self.datasets[at]
-        dataset = _dataset(name, self.size, self.seed, written)
+        dataset_index, place = task % len(self.datasets), task // len(self.datasets)
+        name, settings_json = self.datasets[dataset_index]
+        dataset = _dataset(name, self.size, self.seed, settings_json)
         return name, dataset, dataset[place % self.size]
 
 
 @lru_cache(maxsize=256)
-def _dataset(name: str, size: int, seed: int, written: str) -> Any:
+def _dataset(name: str, size: int, seed: int, settings_json: str) -> Any:
     import reasoning_gym
 
-    return reasoning_gym.create_dataset(name, size=size, seed=seed, **json.loads(written))
+    return reasoning_gym.create_dataset(name, size=size, seed=seed, **json.loads(settings_json))
 
 
 def _last_answer(text: str) -> tuple[str, bool]:
-    before, opened, answer = text.rpartition("<answer>")
-    answer, closed, _ = answer.partition("</answer>")
-    return (answer.strip(), True) if opened and closed else (text.strip(), False)
+    before, opening_tag, answer = text.rpartition("<answer>")
+    answer, closing_tag, _ = answer.partition("</answer>")
+    return (answer.strip(), True) if opening_tag and closing_tag else (text.strip(), False)

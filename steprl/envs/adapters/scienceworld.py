@@ -62,14 +62,14 @@ def environment(
 
     known = tuple(ID2TASK.values())
     names = known if tasks == "all" else (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    used = tuple(name for name in simplification.split(",") if name)
-    for argument, given, allowed in (
+    simplifications = tuple(name for name in simplification.split(",") if name)
+    for argument, values, allowed in (
         ("tasks", names, known),
         ("split", (split,), tuple(_SPLITS)),
-        ("simplification", used, _SIMPLIFICATIONS),
+        ("simplification", simplifications, _SIMPLIFICATIONS),
     ):
-        unknown = [name for name in given if name not in allowed]
-        if unknown or (argument == "tasks" and not given):
+        unknown = [name for name in values if name not in allowed]
+        if unknown or (argument == "tasks" and not values):
             raise ValueError(f"{argument}: {unknown or 'empty'}; choose from {', '.join(allowed)}")
     jvm = Jvm(
         "scienceworld",
@@ -105,10 +105,10 @@ class _Engine:
 
     def reset(self, task: int) -> str:
         settings, game = self._settings, self._game
-        round_, at = divmod(task, len(settings.tasks))
-        name = settings.tasks[at]
+        round_, index = divmod(task, len(settings.tasks))
+        name = settings.tasks[index]
         with self._lock:
-            if name not in self._variations:  # which only a task that is loaded tells
+            if name not in self._variations:  # the simulator lists them for a loaded task only
                 game.load(name, 0, settings.simplification, False)
                 listed = getattr(game, f"getVariations{_SPLITS[settings.split]}")()
                 self._variations[name] = list(listed)

@@ -74,10 +74,10 @@ def environment(
         try:
             engine.reset(task)
         except Exception as error:
-            more = "" if players > 1 else "; if it is for several, give players and opponent"
-            what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            advice = "" if players > 1 else "; if it is for several, give players and opponent"
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise ValueError(
-                f"games: {name!r} does not start with players={players} ({what}){more}"
+                f"games: {name!r} does not start with players={players} ({problem}){advice}"
             ) from error
     return replayed(make, engines=engines, snapshot_every=snapshot_every, max_steps=max_steps)
 
@@ -98,7 +98,7 @@ class TextArena:
 
 
 class _Snapshot(NamedTuple):
-    """All of a game, never changed: what goes on is a copy of it."""
+    """All of a game, never changed: play continues on a copy of it."""
 
     name: str
     game: Any
@@ -116,43 +116,43 @@ class _Engine:
         import textarena
 
         settings = self._settings
-        round_, at = divmod(task, len(settings.games))
+        round_, index = divmod(task, len(settings.games))
         seed = _FIRST_SEED[settings.split] + round_
-        self._name = settings.games[at]
+        self._name = settings.games[index]
         self._chance = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
         self._seen: list[list[str]] = [[] for _ in range(settings.players)]
         with self._playing():
-            # Without wrappers a game tells each player what is new, not all again.
+            # Without wrappers a game sends each player what is new, not everything again.
             self._game = textarena.make(f"{self._name}-raw")
             self._game.reset(num_players=settings.players, seed=seed)
-        self._hear()
+        self._read_messages()
         self._others_move()
-        return self._new()
+        return self._unread()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
-        settings, before = self._settings, self.snapshot()
+        settings, snapshot = self._settings, self.snapshot()
         try:
             errors = getattr(self._game.state, "error_count", 0)
             over = self._move(action)
             invalid = getattr(self._game.state, "error_count", 0) > errors
-        except Exception as error:  # a game that cannot read an action has not obeyed it
-            self.restore(before)
+        except Exception as error:  # an action that the game cannot read changes nothing
+            self.restore(snapshot)
             reason = f"The game cannot read that: {type(error).__name__}: {error}"[:200]
             info = {"success": False, "valid": False, "reason": reason, "task_type": self._name}
             return reason, 0.0, False, False, info
-        self._hear()
+        self._read_messages()
         if not over and not invalid:
             over = self._others_move()
         reward, reason = 0.0, ""
         if over:
-            rewards, about = self._game.close()
-            given = (rewards or {}).get(settings.player, 0.0)
+            rewards, outcome = self._game.close()
+            raw_reward = (rewards or {}).get(settings.player, 0.0)
             # Some games put the reason of an invalid move here; its reward is -1 elsewhere.
-            reward = -1.0 if isinstance(given, str) else float(given)
-            about = about.get(settings.player, {})
-            invalid = bool(about.get("invalid_move"))
-            reason = str(about.get("reason") or "")
-        text = self._new()
+            reward = -1.0 if isinstance(raw_reward, str) else float(raw_reward)
+            outcome = outcome.get(settings.player, {})
+            invalid = bool(outcome.get("invalid_move"))
+            reason = str(outcome.get("reason") or "")
+        text = self._unread()
         if over and reason and reason not in text:
             text = f"{text}\n{reason}".strip()
         info = {
@@ -177,50 +177,50 @@ class _Engine:
 
     @contextlib.contextmanager
     def _playing(self) -> Iterator[None]:
-        """The generators of the process are those of this game, and afterwards what they were."""
+        """Runs the body under the random state of the game, and restores that of the process."""
         with _CHANCE:
-            outside = random.getstate(), np.random.get_state()
+            process_state = random.getstate(), np.random.get_state()
             random.setstate(self._chance[0])
             np.random.set_state(self._chance[1])
             try:
                 yield
             finally:
                 self._chance = random.getstate(), np.random.get_state()
-                random.setstate(outside[0])
-                np.random.set_state(outside[1])
+                random.setstate(process_state[0])
+                np.random.set_state(process_state[1])
 
     def _move(self, action: str) -> bool:
         # As the games' own wrapper does: what has no brackets is put into some.
-        written = action if "[" in action or "]" in action else f"[{action.strip()}]"
+        bracketed = action if "[" in action or "]" in action else f"[{action.strip()}]"
         with self._playing():
-            return bool(self._game.step(written)[0])
+            return bool(self._game.step(bracketed)[0])
 
-    def _hear(self) -> None:
-        """Take what is new to the player whose turn it is."""
-        self._note(*self._game.get_observation())
+    def _read_messages(self) -> None:
+        """Stores the messages that are new to the player whose turn it is."""
+        self._add_messages(*self._game.get_observation())
 
-    def _note(self, player: int, messages: Sequence[Any]) -> None:
+    def _add_messages(self, player: int, messages: Sequence[Any]) -> None:
         roles = getattr(self._game.state, "role_mapping", {})
         for sender, text in map(_message, messages):
             if sender != player:  # else it is its own action
-                said_by = f"[{roles.get(sender, f'Player {sender}')}] " if sender >= 0 else ""
-                self._seen[player].append(f"{said_by}{text}".strip())
+                prefix = f"[{roles.get(sender, f'Player {sender}')}] " if sender >= 0 else ""
+                self._seen[player].append(f"{prefix}{text}".strip())
 
     def _others_move(self) -> bool:
         """Let the opponent play until it is our turn; whether the game is over."""
         over = False
         while not over and self._game.state.current_player_id != self._settings.player:
             assert self._opponent is not None  # checked where there are several players
-            other = self._game.state.current_player_id
-            over = self._move(self._opponent("\n".join(self._seen[other])))
-            self._hear()
+            player = self._game.state.current_player_id
+            over = self._move(self._opponent("\n".join(self._seen[player])))
+            self._read_messages()
         return over
 
-    def _new(self) -> str:
-        """What our player has not been told yet."""
+    def _unread(self) -> str:
+        """The messages that our player has not seen yet."""
         player = self._settings.player
         if self._game.state.current_player_id != player:  # the game ended on another's turn
-            self._note(player, self._game.state.observations.get(player, []))
+            self._add_messages(player, self._game.state.observations.get(player, []))
         text, self._seen[player] = "\n".join(self._seen[player]), []
         return text
 
@@ -235,11 +235,11 @@ def _message(item: Sequence[Any]) -> tuple[int, str]:
 def _function(path: str) -> Callable[[str], str]:
     module, _, name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"opponent={path!r}: expected package.module:function ({error})"
         ) from error
-    if not callable(found):
+    if not callable(function):
         raise ValueError(f"opponent={path!r}: {name} is no function")
-    return found
+    return function

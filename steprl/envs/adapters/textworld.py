@@ -72,8 +72,8 @@ def environment(
         ImportError: TextWorld is not installed.
         ValueError: a setting names something that does not exist.
     """
-    made = games(split, challenge, settings, games_per_split, folder)
-    make = partial(TextWorldEngine, made, show_commands)
+    game_set = games(split, challenge, settings, games_per_split, folder)
+    make = partial(TextWorldEngine, game_set, show_commands)
     return replayed(make, engines=engines, max_steps=max_steps, system=SYSTEM)
 
 
@@ -119,25 +119,26 @@ class TextWorldEngine:
         self._machine.step("tw-trace-actions")
         self._facts, self._score = self._game.world.state.copy(), 0
         self._find_actions()
-        return self._shown(plain(text.rpartition("$$")[2].partition("\n")[2]))  # after the banner
+        text = text.rpartition("$$")[2].partition("\n")[2]  # after the banner
+        return self._with_commands(plain(text))
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         command = " ".join(action.split())
         reason = refusal(command)
         if reason:
-            return self._shown(reason), 0.0, False, False, self._info(reason)
+            return self._with_commands(reason), 0.0, False, False, self._info(reason)
         raw, *_ = self._machine.step(command)
         events = _EVENT.findall(raw)
         for event in events:
             if event.endswith(" - succeeded"):
                 self._follow(event.removesuffix(" - succeeded"))
-        text, before = plain(raw), self._score
+        text, previous_score = plain(raw), self._score
         if scores := _SCORE.findall(raw):
             self._score = int(scores[-1])
         won, lost = "*** The End ***" in text, "*** You lost! ***" in text
         info = self._info("" if events else text[:200], won, lost)
-        reward = (self._score - before) / max(info["max_score"], 1)
-        return text if won or lost else self._shown(text), reward, won or lost, False, info
+        reward = (self._score - previous_score) / max(info["max_score"], 1)
+        return text if won or lost else self._with_commands(text), reward, won or lost, False, info
 
     def snapshot(self) -> Snapshot:
         memory, *machine = self._machine.get_state()
@@ -166,12 +167,12 @@ class TextWorldEngine:
         if path not in self._opened:
             if len(self._opened) >= OPEN:
                 self._opened.pop(next(iter(self._opened))).machine.close()
-            self._opened[path] = _opened(path)
+            self._opened[path] = _open_game(path)
         self._opened.move_to_end(path)
         self._path, (self._game, self._inform, self._machine) = path, self._opened[path]
 
     def _follow(self, event: str) -> None:
-        """The model does what the game has done."""
+        """Applies an action of the game to TextWorld's model of the world."""
         done = self._inform.detect_action(event, self._actions)
         if done is not None and (done.added or done.removed):
             self._facts.apply(done)
@@ -188,7 +189,7 @@ class TextWorldEngine:
     def _commands(self) -> tuple[str, ...]:
         return tuple(sorted(set(self._inform.gen_commands_from_actions(self._actions))))
 
-    def _shown(self, text: str) -> str:
+    def _with_commands(self, text: str) -> str:
         return f"{text}\n\nCommands: {'; '.join(self._commands())}" if self._show else text
 
     def _info(self, reason: str, won: bool = False, lost: bool = False) -> dict[str, Any]:
@@ -204,7 +205,7 @@ class TextWorldEngine:
         }
 
 
-def _opened(path: Path) -> Opened:
+def _open_game(path: Path) -> Opened:
     import jericho
     from textworld.generator.game import Game
     from textworld.generator.inform7 import Inform7Game
@@ -229,11 +230,11 @@ def refusal(command: str) -> str:
     """
     if len(command) > MAX_LENGTH:
         return f"A command has at most {MAX_LENGTH} characters."
-    strange = sorted({c for c in command if c in "[]<>\\" or not (c.isascii() and c.isprintable())})
-    if strange:
-        return f"A command has no {strange[0]!r}."
+    illegal = sorted({c for c in command if c in "[]<>\\" or not (c.isascii() and c.isprintable())})
+    if illegal:
+        return f"A command has no {illegal[0]!r}."
     for sentence in re.split(r"[.,;:!?\"]|\bthen\b|\band\b", command.lower()):
-        first = sentence.split()[:1]
-        if first and (first[0] in META or first[0].startswith("tw-")):
-            return f"{first[0]!r} is no command of this game."
+        first_word = sentence.split()[:1]
+        if first_word and (first_word[0] in META or first_word[0].startswith("tw-")):
+            return f"{first_word[0]!r} is no command of this game."
     return ""

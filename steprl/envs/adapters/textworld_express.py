@@ -56,9 +56,9 @@ def environment(
     """
     package_folder("textworld_express")
     names = (games,) if isinstance(games, str) else tuple(games)
-    for argument, given, allowed in (("games", names, GAMES), ("split", (split,), tuple(_FOLDS))):
-        unknown = [name for name in given if name not in allowed]
-        if unknown or not given:
+    for argument, values, allowed in (("games", names, GAMES), ("split", (split,), tuple(_FOLDS))):
+        unknown = [name for name in values if name not in allowed]
+        if unknown or not values:
             raise ValueError(f"{argument}: {unknown or 'empty'}; choose from {', '.join(allowed)}")
     engines = (1 if "sorting" in names else 16) if engines is None else engines
     if "sorting" in names and engines > 1:
@@ -96,22 +96,22 @@ class _Engine:
 
     def reset(self, task: int, solve: bool = False) -> str:
         settings, game = self._settings, self._game
-        round_, at = divmod(task, len(settings.games))
-        self._name, self._score = settings.games[at], 0.0
+        round_, index = divmod(task, len(settings.games))
+        self._name, self._score = settings.games[index], 0.0
         with self._lock:
-            if wrong := game.load(self._name, settings.params):
-                raise ValueError(f"params: {wrong}")
+            if problem := game.load(self._name, settings.params):
+                raise ValueError(f"params: {problem}")
             seeds = getattr(game, f"getSeeds{settings.fold.capitalize()}")()
             seed = seeds[round_ % len(seeds)]
-            seen = json.loads(game.generateNewGameJSON(seed, settings.fold, solve))
-            return f"{game.getTaskDescription()}\n\n{seen['observation']}"
+            response = json.loads(game.generateNewGameJSON(seed, settings.fold, solve))
+            return f"{game.getTaskDescription()}\n\n{response['observation']}"
 
     def step(self, action: str) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
         with self._lock:
-            seen = json.loads(self._game.stepJSON(java_text(action).strip()))
-        text, score = seen["observation"], float(seen["score"])
+            response = json.loads(self._game.stepJSON(java_text(action).strip()))
+        text, score = response["observation"], float(response["score"])
         reward, self._score = score - self._score, score
-        success, failure = bool(seen["tasksuccess"]), bool(seen["taskfailure"])
+        success, failure = bool(response["tasksuccess"]), bool(response["taskfailure"])
         unknown = text.startswith("Unknown action")
         info = {
             "success": success,
@@ -119,7 +119,7 @@ class _Engine:
             "reason": text if unknown else "",
             "score": score,
             "task_type": self._name,
-            "admissible_commands": tuple(sorted(seen["validActions"])),
+            "admissible_commands": tuple(sorted(response["validActions"])),
         }
         return text, reward, success or failure or score >= 1.0, False, info
 

@@ -95,9 +95,9 @@ class Games:
         return random.Random(f"textworld {self.split} {number}").randrange(2**31)
 
     def _settings(self, seed: int) -> dict[str, Any]:
-        own = SPLITS.get(self.challenge, {}).get(self.split, {})
+        split_settings = SPLITS.get(self.challenge, {}).get(self.split, {})
         default = DEFAULTS.get(self.challenge, {})
-        settings = _known_settings(self.challenge) | default | own
+        settings = _known_settings(self.challenge) | default | split_settings
         if "recipe_seed" in settings:
             settings["recipe_seed"] = seed
         return settings | dict(self.settings)
@@ -107,8 +107,8 @@ def games(
     split: str, challenge: str, settings: Mapping[str, Any], count: int, folder: str | None
 ) -> Games:
     """`Games` from what a configuration file holds; the folder is by default in ~/.cache/steprl."""
-    where = Path(folder or "~/.cache/steprl/textworld").expanduser()
-    return Games(split, challenge, tuple(sorted(settings.items())), count, where)
+    games_folder = Path(folder or "~/.cache/steprl/textworld").expanduser()
+    return Games(split, challenge, tuple(sorted(settings.items())), count, games_folder)
 
 
 def _import() -> Any:
@@ -154,11 +154,11 @@ def _our_compiler() -> Iterator[None]:
     It compiles while a game is being made, too, to try its walkthrough.
     """
     generator = _import().generator
-    theirs, generator.compile_inform7_game = generator.compile_inform7_game, _compile
+    original, generator.compile_inform7_game = generator.compile_inform7_game, _compile
     try:
         yield
     finally:
-        generator.compile_inform7_game = theirs
+        generator.compile_inform7_game = original
 
 
 def _compile(source: str, output: str, verbose: bool = False) -> None:
@@ -186,9 +186,9 @@ def _compile(source: str, output: str, verbose: bool = False) -> None:
                 timeout=COMPILE_SECONDS,
             )
             if done.returncode:
-                said = (done.stdout + done.stderr).decode(errors="replace")
+                log = (done.stdout + done.stderr).decode(errors="replace")
                 raise RuntimeError(
-                    f"Inform could not compile a game; is it too big? It said: {said[-500:]}"
+                    f"Inform could not compile a game; is it too big? It said: {log[-500:]}"
                 )
 
 

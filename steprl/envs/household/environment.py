@@ -62,15 +62,15 @@ class Household:
     def __post_init__(self) -> None:
         for name in ("task_types", "room_kinds", "copies"):  # lists come from configuration files
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, values, known in (
+        for name, values, allowed in (
             ("split", (self.split,), SPLITS),
             ("task_types", self.task_types, TASK_TYPES),
             ("rooms", (self.rooms,), ("real", "generated")),
             ("room_kinds", self.room_kinds, ROOM_KINDS),
         ):
-            unknown = [value for value in values if value not in known]
+            unknown = [value for value in values if value not in allowed]
             if unknown or not values:
-                raise ValueError(f"{name}: {unknown or 'empty'}; choose from {', '.join(known)}")
+                raise ValueError(f"{name}: {unknown or 'empty'}; choose from {', '.join(allowed)}")
         if self.max_steps < 1 or not self.copies or min(self.copies) < 0:
             raise ValueError("max_steps starts at 1, and copies holds numbers from 0 on")
 

@@ -148,15 +148,15 @@ def observe(knowledge: Knowledge, action: str, observation: str) -> Knowledge:
 def knowing_all(state: State) -> Knowledge:
     """What a player knows who has looked into every receptacle of the house, closed ones too."""
     table = state.game.table
-    names, things = table.receptacle_names, table.object_names
+    names, objects = table.receptacle_names, table.object_names
     verb = treatment_of(state.game.goal.task_type)
     treated = {"clean": state.clean, "heat": state.hot, "cool": state.cool}.get(verb, 0)
     return begin(welcome(state.game))._replace(
-        seen={name: tuple(things[o] for o in contents(state, r)) for r, name in enumerate(names)},
+        seen={name: tuple(objects[o] for o in contents(state, r)) for r, name in enumerate(names)},
         closed=frozenset(name for r, name in enumerate(names) if not is_accessible(state, r)),
         at="" if state.at == NOWHERE else names[state.at],
-        held="" if state.held < 0 else things[state.held],
-        treated=frozenset(name for o, name in enumerate(things) if treated >> o & 1),
+        held="" if state.held < 0 else objects[state.held],
+        treated=frozenset(name for o, name in enumerate(objects) if treated >> o & 1),
     )
 
 
@@ -201,7 +201,7 @@ def demonstrate(
         wander: chance at each step to walk to some receptacle for no reason.
         give_up: chance at each step to stop for good, the game unfinished.
         slip: chance at each step to get the first number of the command wrong. Most such commands
-            are refused, so a model also sees how to go on after "Nothing happens.".
+            are refused, so a model also sees how to continue after "Nothing happens.".
 
     Returns:
         Texts read and commands given.
@@ -271,12 +271,12 @@ def _wanted(knowledge: Knowledge) -> list[tuple[str, str]]:
     wish = knowledge.wish
     two = wish.task_type == "pick_two_obj_and_place"
     done = _targets(knowledge) if two else []
-    kept = done if len(done) == 1 else []
+    excluded = done if len(done) == 1 else []
     return [
         (place, thing)
         for place, things in knowledge.seen.items()
         for thing in things
-        if _type(thing) == wish.object and place not in kept
+        if _type(thing) == wish.object and place not in excluded
     ]
 
 
@@ -318,7 +318,7 @@ def _search(knowledge: Knowledge, kind: str) -> str:
 
 
 def success_table(env: Household, tasks: range, **settings: Any) -> dict[str, dict[str, float]]:
-    """How the expert fares.
+    """How often the expert wins, and in how many steps.
 
     Args:
         env: the environment.
@@ -328,12 +328,12 @@ def success_table(env: Household, tasks: range, **settings: Any) -> dict[str, di
     Returns:
         Task type -> number of games, share won, mean and greatest length of the won ones.
     """
-    played: dict[str, list[Demonstration]] = {}
+    demonstrations: dict[str, list[Demonstration]] = {}
     for task in tasks:
         task_type = env.task_types[task % len(env.task_types)]
-        played.setdefault(task_type, []).append(demonstrate(env, task, **settings))
+        demonstrations.setdefault(task_type, []).append(demonstrate(env, task, **settings))
     table: dict[str, dict[str, float]] = {}
-    for task_type, games in played.items():
+    for task_type, games in demonstrations.items():
         lengths = [len(game.actions) for game in games if game.won]
         table[task_type] = {
             "games": len(games),

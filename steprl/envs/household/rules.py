@@ -50,8 +50,8 @@ def act(state: State, command: str) -> tuple[State, str, str]:
         outcome = rule(state, rest, verb)
     if isinstance(outcome, str):
         return state._replace(steps=state.steps + 1), NOTHING_HAPPENS, outcome
-    after, text = outcome
-    return after._replace(steps=state.steps + 1), text, ""
+    next_state, text = outcome
+    return next_state._replace(steps=state.steps + 1), text, ""
 
 
 def won(state: State) -> bool:
@@ -122,13 +122,13 @@ def _do_help(state: State, rest: str, verb: str) -> Outcome:
 
 
 def _do_go(state: State, rest: str, verb: str) -> Outcome:
-    there = state.game.table.receptacle_index.get(rest.removeprefix("to "))
-    if there is None or not rest.startswith("to "):
+    place = state.game.table.receptacle_index.get(rest.removeprefix("to "))
+    if place is None or not rest.startswith("to "):
         return f"no receptacle called {rest.removeprefix('to ')[:40]!r}"
-    if there == state.at:
+    if place == state.at:
         return "already there"
-    after = state._replace(at=there)
-    return after, f"You arrive at {rest[3:]}. {view(after, there)}"
+    next_state = state._replace(at=place)
+    return next_state, f"You arrive at {rest[3:]}. {view(next_state, place)}"
 
 
 def _do_open_or_close(state: State, rest: str, verb: str) -> Outcome:
@@ -142,9 +142,9 @@ def _do_open_or_close(state: State, rest: str, verb: str) -> Outcome:
         return f"{rest} has no door"
     if bool(state.opened >> place & 1) == (verb == "open"):
         return f"{rest} is {'open' if verb == 'open' else 'closed'} already"
-    after = state._replace(opened=state.opened ^ 1 << place)
+    next_state = state._replace(opened=state.opened ^ 1 << place)
     text = f"You {verb} the {rest}."
-    return after, f"{text} {view(after, place)}" if verb == "open" else text
+    return next_state, f"{text} {view(next_state, place)}" if verb == "open" else text
 
 
 def _parse_pair(state: State, rest: str, separator: str) -> tuple[int, int] | str:
@@ -208,12 +208,12 @@ def _do_treat(state: State, rest: str, verb: str) -> Outcome:
         return f"cannot {verb} {name}"
     bit = 1 << thing
     if verb == "clean":
-        after = state._replace(clean=state.clean | bit)
+        next_state = state._replace(clean=state.clean | bit)
     elif verb == "heat":
-        after = state._replace(hot=state.hot | bit, cool=state.cool & ~bit)
+        next_state = state._replace(hot=state.hot | bit, cool=state.cool & ~bit)
     else:
-        after = state._replace(cool=state.cool | bit, hot=state.hot & ~bit)
-    return after, f"You {verb} the {name} using the {where}."
+        next_state = state._replace(cool=state.cool | bit, hot=state.hot & ~bit)
+    return next_state, f"You {verb} the {name} using the {where}."
 
 
 def _do_use(state: State, rest: str, verb: str) -> Outcome:

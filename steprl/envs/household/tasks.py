@@ -63,32 +63,32 @@ def make_game(
     goals = possible_goals(room, task_type)
     if not goals:
         return None
-    wanted = rng.choice(sorted({kind for kind, _ in goals}))
-    target = rng.choice([place for kind, place in goals if kind == wanted])
+    goal_kind = rng.choice(sorted({kind for kind, _ in goals}))
+    target = rng.choice([place for kind, place in goals if kind == goal_kind])
     light = task_type == "look_at_obj_in_light"
 
     receptacles = [Thing(kind, n + 1) for kind, count in room.receptacles for n in range(count)]
     present = {thing.type for thing in receptacles}
-    placed: dict[Thing, Thing] = {}
+    place_of: dict[Thing, Thing] = {}
     for kind in room.objects:
-        places = sorted(places_for(kind) & present - ({target} if kind == wanted else set()))
+        places = sorted(places_for(kind) & present - ({target} if kind == goal_kind else set()))
         number = 1 if kind in FIXTURES else rng.choice(copies)
-        if kind == wanted:
+        if kind == goal_kind:
             number = max(number, 2 if task_type == "pick_two_obj_and_place" else 1)
         for n in range(number if places else 0):
             place = rng.choice(places)
-            placed[Thing(kind, n + 1)] = rng.choice([r for r in receptacles if r.type == place])
+            place_of[Thing(kind, n + 1)] = rng.choice([r for r in receptacles if r.type == place])
 
     receptacle, lamp = ("", target) if light else (target, "")
     sentence = rng.choice(catalogue().sentences[task_type]).format(
-        obj=wanted.lower(), recep=receptacle.lower(), toggle=lamp.lower()
+        obj=goal_kind.lower(), recep=receptacle.lower(), toggle=lamp.lower()
     )
     ordered = listing_order(receptacles)
-    objects = listing_order(list(placed))
+    objects = listing_order(list(place_of))
     return HouseholdGame(
         receptacles=ordered,
         objects=objects,
-        places=tuple(ordered.index(placed[thing]) for thing in objects),
-        goal=Goal(task_type, wanted, receptacle, lamp, sentence),
+        places=tuple(ordered.index(place_of[thing]) for thing in objects),
+        goal=Goal(task_type, goal_kind, receptacle, lamp, sentence),
         room=room.number,
     )

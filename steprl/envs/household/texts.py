@@ -66,10 +66,10 @@ def view(state: State, receptacle: int) -> str:
     name = table.receptacle_names[receptacle]
     if not is_accessible(state, receptacle):
         return f"The {name} is closed."
-    seen = enumerate_names([table.object_names[thing] for thing in contents(state, receptacle)])
+    listing = enumerate_names([table.object_names[thing] for thing in contents(state, receptacle)])
     if receptacle in table.openable:
-        return f"The {name} is open. In it, you see {seen}."
-    return f"On the {name}, you see {seen}."
+        return f"The {name} is open. In it, you see {listing}."
+    return f"On the {name}, you see {listing}."
 
 
 def view_object(state: State, thing: int) -> str:
@@ -79,12 +79,14 @@ def view_object(state: State, thing: int) -> str:
     if thing in table.vessels:
         return f"This is a normal {name}. In it, you see nothing."
     clean, sliced = state.clean >> thing & 1, state.sliced >> thing & 1
-    warmth = "hot" if state.hot >> thing & 1 else "cool" if state.cool >> thing & 1 else ""
+    temperature = "hot" if state.hot >> thing & 1 else "cool" if state.cool >> thing & 1 else ""
     kind = f"sliced {name}" if sliced else name
-    if warmth and clean:
-        return f"This is a {warmth} and clean {kind}."
-    if warmth:
-        return f"This is a {'cold' if warmth == 'cool' and not sliced else warmth} {kind}."
+    if temperature and clean:
+        return f"This is a {temperature} and clean {kind}."
+    if temperature:
+        return (
+            f"This is a {'cold' if temperature == 'cool' and not sliced else temperature} {kind}."
+        )
     if clean:
         return f"This is a clean {kind}."
     if sliced:

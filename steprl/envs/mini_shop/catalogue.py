@@ -42,37 +42,37 @@ class _Chance:
 
     def some(self, items: Sequence[_Item], count: int) -> tuple[_Item, ...]:
         """So many of the items, in the order in which they are given."""
-        left = list(range(len(items)))
-        kept = sorted(left.pop(self.below(len(left))) for _ in range(count))
-        return tuple(items[place] for place in kept)
+        remaining = list(range(len(items)))
+        chosen = sorted(remaining.pop(self.below(len(remaining))) for _ in range(count))
+        return tuple(items[place] for place in chosen)
 
 
 @functools.cache
 def products(seed: int = 0) -> tuple[Product, ...]:
     """Invented products, the kinds one after the other.
 
-    No two of a kind have the same attributes, nor has one all attributes of another: so each can be
-    told from all others by what it is said to be.
+    No two of a kind have the same attributes, nor has one all attributes of another: so its
+    attributes distinguish each from all others.
     """
     chance = _Chance(f"mini_shop products {seed}")
     numbers = [f"S{number}" for number in range(1000, 10000)]
-    found: list[Product] = []
+    result: list[Product] = []
     for kind in KINDS:
         sets: list[frozenset[str]] = []
         while len(sets) < PER_KIND:
             attributes = chance.some(kind.attributes, 3 + chance.below(2))
-            new = frozenset(attributes)
-            if any(new <= old or old <= new for old in sets):
+            attribute_set = frozenset(attributes)
+            if any(attribute_set <= old or old <= attribute_set for old in sets):
                 continue
-            sets.append(new)
+            sets.append(attribute_set)
             asin = numbers.pop(chance.below(len(numbers)))
-            found.append(_product(kind, asin, attributes, chance))
-    return tuple(found)
+            result.append(_product(kind, asin, attributes, chance))
+    return tuple(result)
 
 
 def _product(kind: Kind, asin: str, attributes: tuple[str, ...], chance: _Chance) -> Product:
     brand, style = chance.one(BRANDS), chance.one(kind.styles)
-    shown = chance.some(attributes, 2)
+    named = chance.some(attributes, 2)
     opening = chance.one(OPENINGS).format(brand=brand, noun=kind.noun, style=style)
     options = []
     for name, pool in kind.options:
@@ -82,7 +82,7 @@ def _product(kind: Kind, asin: str, attributes: tuple[str, ...], chance: _Chance
     cents = chance.one((0, 49, 95, 99))
     return Product(
         asin=asin,
-        title=f"{brand} {style} {kind.noun}, {', '.join(shown)}",
+        title=f"{brand} {style} {kind.noun}, {', '.join(named)}",
         price=kind.low + chance.below(kind.high - kind.low) + cents / 100,
         query=kind.query,
         categories=kind.categories,
@@ -104,18 +104,18 @@ def goals(seed: int = 0) -> tuple[Goal, ...]:
     """
     kinds = {kind.query: kind for kind in KINDS}
     catalogue = products(seed)
-    found = []
+    result = []
     for product in catalogue:
         chance = _Chance(f"mini_shop goals {seed} {product.asin}")
         others = [o.attributes for o in catalogue if o.query == product.query and o != product]
-        telling = [
+        distinctive = [
             chosen
             for size in (2, 3, 4)
             for chosen in combinations(product.attributes, min(size, len(product.attributes)))
             if not any(set(chosen) <= set(attributes) for attributes in others)
         ]
-        shortest = min(map(len, telling))
-        telling = [chosen for chosen in telling if len(chosen) == shortest]
+        shortest = min(map(len, distinctive))
+        distinctive = [chosen for chosen in distinctive if len(chosen) == shortest]
         selections: dict[Options, None] = {}
         for _ in range(GOALS):
             options = tuple((name, chance.one(values)) for name, values in product.options)
@@ -123,16 +123,16 @@ def goals(seed: int = 0) -> tuple[Goal, ...]:
         for options in selections:
             price = 5.0 * (product.price // 5 + 1 + chance.below(4))
             text = chance.one(INSTRUCTIONS)
-            attributes = chance.one(telling)
+            attributes = chance.one(distinctive)
             instruction = _instruction(text, kinds[product.query], attributes, options, price)
             held_out = zlib.crc32(instruction.encode()) % 5 == 0
-            found.append(
+            result.append(
                 Goal(
                     product.asin, instruction, attributes, options, price,
                     "valid" if held_out else "train",
                 )
             )  # fmt: skip
-    return tuple(found)
+    return tuple(result)
 
 
 def _instruction(

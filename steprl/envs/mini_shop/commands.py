@@ -50,23 +50,23 @@ def read_command(action: str) -> tuple[Command | None, str]:
         >>> read_command("I would buy it.")[1]
         'there is no command'
     """
-    said = action.rpartition("</think>")[2]
-    if _TAG.search(said):
-        calls, errors = parse_tool_calls(said, TOOLS)
+    reply = action.rpartition("</think>")[2]
+    if _TAG.search(reply):
+        calls, errors = parse_tool_calls(reply, TOOLS)
         if errors:
             return None, errors[0].text
         if len(calls) > 1:
             return None, f"there are {len(calls)} calls of env_step, where one is made in a step"
         command = command_of(str(calls[0].arguments["command"]))
         return (command, "") if command.text else (None, "the command is empty")
-    command = command_of(said)
+    command = command_of(reply)
     return (command, "") if command.verb else (None, "there is no command")
 
 
 def command_of(text: str) -> Command:
     """A text as a command; `verb` is "" if it is none."""
     text = " ".join(text.split())
-    found = _COMMAND.fullmatch(text)
-    if found is None:
+    match = _COMMAND.fullmatch(text)
+    if match is None:
         return Command("", "", text[:LONGEST])
-    return Command(found[1].lower(), normalise(found[2]), text[:LONGEST])
+    return Command(match[1].lower(), normalise(match[2]), text[:LONGEST])

@@ -69,17 +69,19 @@ class MiniShop:
     text_length: int = 2000
 
     def __post_init__(self) -> None:
-        for name, known in (
+        for name, allowed in (
             ("score_mode", SCORE_MODES), ("reward", REWARDS), ("context", CONTEXTS),
         ):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: {getattr(self, name)!r}; choose from {', '.join(known)}")
-        for name, least in (
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)!r}; choose from {', '.join(allowed)}"
+                )
+        for name, minimum in (
             ("max_steps", 1), ("results", 1), ("history_steps", 0), ("history_length", 0),
             ("text_length", 100),
         ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)}; it starts at {least}")
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name}: {getattr(self, name)}; it starts at {minimum}")
         if not self.goals:
             raise ValueError("goals: there is none")
 
@@ -147,23 +149,25 @@ class MiniShop:
             return state, "", 0.0, bought, not bought, info
         command, broken = read_command(action)
         seen = shorten(page(self.shop, state, self.text_length), self.history_length)
-        after, reason = (
+        next_state, reason = (
             (state, broken) if command is None else act(self.shop, state, command, self.results)
         )
-        said = f"(no command: {broken})" if command is None else command.text
-        kept = (*state.history, (seen, shorten(said, LONGEST)))
-        steps, bought = state.steps + 1, after.page == "done"
-        after = dataclasses.replace(
-            after,
+        command_text = f"(no command: {broken})" if command is None else command.text
+        history = (*state.history, (seen, shorten(command_text, LONGEST)))
+        steps, bought = state.steps + 1, next_state.page == "done"
+        next_state = dataclasses.replace(
+            next_state,
             steps=steps,
             notice=reason,
-            history=kept[max(len(kept) - self.history_steps, 0) :],
+            history=history[max(len(history) - self.history_steps, 0) :],
             done=bought or steps >= self.max_steps,
         )
-        info = self._info(after, reason, "" if command is None else command.text)
-        observation = self.prompt(after) if self.context == "rebuild" else self._next(after)
+        info = self._info(next_state, reason, "" if command is None else command.text)
+        observation = (
+            self.prompt(next_state) if self.context == "rebuild" else self._next(next_state)
+        )
         reward = self._reward(info, command is None)
-        return after, observation, reward, bought, after.done and not bought, info
+        return next_state, observation, reward, bought, next_state.done and not bought, info
 
     def metrics(self, infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Of an episode, from the `info` of its steps: score, success, and whether it bought."""
@@ -210,18 +214,18 @@ class MiniShop:
 
     def _info(self, state: ShopState, reason: str, command: str) -> dict[str, Any]:
         bought = state.page == "done"
-        found = self.score(state) if bought else Score(0.0, 0.0, 0.0, 0.0, 0.0)
+        score = self.score(state) if bought else Score(0.0, 0.0, 0.0, 0.0, 0.0)
         return {
-            "success": found.value >= SUCCESS,
+            "success": score.value >= SUCCESS,
             "valid": not reason,
             "reason": reason,
             "command": command,
-            "score": found.value,
+            "score": score.value,
             "bought": state.item if bought else "",
-            "product_score": found.product,
-            "attribute_score": found.attributes,
-            "option_score": found.options,
-            "price_score": found.price,
+            "product_score": score.product,
+            "attribute_score": score.attributes,
+            "option_score": score.options,
+            "price_score": score.price,
         }
 
 
@@ -236,7 +240,7 @@ def mini_shop(
 
     Args:
         products, goals: JSONL, JSON or parquet, see `load_shop`; both or neither.
-        other_docs: documents that words are weighed by in a search; only with the two.
+        other_docs: documents that only count in the weights of words; only with the two.
         split: "train", "valid", "test" (of files only) or "all".
         **settings: of `MiniShop`.
 
@@ -249,11 +253,13 @@ def mini_shop(
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split: {split!r}; choose from {', '.join((*SPLITS, 'all'))}")
     shop = _open(products, goals, other_docs)
-    found = shop.goals_of(split)
-    if not found:
-        known = [name for name in SPLITS if shop.goals_of(name)]
-        raise ValueError(f"split: no goal is of {split!r}; there are goals of {', '.join(known)}")
-    return MiniShop(shop, found, **settings)
+    split_goals = shop.goals_of(split)
+    if not split_goals:
+        available = [name for name in SPLITS if shop.goals_of(name)]
+        raise ValueError(
+            f"split: no goal is of {split!r}; there are goals of {', '.join(available)}"
+        )
+    return MiniShop(shop, split_goals, **settings)
 
 
 def open_splits(
@@ -269,10 +275,14 @@ def open_splits(
         FileNotFoundError, ImportError: as `mini_shop`.
     """
     shop = _open(products, goals, other_docs)
-    found = {split: shop.goals_of(split) for split in SPLITS}
-    if not found["train"]:
+    goals_by_split = {split: shop.goals_of(split) for split in SPLITS}
+    if not goals_by_split["train"]:
         raise ValueError("goals: none is of the split 'train', so there is nothing to learn from")
-    return {split: MiniShop(shop, some, **settings) for split, some in found.items() if some}
+    return {
+        split: MiniShop(shop, split_goals, **settings)
+        for split, split_goals in goals_by_split.items()
+        if split_goals
+    }
 
 
 def _open(

@@ -51,10 +51,10 @@ def user_prompt(
         step, max_steps: this step, from 1, and how many there are.
         tool_call: ask for a tool call, not for a plain command.
     """
-    first = step - len(history)
+    first_step = step - len(history)
     recent = (
-        f"[Observation {number}]\n{before}\n[Action {number}]\n{quiet(done)}"
-        for number, (before, done) in enumerate(history, first)
+        f"[Observation {number}]\n{observation}\n[Action {number}]\n{quiet(action)}"
+        for number, (observation, action) in enumerate(history, first_step)
     )
     sections = (
         ("Shopping Instruction", instruction),
@@ -139,5 +139,5 @@ def _buttons(shop: Shop, state: ShopState) -> list[str]:
     shown = {product.asin for product in listed(shop, state)}
     if state.page == "item":
         shown = {v for _, values in shop.product(state.item).options for v in values}
-    found = [label for label in labels(shop, state) if label not in shown]
-    return [f"Buttons: {', '.join(found)}"] if found else []
+    buttons = [label for label in labels(shop, state) if label not in shown]
+    return [f"Buttons: {', '.join(buttons)}"] if buttons else []

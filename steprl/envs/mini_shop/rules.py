@@ -59,8 +59,8 @@ def listed(shop: Shop, state: ShopState) -> tuple[Product, ...]:
 def labels(shop: Shop, state: ShopState) -> tuple[str, ...]:
     """What can be clicked on this page."""
     if state.page == "search_results":
-        further = (state.number + 1) * PER_PAGE < len(state.hits)
-        turns = [PREVIOUS] * (state.number > 0) + [NEXT] * further
+        has_next = (state.number + 1) * PER_PAGE < len(state.hits)
+        turns = [PREVIOUS] * (state.number > 0) + [NEXT] * has_next
         return (*(product.asin for product in listed(shop, state)), *turns)
     if state.page == "item":
         values = (value for _, values in shop.product(state.item).options for value in values)

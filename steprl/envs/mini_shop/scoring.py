@@ -11,7 +11,7 @@ from typing import NamedTuple
 from steprl.envs.mini_shop.records import Goal, Product, normalise
 
 SUCCESS = 0.999
-"""The score from which on a purchase counts as what was asked for."""
+"""The lowest score with which a purchase counts as a success."""
 
 FUZZY = 85
 """Phrases are the same when their `token_set_ratio` is above it."""
@@ -78,8 +78,8 @@ def title_words(title: str) -> list[str]:
         >>> title_words("A Jacket for the rain, with 2 pockets")
         ['jacket', 'rain', 'pockets']
     """
-    found = _NO_WORD.sub(" ", title.lower()).split()
-    return [word for word in found if word not in _PLAIN and not word.isdigit()]
+    words = _NO_WORD.sub(" ", title.lower()).split()
+    return [word for word in words if word not in _PLAIN and not word.isdigit()]
 
 
 def type_score(
@@ -91,8 +91,8 @@ def type_score(
     wanted title stand in the other; .1 where less than a tenth of them does and 0 where none does,
     whatever else is the same; otherwise .5.
     """
-    wanted, found = list(nouns(goal_product.title)), set(nouns(product.title))
-    title = len(found & set(wanted)) / len(wanted) if wanted else 0.2
+    goal_nouns, product_nouns = list(nouns(goal_product.title)), set(nouns(product.title))
+    title = len(product_nouns & set(goal_nouns)) / len(goal_nouns) if goal_nouns else 0.2
     if title == 0.0:
         return 0.0
     if title < 0.1:
@@ -175,27 +175,27 @@ def token_set_ratio(first: str, second: str) -> int:
     rest_a, rest_b = (" ".join(sorted(rest)) for rest in (words_a - words_b, words_b - words_a))
     if shared and not (rest_a and rest_b):
         return 100
-    whole_a, whole_b = f"{shared} {rest_a}".strip(), f"{shared} {rest_b}".strip()
-    ratios = [_ratio(whole_a, whole_b)]
+    full_a, full_b = f"{shared} {rest_a}".strip(), f"{shared} {rest_b}".strip()
+    ratios = [_ratio(full_a, full_b)]
     if shared:
-        ratios += [_ratio(shared, whole_a), _ratio(shared, whole_b)]
+        ratios += [_ratio(shared, full_a), _ratio(shared, full_b)]
     return round(max(ratios))
 
 
 def _ratio(first: str, second: str) -> float:
     row = [0] * (len(second) + 1)  # of common subsequences of what was read so far
     for letter in first:
-        before = 0
+        diagonal = 0
         for place, other in enumerate(second, 1):
             above = row[place]
-            row[place] = before + 1 if letter == other else max(above, row[place - 1])
-            before = above
+            row[place] = diagonal + 1 if letter == other else max(above, row[place - 1])
+            diagonal = above
     return 100 * 2 * row[-1] / (len(first) + len(second))
 
 
 def _attribute_met(wanted: str, product: Product, texts: Sequence[str]) -> bool:
-    like = any(token_set_ratio(own, wanted) > FUZZY for own in product.attributes)
-    return like or any(wanted in text for text in texts)
+    similar = any(token_set_ratio(attribute, wanted) > FUZZY for attribute in product.attributes)
+    return similar or any(wanted in text for text in texts)
 
 
 def _share(hits: Sequence[bool]) -> float:

@@ -58,5 +58,5 @@ def _bm25s() -> Any:
         import bm25s
     except ImportError as error:
         raise ImportError("mini_shop needs bm25s: pip install 'steprl[search]'") from error
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index on its way
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # else it logs every index that it builds
     return bm25s

@@ -59,24 +59,24 @@ def make_shop(
     Args:
         products: each asin once.
         goals: of any split.
-        other_texts: documents that words are weighed by in a search, and that are never found.
+        other_texts: documents that only count in the weights of words: no search returns them.
 
     Raises:
         ValueError: no product, an asin twice, or no goal about any of the products.
         ImportError: bm25s is missing.
     """
-    kept, goals = tuple(products), tuple(goals)
-    asins = {product.asin.lower() for product in kept}
-    if len(asins) < len(kept):
+    shop_products, goals = tuple(products), tuple(goals)
+    asins = {product.asin.lower() for product in shop_products}
+    if len(asins) < len(shop_products):
         raise ValueError("products: two of them have the same asin; each product needs its own")
-    exact = {product.asin for product in kept}
-    known = tuple(goal for goal in goals if goal.asin in exact)
-    index = ProductIndex([product.text for product in kept], tuple(other_texts))
-    if not known:
+    exact = {product.asin for product in shop_products}
+    known_goals = tuple(goal for goal in goals if goal.asin in exact)
+    index = ProductIndex([product.text for product in shop_products], tuple(other_texts))
+    if not known_goals:
         raise ValueError(
-            f"goals: none of the {len(goals)} is about one of the {len(kept)} products"
+            f"goals: none of the {len(goals)} is about one of the {len(shop_products)} products"
         )
-    return Shop(kept, index, known, len(goals) - len(known))
+    return Shop(shop_products, index, known_goals, len(goals) - len(known_goals))
 
 
 @functools.cache
@@ -105,10 +105,10 @@ def load_shop(
         ValueError: a row without a field that it needs; see also `make_shop`.
         ImportError: bm25s is missing, or pyarrow for parquet files.
     """
-    kinds = [_product(row, place) for place, row in read_rows(products)]
-    wanted = [_goal(row, place) for place, row in read_rows(goals)]
-    others = [] if other_docs is None else [_text(row, p) for p, row in read_rows(other_docs)]
-    return make_shop(kinds, wanted, others)
+    shop_products = [_product(row, place) for place, row in read_rows(products)]
+    shop_goals = [_goal(row, place) for place, row in read_rows(goals)]
+    other_texts = [] if other_docs is None else [_text(row, p) for p, row in read_rows(other_docs)]
+    return make_shop(shop_products, shop_goals, other_texts)
 
 
 def _product(row: dict[str, Any], place: str) -> Product:

@@ -100,9 +100,9 @@ def _overlap(prediction: str, answer: str) -> float:
     left, right = normalise_answer(prediction), normalise_answer(answer)
     if left == right or left in _CLOSED or right in _CLOSED:
         return _same(prediction, answer)
-    words, wanted = left.split(), right.split()
-    shared = (Counter(words) & Counter(wanted)).total()
+    prediction_words, answer_words = left.split(), right.split()
+    shared = (Counter(prediction_words) & Counter(answer_words)).total()
     if shared == 0:
         return 0.0
-    precision, recall = shared / len(words), shared / len(wanted)
+    precision, recall = shared / len(prediction_words), shared / len(answer_words)
     return 2 * precision * recall / (precision + recall)

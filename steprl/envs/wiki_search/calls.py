@@ -1,4 +1,4 @@
-"""The tool calls of a reply: which searches to make, and what to say of the rest."""
+"""The tool calls of a reply: which searches to make, and the errors of the others."""
 
 from typing import Any
 
@@ -24,13 +24,13 @@ def read_calls(reply: str, limit: int) -> list[ToolCall | CallError]:
 
     Args:
         reply: what the model wrote.
-        limit: searches that are made; the ones behind become errors.
+        limit: searches that are made; further ones become errors.
     """
     calls, errors = parse_tool_calls(reply, TOOLS)
-    both: list[ToolCall | CallError] = [*calls, *errors]
-    found: list[ToolCall | CallError] = []
-    made = 0
-    for call in sorted(both, key=lambda call: call.place):
+    parsed: list[ToolCall | CallError] = [*calls, *errors]
+    checked: list[ToolCall | CallError] = []
+    searches = 0
+    for call in sorted(parsed, key=lambda call: call.place):
         if isinstance(call, ToolCall):
             query = " ".join(call.arguments["query"].split())
             if not query:
@@ -40,11 +40,11 @@ def read_calls(reply: str, limit: int) -> list[ToolCall | CallError]:
                     "`search` was not called: `query` is empty.",
                     "search",
                 )
-            elif made == limit:
+            elif searches == limit:
                 text = f"Not called: at most {limit} searches are made of one reply."
                 call = CallError(call.place, "too_many", text, "search")
             else:
-                made += 1
+                searches += 1
                 call = call._replace(arguments={"query": query})
-        found.append(call)
-    return found
+        checked.append(call)
+    return checked

@@ -165,7 +165,7 @@ class WikiSearch:
         calls = read_calls(action, self.max_calls)
         if not calls:
             return self._finish(state, action)
-        shown = len(state.found)
+        found_before = len(state.found)
         outcomes = []
         for call in calls:
             if isinstance(call, CallError):
@@ -175,20 +175,20 @@ class WikiSearch:
                 arguments = json.dumps(call.arguments, ensure_ascii=False)
                 outcomes.append(Outcome(call.name, arguments, "ok", text))
         issues = tuple(outcome.text for outcome in outcomes if not outcome.ok)
-        made = len(outcomes) - len(issues)
+        valid_calls = len(outcomes) - len(issues)
         state = dataclasses.replace(
             state,
             steps=state.steps + 1,
             issues=state.issues + issues,
-            searches=state.searches + made,
+            searches=state.searches + valid_calls,
             done=state.steps + 1 >= self.max_steps,
         )
         info = self._info(
             state,
             reason=" ".join(issues),
             num_calls=len(outcomes),
-            num_valid_calls=made,
-            new_passages=len(state.found) - shown,
+            num_valid_calls=valid_calls,
+            new_passages=len(state.found) - found_before,
             outcomes=tuple(outcomes),
         )
         if self.context == "rebuild":
@@ -218,7 +218,7 @@ class WikiSearch:
         return user_prompt(
             self.question(state.task).text,
             state.history,
-            [self._line(number, *found) for number, found in enumerate(state.found, 1)],
+            [self._line(number, *hit) for number, hit in enumerate(state.found, 1)],
             state.issues[max(len(state.issues) - self.recent_issues, 0) :],
             step=min(state.steps + 1, self.max_steps),
             max_steps=self.max_steps,
@@ -227,17 +227,19 @@ class WikiSearch:
         )
 
     def _search(self, state: SearchState, query: str) -> tuple[SearchState, str]:
-        """The state with what the query finds, and what is told about it."""
+        """The state with the passages that the query finds, and the text that reports them."""
         hits = self.index.search(query, self.hits)
-        known = {number for _, number in state.found}  # the index holds each text once
-        new = tuple((query, number) for number in hits if number not in known)
-        first = len(state.found) + 1
-        lines = [self._line(number, *found) for number, found in enumerate(new, first)]
-        if not new:
+        found_before = {number for _, number in state.found}  # the index holds each text once
+        new_hits = tuple((query, number) for number in hits if number not in found_before)
+        first_number = len(state.found) + 1
+        lines = [self._line(number, *hit) for number, hit in enumerate(new_hits, first_number)]
+        if not new_hits:
             lines = [
                 "Nothing new: all that was found was shown before." if hits else "Nothing found."
             ]
-        state = dataclasses.replace(state, history=(*state.history, query), found=state.found + new)
+        state = dataclasses.replace(
+            state, history=(*state.history, query), found=state.found + new_hits
+        )
         return state, "\n".join(lines)
 
     def _line(self, number: int, query: str, passage: int) -> str:
@@ -313,5 +315,5 @@ def wiki_search(
         raise ValueError("questions and passages belong together: give both paths, or neither")
     if questions is None or passages is None:
         questions, passages = SAMPLE / "questions.jsonl", SAMPLE / "passages.jsonl"
-    asked = load_questions(questions, split, kinds, answers)
-    return WikiSearch(asked, open_index(passages, cache), **settings)
+    selected = load_questions(questions, split, kinds, answers)
+    return WikiSearch(selected, open_index(passages, cache), **settings)

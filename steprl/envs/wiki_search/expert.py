@@ -16,16 +16,16 @@ def demonstrate(env: WikiSearch, state: SearchState) -> str:
     question = env.question(state.task)
     if not question.titles:
         raise ValueError(f"question {question.identity} names no supporting titles to search for")
-    seen = {env.index.passage(number).title for _, number in state.found}
-    missing = [title for title in question.titles if title not in seen]
+    found_titles = {env.index.passage(number).title for _, number in state.found}
+    missing = [title for title in question.titles if title not in found_titles]
     open_titles = [t for t in missing if " ".join(t.split()) not in state.history]
     last = state.steps + 1 >= env.max_steps
     if open_titles and not last:
-        wanted = open_titles[: env.max_calls]
+        titles = open_titles[: env.max_calls]
         calls = "\n".join(
-            render_tool_call("search", {"query": " ".join(title.split())}) for title in wanted
+            render_tool_call("search", {"query": " ".join(title.split())}) for title in titles
         )
-        return f"<analysis>I need the passages about {_listed(wanted)}.</analysis>\n{calls}"
+        return f"<analysis>I need the passages about {_listed(titles)}.</analysis>\n{calls}"
     if missing:
         return (
             f"<analysis>There is no passage about {_listed(missing)}.</analysis>\n"
@@ -38,5 +38,5 @@ def demonstrate(env: WikiSearch, state: SearchState) -> str:
 
 
 def _listed(titles: tuple[str, ...] | list[str]) -> str:
-    *some, last = titles
-    return f"{', '.join(some)} and {last}" if some else last
+    *others, last = titles
+    return f"{', '.join(others)} and {last}" if others else last

@@ -38,12 +38,12 @@ def extract(
     rows = [row for _, row in read_rows(source) if len(row["context"]) == 10]
     rows.sort(key=lambda row: row["id"])
     texts = {row["pid"]: Passage(row["title"], row["text"]) for _, row in read_rows(passages)}
-    found = list(_first(rows))
-    known = {question["question"] for question, _ in found}
-    found += _comparisons(rows, [row for _, row in read_rows(open_source)], texts, known)
-    lines = {passage: None for _, paragraphs in found for passage in paragraphs}
+    entries = list(_first(rows))
+    known = {question["question"] for question, _ in entries}
+    entries += _comparisons(rows, [row for _, row in read_rows(open_source)], texts, known)
+    lines = {passage: None for _, paragraphs in entries for passage in paragraphs}
     for name, records in (
-        ("questions", [question for question, _ in found]),
+        ("questions", [question for question, _ in entries]),
         ("passages", [passage._asdict() for passage in sorted(lines)]),
     ):
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -70,12 +70,12 @@ def named_titles(question: str, titles: list[str]) -> list[str]:
 def _first(rows: list[dict[str, Any]]) -> Iterator[_Found]:
     for split, sizes in _SIZES.items():
         for kind, size in sizes.items():
-            mine = (
+            matching = (
                 row
                 for row in rows
                 if row["type"] == kind and ("train" in row["source"]) == (split == "train")
             )
-            for row in islice(mine, size):
+            for row in islice(matching, size):
                 titles = list(supporting_titles(row))
                 yield _question(row, titles, split), passages_of(row, row["id"])
 
@@ -94,7 +94,7 @@ def _comparisons(
         if "context" in row:
             paragraphs, titles = passages_of(row, row["id"]), list(supporting_titles(row))
         else:
-            paragraphs = [texts[one] for one in row["passage_ids"]]
+            paragraphs = [texts[passage_id] for passage_id in row["passage_ids"]]
             titles = named_titles(row["question"], [passage.title for passage in paragraphs])
             titles = titles if len(titles) == 2 else []  # of two passages of a title, which one?
         # A search reads words of at least two letters: it never finds "P.O.D.".

@@ -86,20 +86,20 @@ def build_index(passages: Iterable[Passage], folder: str | Path) -> PassageIndex
     if folder.exists():
         raise FileExistsError(f"{folder}: exists; open it with PassageIndex, or choose another")
     bm25s = _bm25s()
-    first: dict[str, Passage] = {}
+    by_text: dict[str, Passage] = {}
     for passage in passages:
-        first.setdefault(" ".join(passage.text.split()), passage)
-    kept = list(first.values())
+        by_text.setdefault(" ".join(passage.text.split()), passage)
+    unique = list(by_text.values())
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        words = _tokenise([f"{p.title}. {p.text}" for p in kept])
+        words = _tokenise([f"{p.title}. {p.text}" for p in unique])
         if not any(words):
             raise ValueError("passages: none of them has a word to search for")
         bm25 = bm25s.BM25()
         bm25.index(words, show_progress=False)
         bm25.save(part, show_progress=False)
-        lines = [json.dumps(p, ensure_ascii=False).encode() + b"\n" for p in kept]
+        lines = [json.dumps(p, ensure_ascii=False).encode() + b"\n" for p in unique]
         (part / _PASSAGES).write_bytes(b"".join(lines))
         np.save(part / _OFFSETS, np.cumsum([0, *map(len, lines)], dtype=np.int64))
         part.chmod(0o755)
@@ -132,8 +132,8 @@ def open_index(passages: str | Path, cache: str | Path | None = None) -> Passage
     folder = Path(cache).expanduser() / fingerprint
     if folder.is_dir():
         return PassageIndex(folder)
-    found = (item for place, row in read_rows(passages) for item in passages_of(row, place))
-    return build_index(found, folder)
+    all_passages = (item for place, row in read_rows(passages) for item in passages_of(row, place))
+    return build_index(all_passages, folder)
 
 
 def _tokenise(texts: list[str]) -> list[list[str]]:
@@ -146,5 +146,5 @@ def _bm25s() -> Any:
         import bm25s
     except ImportError as error:
         raise ImportError("wiki_search needs bm25s: pip install 'steprl[search]'") from error
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every index on its way
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # else it logs every index that it builds
     return bm25s

@@ -21,7 +21,7 @@ _ACTIVE = re.compile(r"<(?=\||/?(?:tool_call|tool_response|answer)>)")
 
 
 def passage_line(number: int, query: str, text: str) -> str:
-    """One retrieved passage; numbers start at 1 and go on over the episode."""
+    """One retrieved passage; numbers start at 1 and count up over the episode."""
     return _quiet(f"[{number}] (query: {query}) {text}")
 
 

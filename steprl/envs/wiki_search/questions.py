@@ -61,32 +61,32 @@ def load_questions(
     """
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split: {split!r}; choose from {', '.join((*SPLITS, 'all'))}")
-    found = []
+    questions = []
     for number, (place, row) in enumerate(read_rows(path)):
         if row.get("answerable") is False:
             continue
         question = _question(row, number, place)
         if split in ("all", _split_of(row, question, place)):
-            found.append(question)
-    if not found:
+            questions.append(question)
+    if not questions:
         raise ValueError(f"split: {path} has no question in {split!r}; try another, or 'all'")
-    there = {question.kind for question in found}
-    if missing := [kind for kind in kinds if kind not in there]:
+    available = {question.kind for question in questions}
+    if missing := [kind for kind in kinds if kind not in available]:
         raise ValueError(
             f"kinds: {path} has no question of {missing[0]!r} in {split!r}; there are "
-            f"{', '.join(sorted(map(repr, there)))}"
+            f"{', '.join(sorted(map(repr, available)))}"
         )
-    kept = [question for question in found if not kinds or question.kind in kinds]
+    selected = [question for question in questions if not kinds or question.kind in kinds]
     if answers:
-        wanted = {normalise_answer(text) for text in answers}
-        right = lambda question: wanted & {normalise_answer(text) for text in question.answers}  # noqa: E731
-        kept = [question for question in kept if right(question)]
-        if not kept:
+        accepted = {normalise_answer(text) for text in answers}
+        matches = lambda question: accepted & {normalise_answer(text) for text in question.answers}  # noqa: E731
+        selected = [question for question in selected if matches(question)]
+        if not selected:
             raise ValueError(
                 f"answers: no question of {path} in {split!r} is answered by one of "
                 f"{', '.join(map(repr, answers))}"
             )
-    return tuple(kept)
+    return tuple(selected)
 
 
 def _question(row: Row, number: int, place: str) -> Question:
@@ -94,15 +94,15 @@ def _question(row: Row, number: int, place: str) -> Question:
     for name in ("answer", "answers", "golden_answers", "answer_aliases"):
         value = row.get(name)
         answers += [value] if isinstance(value, str) else list(value or ())
-    kept = tuple(dict.fromkeys(text.strip() for text in answers if text.strip()))
+    accepted = tuple(dict.fromkeys(text.strip() for text in answers if text.strip()))
     text = str(row.get("question") or "").strip()
-    if not text or not kept:
+    if not text or not accepted:
         raise ValueError(f"{place}: a question needs the fields question and answer")
     identity = row["id"] if row.get("id") is not None else row.get("_id")
     return Question(
         identity=str(number if identity is None else identity),
         text=text,
-        answers=kept,
+        answers=accepted,
         kind=str(row.get("type") or ""),
         level=str(row.get("level") or ""),
         titles=supporting_titles(row),

@@ -32,8 +32,10 @@ def data_files(path: str | Path) -> list[Path]:
         return [path]
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
     if not files:
-        what = "a folder without data files" if path.is_dir() else "no such file or folder"
-        raise FileNotFoundError(f"{path}: {what}; give a file or folder of {', '.join(SUFFIXES)}")
+        problem = "a folder without data files" if path.is_dir() else "no such file or folder"
+        raise FileNotFoundError(
+            f"{path}: {problem}; give a file or folder of {', '.join(SUFFIXES)}"
+        )
     return files
 
 
@@ -74,12 +76,12 @@ def passages_of(row: Row, place: str) -> list[Passage]:
         items = [(title.strip('" '), text)]
     else:
         items = [(row.get("title") or "", _text(row))]
-    found = [Passage(str(title).strip(), text.strip()) for title, text in items]
-    if not found or not all(passage.text for passage in found):
+    passages = [Passage(str(title).strip(), text.strip()) for title, text in items]
+    if not passages or not all(passage.text for passage in passages):
         raise ValueError(
             f"{place}: no passage in a row of {', '.join(row) or 'nothing'}; rows hold title and text"
         )
-    return found
+    return passages
 
 
 def supporting_titles(row: Row) -> tuple[str, ...]:

@@ -24,12 +24,12 @@ class Attempt(NamedTuple):
 
 
 def attempts(trajectories: Iterable[Trajectory]) -> list[Attempt]:
-    """What to summarise, from the `info` of recorded trajectories of `WikiSearch`."""
-    found = []
+    """The attempts in recorded trajectories of `WikiSearch`, from the `info` of their steps."""
+    result = []
     for trajectory in trajectories:
         infos = [step.info for step in trajectory.steps]
         last = infos[-1] if infos else {}
-        found.append(
+        result.append(
             Attempt(
                 task=trajectory.task,
                 exact_match=float(last.get("exact_match", 0.0)),
@@ -41,7 +41,7 @@ def attempts(trajectories: Iterable[Trajectory]) -> list[Attempt]:
                 valid_calls=sum(int(info.get("num_valid_calls", 0)) for info in infos),
             )
         )
-    return found
+    return result
 
 
 def play(env: WikiSearch, task: int, reply: Callable[[str], str]) -> Attempt:
@@ -85,8 +85,8 @@ def summarise(results: Sequence[Attempt], k: int | None = None) -> dict[str, flo
 
     Example:
         >>> right, wrong = (Attempt(0, em, em, 2, 3, True, 2, 2) for em in (1.0, 0.0))
-        >>> found = summarise([right, wrong, wrong, wrong], k=2)
-        >>> found["exact_match"], found["avg@2"], found["pass@2"], found["num_searches"]
+        >>> metrics = summarise([right, wrong, wrong, wrong], k=2)
+        >>> metrics["exact_match"], metrics["avg@2"], metrics["pass@2"], metrics["num_searches"]
         (0.25, 0.25, 0.5, 2.0)
     """
     of_task: dict[int, list[Attempt]] = {}
@@ -99,21 +99,25 @@ def summarise(results: Sequence[Attempt], k: int | None = None) -> dict[str, flo
     k = fewest if k is None else k
     if not 1 <= k <= fewest:
         raise ValueError(f"k: {k}; a question has {fewest} attempts only, choose 1 to {fewest}")
-    exact_q = np.array([np.mean([one.exact_match for one in group]) for group in groups])
-    f1_q = np.array([np.mean([one.f1 for one in group]) for group in groups])
-    passed = [pass_at_k(len(g), sum(one.exact_match == 1.0 for one in g), k) for g in groups]
-    calls = sum(one.calls for one in results)
-    found: dict[str, float] = {}
+    exact_q = np.array([np.mean([attempt.exact_match for attempt in group]) for group in groups])
+    f1_q = np.array([np.mean([attempt.f1 for attempt in group]) for group in groups])
+    pass_q = [
+        pass_at_k(len(g), sum(attempt.exact_match == 1.0 for attempt in g), k) for g in groups
+    ]
+    calls = sum(attempt.calls for attempt in results)
+    metrics: dict[str, float] = {}
     for name, values_q in (("exact_match", exact_q), ("f1", f1_q)):
         low, high = mean_interval(values_q)
-        found |= {name: float(values_q.mean()), f"{name}_low": low, f"{name}_high": high}
-    return found | {
+        metrics |= {name: float(values_q.mean()), f"{name}_low": low, f"{name}_high": high}
+    return metrics | {
         f"avg@{k}": float(exact_q.mean()),
-        f"pass@{k}": float(np.mean(passed)),
-        "num_searches": float(np.mean([one.searches for one in results])),
-        "num_steps": float(np.mean([one.steps for one in results])),
-        "answered_frac": float(np.mean([one.answered for one in results])),
-        "valid_call_frac": sum(one.valid_calls for one in results) / calls if calls else 1.0,
+        f"pass@{k}": float(np.mean(pass_q)),
+        "num_searches": float(np.mean([attempt.searches for attempt in results])),
+        "num_steps": float(np.mean([attempt.steps for attempt in results])),
+        "answered_frac": float(np.mean([attempt.answered for attempt in results])),
+        "valid_call_frac": sum(attempt.valid_calls for attempt in results) / calls
+        if calls
+        else 1.0,
         "num_questions": float(len(groups)),
         "num_attempts": float(len(results)),
     }
