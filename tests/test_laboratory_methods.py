@@ -21,7 +21,6 @@ from steprl.update import make_update, with_branches
 from tests.lock import assert_close, key_of, lab, moved, table_policy, trains
 from tests.rollout.markov import _table as markov_table
 
-
 # Methods
 
 

@@ -26,7 +26,6 @@ from tests.lock import (
     trains,
 )
 
-
 # One program
 
 
