@@ -75,7 +75,10 @@ def devices() -> list:
 
 @pytest.fixture
 def plain_env() -> dict[str, str]:
-    """The environment for a subprocess that stands for a user: one device, usual shape rules."""
+    """The environment for a subprocess that stands for a user: one device, usual shape rules.
+
+    It compiles without most optimisations too, and with the same cache.
+    """
     env = dict(os.environ)
     env.pop(_BEFORE)
     for name, value in _original.items():
