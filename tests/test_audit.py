@@ -187,6 +187,7 @@ def exact(warm, trajectories, threshold):
     )
 
 
+@pytest.mark.slow
 def test_continuations_agree_with_the_enumeration(warm, played):
     (session, params), (rollouts, bounds) = warm, played
     arguments = (session.player, params, jax.random.key(3), rollouts, 16, 64, 1, 0.6)
@@ -204,6 +205,7 @@ def test_continuations_agree_with_the_enumeration(warm, played):
     assert 0.5 < squared.sum() / truth.value()[1].sum() < 1.8
 
 
+@pytest.mark.slow
 def test_less_likely_actions_make_the_bounds_closer(warm, played):
     rollouts, narrow = played
     for wide, close in zip(exact(warm, rollouts.trajectories, 1e-2), narrow, strict=True):
@@ -212,6 +214,7 @@ def test_less_likely_actions_make_the_bounds_closer(warm, played):
         assert np.ptp(close, axis=1).mean() < 0.8 * np.ptp(wide, axis=1).mean()
 
 
+@pytest.mark.slow
 def test_the_variance_is_that_of_the_actions_that_are_sampled(warm):
     session, params = warm
     found = []
@@ -250,6 +253,7 @@ def run(tmp_path_factory):
 FEW = ("--tasks", "4", "--attempts", "4", "--continuations", "4")
 
 
+@pytest.mark.slow
 def test_the_command_writes_scores_and_pictures(run, capsys):
     assert main(["audit", str(run), *FEW, "--exact", "1e-2"]) == 0
     out = capsys.readouterr().out

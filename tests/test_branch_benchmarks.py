@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-pytestmark = [pytest.mark.slow, pytest.mark.full]  # whole scripts
+pytestmark = pytest.mark.slow  # whole scripts
 
 
 def script(name):
@@ -53,6 +53,7 @@ def test_without_reuse_every_turn_reads_all_again(branching):
     assert row["ratio"] > 3
 
 
+@pytest.mark.full
 def test_no_task_is_lost_and_faults_are_where_they_were_drawn(rollout):
     assert ending(rollout, "tasks without a trajectory")[0]["met"]
     ended = ending(rollout, "by the deadline") + ending(rollout, "by a crash")
@@ -60,6 +61,7 @@ def test_no_task_is_lost_and_faults_are_where_they_were_drawn(rollout):
     assert ending(rollout, "bit for bit")[0]["met"]
 
 
+@pytest.mark.full
 def test_refilled_slots_need_fewer_turns(rollout):
     (row,) = ending(rollout, "turns, refilled")
     assert row["value"] < row["peer_value"]

@@ -27,15 +27,20 @@ from tests.rollout.markov import _table as markov_table
 # Methods
 
 
-def check_training(train, seed=11):
-    key = key_of(seed)
-    params, metrics = jax.jit(train)(key)
+KEY = key_of(11)
+
+
+@functools.cache
+def trained(name):
+    return jax.jit(trains(f"algorithm.name={name}"))(KEY)
+
+
+def check_training(params, metrics):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((params, metrics)))
     assert metrics["train/nonfinite"].sum() == 0
     assert 0 < metrics["rollout/success_rate"].mean() < 1
     np.testing.assert_allclose(metrics["agree/ratio_mean"], 1.0, atol=1e-5)
-    assert moved(params, key)["decoder"]["table"] > 1e-2
-    return params, metrics
+    assert moved(params, KEY)["decoder"]["table"] > 1e-2
 
 
 # One of each kind: a critic of steps and of tokens, groups, branches by contrast and by score.
@@ -52,7 +57,8 @@ OTHERS = tuple(name for name in ALGORITHMS if name not in KINDS)
     ],
 )
 def test_every_method_trains(name):
-    _, metrics = check_training(trains(f"algorithm.name={name}"))
+    params, metrics = trained(name)
+    check_training(params, metrics)
     branches = ALGORITHMS[name].branching is not None
     assert (metrics["branch/count"].sum() > 0) == branches
 
@@ -61,8 +67,9 @@ def test_every_method_trains(name):
 def test_a_method_of_ones_own_trains():
     """GAE over steps with ratios of tokens; it is neither of the two that it is made of."""
     mine = Algorithm(step_credit, "token", "token-mean", ("critic",))
-    params, _ = check_training(trains("algorithm.name=steppo", method=mine))
-    other, _ = jax.jit(trains("algorithm.name=steppo"))(key_of(11))
+    params, metrics = jax.jit(trains("algorithm.name=steppo", method=mine))(KEY)
+    check_training(params, metrics)
+    other, _ = trained("steppo")
     assert np.abs(params["decoder"]["table"] - other["decoder"]["table"]).max() > 1e-3
 
 

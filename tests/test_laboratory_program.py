@@ -55,6 +55,7 @@ def eight_seeds():
     return keys, jax.jit(jax.vmap(trains()))(keys)
 
 
+@pytest.mark.slow
 def test_seeds_are_one_more_axis(eight_seeds):
     """Parameters and metrics of each are those of a run alone, to 1e-5."""
     keys, together = eight_seeds
@@ -213,6 +214,7 @@ def test_a_warm_start_learns_from_demonstrations():
     assert found.shape == (16,) and found.dtype == bool
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_its_warm_start_unless_parameters_are_given():
     program, key = make_program(lab(), env=LOCK, policy=SAYS), key_of(4)
     params, metrics = program.warm_start(jax.random.split(key)[0])

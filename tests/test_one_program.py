@@ -72,6 +72,7 @@ def test_a_loop_of_other_sizes_is_compared_by_the_step(one_program):
     assert rows[2]["value"] == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_turns_driven_from_the_host_are_those_of_one_program(loops, tiny):
     from steprl.envs.opening import open_game
     from steprl.laboratory import make_program

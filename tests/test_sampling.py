@@ -162,6 +162,7 @@ def test_temperature_zero_takes_the_most_likely_token_and_is_a_point_mass():
         assert not np.any(logprob) and not np.any(entropy)
 
 
+@pytest.mark.slow
 def test_a_token_of_probability_zero_never_comes_even_by_rounding(monkeypatch):
     """A parallel sum of the probabilities may rise at a token whose probability is 0."""
     risen = []

@@ -199,7 +199,7 @@ def watching(optimizer, seen):
 
 
 CASES = [
-    pytest.param(2, None, "float32", r"^(lora|value)/", id="adapters"),
+    pytest.param(2, None, "float32", r"^(lora|value)/", id="adapters", marks=pytest.mark.slow),
     pytest.param(
         2, "^value/|/mlp/", "bfloat16", "^lora/.*attention", id="bfloat16", marks=pytest.mark.slow
     ),
@@ -256,7 +256,7 @@ def test_the_warm_start_moves_what_is_trained_and_no_bit_of_the_rest(rank, freez
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data, fsdp", [(4, 2), (1, 8)])
+@pytest.mark.parametrize("data, fsdp", [(4, 2), pytest.param(1, 8, marks=pytest.mark.full)])
 def test_eight_devices_take_the_step_of_one(data, fsdp):
     config = small_config(LORA, "actor.ppo_epochs=1", "actor.use_kl_loss=true")
     policy, params, optimizer = policy_of(2), params_of(2), optax.sgd(0.1)

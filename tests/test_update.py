@@ -98,7 +98,7 @@ def test_micro_batches_sum_to_the_mini_batch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data, fsdp", [(8, 1), (4, 2), (1, 8)])
+@pytest.mark.parametrize("data, fsdp", [pytest.param(8, 1, marks=pytest.mark.full), (4, 2), (1, 8)])
 def test_eight_devices_take_the_step_of_one(data, fsdp):
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp))
     want_state, want = whole(*TWO_STEPS)

@@ -26,8 +26,17 @@ BUILT_HERE = (
 )  # fmt: skip
 # Another benchmark of routers, and the social dilemmas.
 NOT_BUILT = (
+    # Routing and social dilemmas.
     "r2", "gathering", "commons", "cleanup", "cleanup_spawn_prob", "social_metrics", "map",
     "random_policy_stats",
+    # Methods that the package does not have.
+    "a2tgpo", "a2tgpo_loss", "areal_gae", "areal_lambda", "atpo_expand", "atpo_tree",
+    "atpo_turn_loss", "cispo", "dapo_filter", "dppo", "g2po", "gppo", "gppo_half", "graphgpo",
+    "gspo_soft_clip", "gspo_turn_soft_clip", "hgpo", "hierarchical_grpo", "igpo", "igpo_info_gain",
+    "igpo_v1", "length_shaped_grpo", "maxrl", "pica_grpo", "pica_reward", "pica_rm_loss",
+    "prime_default_loss", "ragen_bilevel_gae", "role_ema_baseline", "sapo", "sapo_areal",
+    "token_baseline", "treegrpo", "treegrpo_turn_loss", "vagen_noconcat_gae", "vineppo",
+    "zero_variance",
 )  # fmt: skip
 QUICK = (
     "step_gae",

@@ -132,10 +132,11 @@ def grower(world: World, method: str, told: bool) -> Grower:
 every_case = pytest.mark.parametrize(
     "world, method, told",
     [
-        pytest.param(world, method, told, id=f"{method}{', told' * told}, {world.name}")
-        for world, method, told in [
-            (CACHED, "branpo", False), (WIDE, "branpo", False),
-            (CACHED, "appo", True), (WIDE, "appo", False), (WIDE, "arpo", False),
+        pytest.param(world, method, told, id=f"{method}{', told' * told}, {world.name}", marks=marks)
+        for world, method, told, marks in [
+            (CACHED, "branpo", False, pytest.mark.slow), (WIDE, "branpo", False, ()),
+            (CACHED, "appo", True, pytest.mark.slow), (WIDE, "appo", False, ()),
+            (WIDE, "arpo", False, pytest.mark.slow),
         ]
     ],
 )  # fmt: skip
@@ -250,6 +251,7 @@ def test_credit_is_the_same_row_for_row(world, method, told):
     assert learnt
 
 
+@pytest.mark.slow
 def test_the_cases_hold_what_can_happen():
     """What the tests above are worth."""
     preferences, splits, played, kept, lengths = set(), set(), [], [], set()
@@ -275,6 +277,7 @@ def test_the_cases_hold_what_can_happen():
     assert inside and behind and places
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["branpo", "appo", "arpo"])
 def test_keys_may_be_one_more_axis(method):
     """Lanes that have finished wait for the others and stay as they are."""

@@ -116,6 +116,7 @@ def test_tokens_are_scored_within_the_sets_they_were_drawn_from(played):
     assert_close(scored(batch), scored(apart(batch)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rebuilt", [False, True], ids=["extended", "rebuilt"])
 def test_gradients_are_those_of_the_rows_alone(rebuilt):
     rng = np.random.default_rng(4)
