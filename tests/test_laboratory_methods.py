@@ -1,6 +1,7 @@
 """Every method trains in one program, as it does with rollouts on the host."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from steprl.config import MeshConfig, MultihopConfig
+from steprl.envs.device_env import DeviceObservation
 from steprl.envs.multihop import Multihop, demonstrate
 from steprl.envs.multihop import language as words
-from steprl.envs.multihop.env import Observation
 from steprl.models import score
 from steprl.rollout import attempts, demonstrations, rollout, summary
 from steprl.sharding import make_mesh, shard_rows
@@ -145,7 +145,7 @@ class Generous:
         yes = jnp.ones((), bool)
         tokens, paid = jnp.full(1, words.DONE), jnp.ones((), jnp.float32)
         ends = turn >= task
-        return (task, turn + 1), Observation(tokens, paid, ends & (task < 2), ends, yes, ends)
+        return (task, turn + 1), DeviceObservation(tokens, paid, ends & (task < 2), ends, yes, ends)
 
 
 def test_what_an_environment_says_after_its_end_is_not_heard():
