@@ -170,7 +170,7 @@ def descend(
     mine_NT = step_ids_NT == step_N[:, None]
     begun_NT = mine_NT & (mine_NT.cumsum(axis=1) <= token_N[:, None])
     shared_NT = ((step_ids_NT >= 0) & (step_ids_NT < step_N[:, None])) | begun_NT
-    place_NT = shared_NT * np.arange(1, step_ids_NT.shape[1] + 1, dtype=np.int32)
+    place_NT = shared_NT * np.arange(1, step_ids_NT.shape[1] + 1, dtype=np.int32)[None]
     is_branch_N = origin_N != np.arange(len(origin_N), dtype=np.int32)
     last_N = (is_branch_N * place_NT.max(axis=1)).astype(np.int32) - np.int32(1)
     return Branches(origin_N, step_N, last_N, score_N, preference_N)
