@@ -6,7 +6,7 @@ that holds the true one for certain, up to rounding.
 """
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -108,11 +108,9 @@ class _Task:
     def __init__(
         self, policy: Policy, game: Game, known: Enumerable, config: Config, heldout: bool, task: int
     ):  # fmt: skip
-        self.env: Any = game.make(heldout)  # hashable, as its program is kept
+        self.env = cast(Any, game.make(heldout))  # hashable, as its program is kept
         self.gamma, self.policy = config.algorithm.gamma, policy
-        self.read, self.step = _compiled(
-            policy, cast(Hashable, self.env), sampling_of(config.rollout)
-        )
+        self.read, self.step = _compiled(policy, self.env, sampling_of(config.rollout))
         # Nothing is left to chance, so the key decides nothing; an array of numbers can be kept on the host.
         state, prompt = self.env.reset(task, jax.random.PRNGKey(0))
         self.state = jax.tree.map(np.asarray, jax.device_get(state))

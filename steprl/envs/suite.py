@@ -133,9 +133,10 @@ def _of_environments(splits: Mapping[str, Env], source: str | None) -> Suite:
     """What environments say of themselves; the first speaks for all."""
     first = next(iter(splits.values()), None)
     said: dict[str, Any] = {
-        name: getattr(first, name, None) for name in ("system", "tools", "context", "max_steps")
+        name: value
+        for name in ("system", "tools", "context", "max_steps")
+        if (value := getattr(first, name, None))
     }
-    said = {name: value for name, value in said.items() if value}
     try:
         return Suite(splits=splits, workers=_WORKERS, **said)
     except ValueError as error:

@@ -18,7 +18,7 @@ from steprl.rollout.scripted import scripted
 from steprl.rollout.text_player import Player, text_player
 from steprl.types import Policy, StepBatch, Trajectory
 
-Warmup = Callable[[jax.Array, np.ndarray], StepBatch]
+Demonstrations = Callable[[jax.Array, np.ndarray], StepBatch]
 
 
 def make_player(suite: Suite, config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
@@ -37,12 +37,12 @@ def make_player(suite: Suite, config: Config, policy: Policy, mesh: Mesh, tokeni
     return player
 
 
-def _conversations(config: Config, mesh: Mesh, tokenizer: Any) -> Warmup:
+def _conversations(config: Config, mesh: Mesh, tokenizer: Any) -> Demonstrations:
     """Demonstrations from a file of conversations, which is read when the first is asked for."""
     chat = chat_format(tokenizer)
 
     @functools.cache
-    def read() -> Warmup:
+    def read() -> Demonstrations:
         length, seed = config.rollout.context_length, config.trainer.seed
         return conversation_demonstrations(config.sft.data or "", chat, length, seed, mesh)
 
