@@ -185,6 +185,30 @@ def test_a_run_that_is_finished_stays_as_it_is(whole, session, tmp_path):
     assert (run / "metrics.jsonl").read_text() == (whole[0] / "metrics.jsonl").read_text()
 
 
+def test_a_budget_of_tokens_ends_a_run_and_all_that_is_carried_is_restored(whole, warm, tmp_path):
+    first = rows_of(whole[0])[1]["token/total"]
+    session = setup(
+        small_config(
+            *LEARNS, f"trainer.token_budget={int(2.2 * first)}", "actor.lr_schedule=linear",
+            "actor.clip_fraction=0.1", "algorithm.scale_rewards=true", "actor.use_kl_loss=true",
+            "algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive",
+        )
+    )  # fmt: skip
+    one, other = (shutil.copytree(warm, tmp_path / name) for name in ("one", "other"))
+    train(session, one)
+    totals = [row["token/total"] for row in rows_of(one)[1:]]
+    assert totals[0] == first and totals[-2] < 2.2 * first <= totals[-1] and len(totals) < 4
+    with pytest.raises(KeyboardInterrupt):
+        train(session, other, at("rl", 0, control_c))
+    assert int(state_of(session, other).iteration) == 1
+    train(session, other)
+    assert_same_run(session, one, other)
+    train(session, other)  # its tokens are spent
+    assert_same_run(session, one, other)
+    carried = state_of(session, one).carried
+    assert carried["tokens"] == totals[-1] and carried["clip"] != np.float32(0.2)
+
+
 def test_without_iterations_there_is_nothing_to_train(session, tmp_path):
     with pytest.raises(ValueError, match="total_training_steps=0"):
         train(shorter(session, 0), tmp_path)

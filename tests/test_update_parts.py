@@ -10,7 +10,9 @@ import pytest
 
 from steprl.algorithms import algorithm
 from steprl.carried import CLIP, Carry, Seen, next_clip, share_spent
+from steprl.config import MeshConfig
 from steprl.models.scoring import score
+from steprl.sharding import make_mesh, state_shardings
 from steprl.update import carries, initial_state, make_update, prepare, sample_loss, with_weights
 from tests.small import small_config
 from tests.test_update import KEY, POLICY, example
@@ -89,6 +91,14 @@ def test_what_a_method_of_ones_own_carries_is_renewed_by_each_update():
     state, metrics = updated(config, mine, state, sampled=5.0)
     assert state.carried["count"] == 2 and metrics["token/total"] == tokens + 5
     assert metrics["actor/clip_ratio"] == pytest.approx(float(want))
+
+
+def test_parameters_that_are_carried_lie_where_the_parameters_lie():
+    config = small_config("algorithm.name=appo", "actor.use_kl_loss=true")
+    state = initial_state(example()[0], optax.adam(1.0), config)
+    placed = state_shardings(state, make_mesh(MeshConfig(data=4, fsdp=2)))
+    assert placed.carried["previous"] == placed.carried["reference"] == placed.params
+    assert any(any(place.spec) for place in jax.tree.leaves(placed.params))
 
 
 @pytest.mark.parametrize("fraction, moves", [(0.4, True), (np.nan, False)])

@@ -20,8 +20,8 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: Any  # of what is trained
     iteration: jax.Array  # int32, finished iterations
-    # By name, what method and settings ask for: see `carries` and `steprl.rewards`. Never changed in
-    # place, so that one empty dict may serve all that carry nothing.
+    # By name, what method and settings ask for: see `carries` and `steprl.rewards`; nothing in the
+    # warm start. Never changed in place, so one empty dict may serve all states without.
     carried: dict[str, Any] = {}
 
 
