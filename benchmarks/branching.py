@@ -183,16 +183,12 @@ WAYS = ("fork", "replay")
 
 def difference(forked: Rollouts, replayed: Replayed) -> float:
     """Of the log-probs of the new step; inf where the two are not the same step."""
-    forked_steps, replayed_steps = forked.trajectories[0].steps, replayed.episode.steps
-    same = len(forked_steps) == len(replayed_steps) and all(
+    fork_steps, steps = forked.trajectories[0].steps, replayed.episode.steps
+    same = len(fork_steps) == len(steps) and all(
         a.observation == b.observation and a.action == b.action
-        for a, b in zip(forked_steps, replayed_steps, strict=False)
+        for a, b in zip(fork_steps, steps, strict=False)
     )
-    return (
-        float(np.abs(forked_steps[-1].logprobs - replayed_steps[-1].logprobs).max())
-        if same
-        else np.inf
-    )
+    return float(np.abs(fork_steps[-1].logprobs - steps[-1].logprobs).max()) if same else np.inf
 
 
 def continued(name: str, setup: Setup, depths: Sequence[int]) -> dict:
@@ -255,10 +251,7 @@ def reuse(name: str, rounds: int, episodes: int) -> Iterator[dict]:
                 played[variant] = explore(TURNS)
                 times[variant].append(time.perf_counter() - start)
             usages[variant] = played[variant].usage
-        actions = [
-            [[s.action for s in t.steps] for t in rollouts.trajectories]
-            for rollouts in played.values()
-        ]
+        actions = [[[s.action for s in t.steps] for t in r.trajectories] for r in played.values()]
         if actions[0] != actions[1]:
             raise RuntimeError("episodes with and without reuse of the cache differ")
     median = {variant: statistics.median(values) for variant, values in times.items()}
