@@ -27,6 +27,9 @@ SMALL = (
     "trainer.save_freq=0",
 )
 
+# A method of each kind: a critic of steps and of tokens, groups, branches by contrast and by score.
+KINDS = ("steppo", "ppo", "grpo", "branpo", "appo")
+
 
 def small_config(*overrides: str) -> Config:
     """The small run with some settings changed."""

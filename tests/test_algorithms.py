@@ -23,7 +23,7 @@ from steprl.config import AlgorithmConfig
 from steprl.ops import REDUCTIONS, aggregation_weights, value_loss
 from steprl.session import setup
 from steprl.types import Branches, StepBatch
-from tests.small import random_batch, small_config
+from tests.small import KINDS, random_batch, small_config
 
 RAW = AlgorithmConfig(norm_adv=False, gamma=0.9, lam=0.8)
 WHITE = dataclasses.replace(RAW, norm_adv=True)
@@ -33,6 +33,10 @@ CREDITS = {  # compiled once for each shape and configuration
 }
 CREDIT_OF = {name: jax.jit(method.credit, static_argnums=2) for name, method in ALGORITHMS.items()}
 seeds = st.integers(0, 2**31 - 1)
+each_method = pytest.mark.parametrize(
+    "name",
+    [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS],
+)
 
 
 def table(step_ids, rewards) -> StepBatch:
@@ -213,7 +217,7 @@ def test_steppo_with_several_tokens_a_step_is_not_ppo_on_tokens():
     assert np.sum(step.critic_mask_NT) == np.sum(batch.mask_NS) < np.sum(token.critic_mask_NT)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@each_method
 @settings(max_examples=6, deadline=None)
 @given(seed=seeds)
 def test_what_stands_at_dark_tokens_changes_nothing(name, seed):
@@ -289,7 +293,7 @@ def padded(batch: StepBatch, rows: int, tokens: int, steps: int) -> StepBatch:
 
 
 @pytest.mark.parametrize("extra", [(0, 3, 1), (2, 0, 0)])
-@pytest.mark.parametrize("name", ALGORITHMS)
+@each_method
 def test_padding_rows_tokens_and_steps_changes_nothing(name, extra):
     batch = random_batch(5)
     value, shift = values_of(batch), 0.4 * values_of(batch, 8)

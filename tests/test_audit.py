@@ -316,6 +316,7 @@ def test_environments_on_the_host_are_audited_too():
         (["--step", "9"], "No checkpoint of step 9"),
     ],
 )
+@pytest.mark.slow  # asked of a run
 def test_bad_arguments_are_named(run, capsys, words, message):
     assert main(["audit", str(run), *words]) == 1
     out = capsys.readouterr().out

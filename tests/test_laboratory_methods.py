@@ -24,6 +24,7 @@ from steprl.sharding import make_mesh
 from steprl.update import make_update, sizes_in_rows
 from tests.lock import assert_close, key_of, lab, moved, table_policy, trains
 from tests.rollout.markov import _table as markov_table
+from tests.small import KINDS
 
 # Methods
 
@@ -44,8 +45,6 @@ def check_training(params, metrics):
     assert moved(params, KEY)["decoder"]["table"] > 1e-2
 
 
-# One of each kind: a critic of steps and of tokens, groups, branches by contrast and by score.
-KINDS = ("steppo", "ppo", "grpo", "branpo", "appo")
 OTHERS = tuple(name for name in ALGORITHMS if name not in KINDS)
 
 

@@ -128,9 +128,8 @@ SETTINGS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [METHODS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_rows_that_share_tokens_and_empty_rows_learn_what_the_rows_alone_learn(name):
     batch = example()
     alone = rows_alone(batch)

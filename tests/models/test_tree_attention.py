@@ -81,7 +81,7 @@ def test_a_block_reads_the_path_above_it_and_itself():
     np.testing.assert_array_equal(mask, [[[[1, 0, 1]], [[1, 0, 1]]]])
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_decoder_reads_a_tree_in_blocks_as_at_once(trees, remat):
     shape = dict(
         vocab_size=11, d_model=8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=8,

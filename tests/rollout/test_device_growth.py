@@ -135,7 +135,7 @@ every_case = pytest.mark.parametrize(
         pytest.param(world, method, told, id=f"{method}{', told' * told}, {world.name}", marks=marks)
         for world, method, told, marks in [
             (CACHED, "branpo", False, pytest.mark.slow), (WIDE, "branpo", False, ()),
-            (CACHED, "appo", True, pytest.mark.slow), (WIDE, "appo", False, ()),
+            (CACHED, "appo", True, pytest.mark.slow), (WIDE, "appo", False, pytest.mark.slow),
             (WIDE, "arpo", False, pytest.mark.slow),
         ]
     ],

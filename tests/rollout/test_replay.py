@@ -34,7 +34,12 @@ POLICY = markov_policy(inner=decoder("shared"))
 
 cuts = pytest.mark.parametrize(
     "place, cut",
-    [("device", (3, 1.0)), ("device", (0, 0.8)), ("device", (3, 0.8)), ("host", (3, 0.8))],
+    [
+        pytest.param("device", (3, 1.0), marks=pytest.mark.slow),
+        pytest.param("device", (0, 0.8), marks=pytest.mark.slow),
+        ("device", (3, 0.8)),
+        ("host", (3, 0.8)),
+    ],
     ids=["device k", "device p", "device k and p", "host k and p"],
 )
 

@@ -97,7 +97,11 @@ def test_scores_are_those_of_the_rows_alone(played):
     assert_close(scored(batch), scored(apart(batch)))
 
 
-@pytest.mark.parametrize("widths", [(96,), (32,)], ids=["one block", "several blocks"])
+@pytest.mark.parametrize(
+    "widths",
+    [pytest.param((96,), marks=pytest.mark.slow), (32,)],
+    ids=["one block", "several blocks"],
+)
 def test_contexts_written_anew_share_what_they_begin_with(widths):
     @few
     @given(groups(rebuilt=True, sets=True))
@@ -227,6 +231,7 @@ def test_what_stands_in_the_dark_changes_no_score():
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_plain_rows_are_the_same_with_segment_ends_and_without():
     policy = make_policy(CONFIG)
     params = policy.init(jax.random.key(2))
