@@ -220,7 +220,7 @@ def test_steppo_with_several_tokens_a_step_is_not_ppo_on_tokens():
 @each_method
 @settings(max_examples=6, deadline=None)
 @given(seed=seeds)
-def test_what_stands_at_dark_tokens_changes_nothing(name, seed):
+def test_what_stands_at_masked_tokens_changes_nothing(name, seed):
     """Prompt, observation, padding: NaN in every float there, any id as token."""
     batch = random_batch(seed)
     value = values_of(batch, seed)

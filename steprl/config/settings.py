@@ -40,7 +40,7 @@ class ModelConfig:
     # Your own as package.module:function, called with vocab_size and model.options: a Policy, or a
     # Flax module (steprl.models.modules). None = the decoder, of the shape below.
     name: str | None = None
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     preset: str = "tiny"
     # None keeps the preset's value.
     d_model: int | None = setting(None, 8)
@@ -112,7 +112,8 @@ class BranchConfig:
 @dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
     name: str = "steppo"  # of steprl.algorithms, or your own as package.module:function
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of that function
+    # Arguments of that function.
+    options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     gamma: float = setting(1.0, 0.0, 1.0)
     lam: float = setting(0.95, 0.0, 1.0)
     norm_adv: bool = True  # whiten advantages of a critic, over steps or tokens as the method says

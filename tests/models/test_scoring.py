@@ -210,7 +210,7 @@ def test_scores_are_zero_where_nothing_was_sampled(scored, holed):
         assert np.all(np.asarray(found)[holed.step_ids_NT >= 0] != 0)
 
 
-def test_what_stands_in_the_dark_changes_no_score(scored, holed):
+def test_what_stands_at_masked_tokens_changes_no_score(scored, holed):
     padding = holed.segment_ids_NT == 0
     other = batch_of(
         np.where(padding, 2**31 - 1, holed.tokens_NT).astype(np.int32),

@@ -133,7 +133,7 @@ CUT = Trajectory(
 )  # fmt: skip
 
 
-def test_the_final_observation_is_dark_and_no_step():
+def test_the_final_observation_is_masked_and_no_step():
     batch = collate([CUT], 3, [16])
     np.testing.assert_array_equal(batch.tokens_NT[0, :9], [3, 4, 5, 1, 6, 7, 8, 9, 0])
     np.testing.assert_array_equal(batch.segment_ids_NT[0], [1] * 8 + [0] * 8)

@@ -209,7 +209,7 @@ def test_blocks_hold_contexts_whole():
     assert_close(scored(batch), scored(apart(batch)))
 
 
-def test_what_stands_in_the_dark_changes_no_score():
+def test_what_stands_at_masked_tokens_changes_no_score():
     rng = np.random.default_rng(6)
     batch = laid_out([group(rng, task, 2 + task, sets=True) for task in range(2)])
     tree = batch.tree
