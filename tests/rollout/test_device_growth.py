@@ -159,8 +159,12 @@ def both(world, method, told, seed):
 
 
 def tokens_of(batch, row, x_NT):
-    """What belongs to the real tokens of a row, without holes."""
-    return x_NT[row][batch.segment_ids_NT[row] > 0]
+    """What belongs to the real tokens of a row, without holes, to the last one that was sampled.
+
+    What a last action was answered is kept on the device, and on the host only where a limit ended it.
+    """
+    end = np.flatnonzero(batch.step_ids_NT[row] >= 0)[-1] + 1
+    return x_NT[row][:end][batch.segment_ids_NT[row][:end] > 0]
 
 
 @every_case
