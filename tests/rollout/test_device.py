@@ -33,7 +33,7 @@ def model():
 def play(model):
     run = jax.jit(functools.partial(rollout, model[0], ENV))
     return lambda task_N, sample_N, t=1.0, key=KEY: jax.device_get(
-        run(model[1], key, task_N, sample_N, np.float32(t))
+        run(model[1], key, task_N, sample_N, Sampling(np.float32(t)))
     )
 
 

@@ -256,7 +256,7 @@ def both():
     params = policy.init(jax.random.key(0))
     task_N, sample_N = np.arange(ROWS, dtype=np.int32), np.arange(ROWS, dtype=np.int32) % 2
     run = jax.jit(functools.partial(rollout, policy, env))
-    device = trajectories(run(params, KEY, task_N, sample_N, np.float32(1.0)), text.tokenizer)
+    device = trajectories(run(params, KEY, task_N, sample_N), text.tokenizer)
     host = HostPlayer(policy, plain_context(text.tokenizer), env.max_steps, env.action_width, 64)
     return device, host.play(text, params, KEY, task_N.tolist(), sample_N.tolist()), policy, params
 
