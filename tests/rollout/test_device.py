@@ -14,6 +14,7 @@ from steprl.envs.multihop import Multihop, demonstrate
 from steprl.envs.multihop import language as words
 from steprl.models import score
 from steprl.rollout import attempts, demonstrations, rollout, summary
+from steprl.sampling import Sampling
 from steprl.sharding import make_mesh, shard_rows
 from tests.rollout.markov import decoder, markov_policy
 
