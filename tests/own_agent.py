@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from steprl.envs.suite import Suite
 
 from steprl.algorithms import Algorithm, Credit
+from steprl.envs.suite import Suite
 from steprl.ops import broadcast_steps, masked_mean, reverse_recurrence
 
 COLOURS = ("red", "green", "blue")

@@ -24,13 +24,13 @@ from steprl.envs.games import Game
 from steprl.envs.opening import game_of, open_game
 from steprl.envs.suite import Suite, suite_of
 from steprl.models import decoder_config, make_policy
-from steprl.models.contract import check_policy
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
 from steprl.optimizer import make_optimizer, make_sft_optimizer, split_trainable
 from steprl.rollout import demonstrations, rollout, summary
 from steprl.rollout.anchors import with_device_anchors
 from steprl.rollout.device_growth import GrownBatch, grow
 from steprl.sampling import Sampling, sampling_of
+from steprl.session.language import own_policy
 from steprl.sft import make_sft_update
 from steprl.types import Params, Policy, StepBatch
 from steprl.update import Metrics, TrainState, initial_state, make_update, sizes_in_rows
@@ -73,7 +73,7 @@ def make_program(
     config: Config,
     method: Algorithm | None = None,
     env: Game | Suite | None = None,
-    policy: Policy | None = None,
+    policy: Any = None,
 ) -> Program:
     """The parts of a run of `config`, whose environment is a game on the device.
 
@@ -81,8 +81,9 @@ def make_program(
         config: sizes and the names of things are fixed; numbers of `TRACED` may be given anew with
             each call. `trainer.seed`, files, checkpoints and the mesh play no part.
         method: in place of the one that `algorithm.name` names.
-        game: in place of the one that `env.name` names; its settings are None. `env.game` holds.
-        policy: in place of a decoder of the shape of `model`. `model.freeze` and `logprob_chunk` hold.
+        env: a game of your own in place of the one that `env.name` names. `env.game` holds.
+        policy: see `steprl.models.modules.as_policy`, in place of the decoder of `model`.
+            `model.freeze` and `logprob_chunk` hold.
 
     Raises:
         ValueError: the environment is not on the device, settings do not fit each other, or a game
@@ -91,9 +92,10 @@ def make_program(
     _check(config)
     game = open_game(config.env) if env is None else game_of(suite_of(env, config.env.game))
     tokenizer = phrase_tokenizer(game.vocabulary)
-    if policy is not None:
-        check_policy(policy, len(tokenizer))
-    policy = policy or make_policy(_shape(config, len(tokenizer)))
+    if policy is None and config.model.name is None:
+        policy = make_policy(_shape(config, len(tokenizer)))
+    else:
+        policy = own_policy(config, policy, len(tokenizer))
     if method is None:
         method = algorithm(config.algorithm.name, config.algorithm.options)
     check_needs(method, config.algorithm.name, _offers(config, policy))
@@ -170,7 +172,7 @@ def make_train(
     config: Config,
     method: Algorithm | None = None,
     env: Game | Suite | None = None,
-    policy: Policy | None = None,
+    policy: Any = None,
 ) -> Callable[..., tuple[Params, Metrics]]:
     """`train(key, params=None, settings=None) -> (params, metrics)`, to be compiled and mapped.
 

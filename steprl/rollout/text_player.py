@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from steprl.config import RolloutConfig
 from steprl.envs import Env
+from steprl.models.contract import takes_trees
 from steprl.rollout.contexts import Context
 from steprl.rollout.host import HostPlayer
 from steprl.rollout.records import collate, pack
@@ -107,7 +108,12 @@ def text_player(
         return shard_rows(collate(played, max_steps, lengths, response), mesh)
 
     def batch_of_groups(groups: Sequence[Sequence[Trajectory]], rows: int) -> StepBatch:
-        return shard_rows(collate_trees(groups, max_steps, lengths, response, rows, widths), mesh)
+        return shard_rows(
+            collate_trees(
+                groups, max_steps, lengths, response, rows, widths, share=takes_trees(policy)
+            ),
+            mesh,
+        )
 
     def play(*arguments: Any, **settings: Any) -> StepBatch:
         return batch_of(explore(*arguments, **(settings | {"remember": False})).trajectories)

@@ -24,6 +24,7 @@ def collate_trees(
     response_length: int | None = None,
     rows: int | None = None,
     widths: Sequence[int] | None = None,
+    share: bool = True,
 ) -> StepBatch:
     """The batch of `collate` in which the rows of a group share the tokens that they begin with.
 
@@ -36,6 +37,7 @@ def collate_trees(
         rows: R, the same for all batches that one compiled program is to serve; None for the most
             trajectories of any group.
         widths: see `share_prefixes`; None for `tree_widths` of the largest of `lengths`.
+        share: False lays out no tree, for models that cannot attend along one.
 
     Raises:
         ValueError: there is no trajectory, a group is larger than `rows`, or see `collate`.
@@ -52,7 +54,8 @@ def collate_trees(
     for group in groups:
         empty = Trajectory(group[0].task if group else -1, 0, (), False, metrics=unknown)
         filled += [*group, *[empty] * (rows - len(group))]
-    return share_prefixes(collate(filled, max_steps, lengths, response_length), rows, widths)
+    batch = collate(filled, max_steps, lengths, response_length)
+    return share_prefixes(batch, rows, widths) if share else batch
 
 
 def tree_widths(longest: int) -> list[int]:

@@ -36,7 +36,8 @@ def own_policy(config: Config, policy: Any, vocab_size: int) -> Policy:
         made = as_policy(policy)
         check_policy(made, vocab_size)
     except ValueError as error:
-        raise ValueError(f"model.name={model.name}: {error}") from None
+        source = "" if model.name is None else f"model.name={model.name}: "
+        raise ValueError(f"{source}{error}") from None
     return made
 
 
