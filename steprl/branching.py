@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from steprl.config import BranchConfig, Config
-from steprl.models.scoring import score
 from steprl.ops import (
     appo_branching_scores,
     appo_future_value,
@@ -129,6 +128,8 @@ def make_plan(
     """
     if branching is None:
         return None
+    from steprl.models.scoring import score  # the table of methods is imported without models
+
     settings, temperature = config.algorithm.branch, config.rollout.temperature
     chunk, freeze = config.model.logprob_chunk, config.model.freeze
 
