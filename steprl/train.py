@@ -125,15 +125,13 @@ def _reinforce(
         optimizer = make_optimizer(config.actor, config.critic, updates)
         return initial_state(params, optimizer, config, method)
 
-    def learn(
+    def update(
         state: TrainState, batch: StepBatch, key: jax.Array, sampled: float | None
     ) -> tuple[TrainState, Metrics]:
         spent = share_spent(config, state.carried)
         optimizer = make_optimizer(config.actor, config.critic, updates, spent)
-        update = make_update(
-            policy, method, optimizer, sizes_in_rows(config, method.branching), mesh
-        )
-        return update(state, batch, key, sampled)
+        in_rows = sizes_in_rows(config, method.branching)
+        return make_update(policy, method, optimizer, in_rows, mesh)(state, batch, key, sampled)
 
     shapes = jax.eval_shape(fresh, params)
     shardings = state_shardings(shapes, mesh, session.rules)
@@ -143,7 +141,7 @@ def _reinforce(
     else:
         state = restore(folder, as_abstract(shapes, shardings)).state
     gather = make_gather(session)
-    update = jax.jit(learn, donate_argnums=0, out_shardings=(shardings, None))
+    compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     summarise = jax.jit(summary)
     seed = jax.random.key(trainer.seed)
     play_key, update_key = jax.random.fold_in(seed, 2), jax.random.fold_in(seed, 3)
@@ -176,7 +174,7 @@ def _reinforce(
                 jax.random.fold_in(update_key, iteration),
                 found.report.get("token/decoded"),
             )
-            state, learnt = update(state, found.batch, key, sampled)
+            state, learnt = compiled_update(state, found.batch, key, sampled)
             metrics |= jax.device_get(learnt)
             clock.lap("update")
             broken = bool(metrics["train/nonfinite"])

@@ -304,13 +304,20 @@ def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
 ):
     """The rewards of iteration 3 are NaN: what is saved is what iteration 2 left."""
 
-    def play(params, key, task_N, sample_N, sampling, split="train"):
-        batch = session.player.play(params, key, task_N, sample_N, sampling, split)
-        if split == "train" and task_N[0] == 2 * session.config.rollout.batch_size:
-            batch = dataclasses.replace(batch, reward_NS=batch.reward_NS * jnp.nan)
-        return batch
+    def gather(plan, sampling):
+        rollouts = session.player.gather(plan, sampling)
 
-    broken = session._replace(player=session.player._replace(play=play))
+        def broken_rollouts(params, key, task_N, sample_N, before):
+            experience = rollouts(params, key, task_N, sample_N, before)
+            if task_N[0] == 2 * session.config.rollout.batch_size:
+                reward_NS = experience.batch.reward_NS * jnp.nan
+                batch = dataclasses.replace(experience.batch, reward_NS=reward_NS)
+                experience = experience._replace(batch=batch)
+            return experience
+
+        return broken_rollouts
+
+    broken = session._replace(player=session.player._replace(gather=gather))
     with pytest.raises(FloatingPointError, match="iteration 3: loss or gradient is not finite"):
         train(broken, from_warm)
     assert all_steps(from_warm / "checkpoints") == [3]

@@ -22,7 +22,7 @@ from steprl.laboratory import make_train
 from steprl.optimizer import make_optimizer
 from steprl.rollout import attempts, summary, text_player
 from steprl.rollout.contexts import plain_context
-from steprl.rollout.device import answer, batch_of_turns, next_chunk
+from steprl.rollout.device import answer, batch_of_steps, next_chunk
 from steprl.sampling import generate, trajectory_key
 from steprl.session import Session
 from steprl.sharding import state_shardings
@@ -191,7 +191,7 @@ def played_by_turns(policy: Policy, env: Any) -> Play:
     @jax.jit
     def batch_of(prompt_NP: Any, turns: Any, task_N: jax.Array, sample_N: jax.Array) -> StepBatch:
         together = jax.tree.map(lambda *x: jnp.stack(x), *turns)
-        return batch_of_turns(env, prompt_NP, together, task_N, sample_N)
+        return batch_of_steps(env, prompt_NP, together, task_N, sample_N)
 
     def play(
         train_state: Any, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray

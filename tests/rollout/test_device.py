@@ -207,7 +207,7 @@ def test_rows_on_eight_devices_are_those_of_one(model, batch, devices):
     mesh = make_mesh(MeshConfig(), devices)
     task, sample = shard_rows((TASK, SAMPLE), mesh)
     run = jax.jit(functools.partial(rollout, model[0], ENV))
-    sharded = run(model[1], KEY, task, sample, np.float32(1.0))
+    sharded = run(model[1], KEY, task, sample)
     assert len(sharded.tokens_NT.sharding.device_set) == 8
     assert sharded.tokens_NT.addressable_shards[0].data.shape[0] == ROWS // 8
     assert_same(batch, jax.device_get(sharded))
