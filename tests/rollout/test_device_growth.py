@@ -16,7 +16,7 @@ from steprl.envs.games import text_game
 from steprl.envs.opening import open_game
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
 from steprl.ops import nonblank_tokens
-from steprl.rollout import attempts, text_player, trajectories, with_anchors
+from steprl.rollout import attempts, device_player, text_player, trajectories, with_anchors
 from steprl.rollout.anchors import with_device_anchors
 from steprl.rollout.branching import grow as grow_on_host
 from steprl.rollout.contexts import plain_context
@@ -54,6 +54,7 @@ class Grower(NamedTuple):
     host: object  # seed -> (Grown, its batch)
     device: object  # seed -> GrownBatch
     one: object  # key -> GrownBatch, not compiled
+    plan: Plan
     order: object  # Grown -> the row of the program's batch that each trajectory should be
 
 
@@ -63,15 +64,24 @@ def some_ratio(params, before, batch):
     return jnp.where(batch.step_ids_NT >= 0, changed, 0.0).astype(jnp.float32)
 
 
-@functools.cache
-def setting(world: World):
-    """The game, the player of its text on the host, and parameters."""
-    config = small_config(
+def config_of(world: World):
+    return small_config(
         "env.multihop.num_entities=4", "env.multihop.max_hops=3", *world.game,
         f"actor.ppo_mini_batch_size={world.n}", f"rollout.n={world.n}",
         f"rollout.batch_size={world.tasks}",
     )  # fmt: skip
-    game, mesh = open_game(config.env), make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@functools.cache
+def game_of_world(world: World):
+    return open_game(config_of(world).env)
+
+
+@functools.cache
+def setting(world: World):
+    """The game, the player of its text on the host, and parameters."""
+    config = config_of(world)
+    game, mesh = game_of_world(world), make_mesh(MeshConfig(), jax.devices()[:1])
     tokenizer = phrase_tokenizer(game.vocabulary)
     env, text = game.make(False), text_game(game)
     length = env.prompt_width + env.max_steps * (env.action_width + env.observation_width)
@@ -125,6 +135,7 @@ def grower(world: World, method: str, told: bool) -> Grower:
         functools.cache(host),
         functools.cache(lambda seed: jax.device_get(compiled(jax.random.key(seed)))),
         one,
+        plan,
         order,
     )
 
@@ -159,6 +170,29 @@ def tokens_of(batch, row, x_NT):
     """
     end = np.flatnonzero(batch.step_ids_NT[row] >= 0)[-1] + 1
     return x_NT[row][:end][batch.segment_ids_NT[row][:end] > 0]
+
+
+CHANCE = WIDE._replace(name="games of chance", game=("env.multihop.search_failure=0.3",))
+
+
+@pytest.mark.parametrize("method", ["branpo", pytest.param("appo", marks=pytest.mark.slow)])
+def test_where_searches_fail_by_chance_the_same_episodes_are_continued(method):
+    """The loop of the host, over the device's episodes, as a text draws chances of its own."""
+    grow = grower(CHANCE, method, False)
+    game, mesh = game_of_world(CHANCE), make_mesh(MeshConfig(), jax.devices()[:1])
+    player = device_player(game.make, CHANCE.policy, mesh, phrase_tokenizer(game.vocabulary))
+    params = CHANCE.policy.init(jax.random.key(0))
+    task_N, sample_N = (x.astype(np.int32) for x in attempts(3, CHANCE.tasks, CHANCE.n))
+    grown = grow_on_host(player, grow.plan, params, jax.random.key(SEEDS[0]), task_N, sample_N)
+    rows = [one for group in grown.groups for one in group]
+    host, device = jax.device_get(player.collate(rows)), grow.device(SEEDS[0]).batch
+    for row, own in enumerate(grow.order(grown)):
+        for name in ("tokens_NT", "step_ids_NT", "positions_NT"):
+            np.testing.assert_array_equal(
+                tokens_of(device, own, getattr(device, name)),
+                tokens_of(host, row, getattr(host, name)),
+                err_msg=f"{name}, row {row}",
+            )
 
 
 @every_case
