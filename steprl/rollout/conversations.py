@@ -84,8 +84,8 @@ def _written(conversation: Conversation, index: int, chat: ChatFormat) -> tuple[
     written = chat.render([*messages, message], prompt=False, **tools)
     if not written.startswith(context):
         raise ValueError("the chat template does not write this reply behind its generation prompt")
-    reply, found, _ = written[len(context) :].rpartition(chat.stop)
-    if not found:
+    reply, stop_text, _ = written[len(context) :].rpartition(chat.stop)
+    if not stop_text:
         raise ValueError(f"the chat template does not end this reply with {chat.stop}")
     if set(chat.encode(reply)) & set(chat.stop_ids):
         raise ValueError("a stop token inside of a reply, which would have ended it")

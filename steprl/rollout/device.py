@@ -165,8 +165,8 @@ def _episodes(
     def turn_of(carry: Any, turn: jax.Array) -> Any:
         state, memory, start_N, chunk_N, alive_N = carry
         extra = (state,) if act_sees_state else ()
-        found, memory = act(memory, start_N, alive_N, turn, *extra)
-        new_state, out, over_N = answer(env, state, found, alive_N)
+        sampled, memory = act(memory, start_N, alive_N, turn, *extra)
+        new_state, out, over_N = answer(env, state, sampled, alive_N)
         size_N, shown_N = jnp.sum(out.action_mask, axis=1), jnp.sum(out.observation_mask, axis=1)
         memory = remember(memory, out.action, size_N, out.observation)
         # The next chunk begins with this action's last token, at the place behind the others.

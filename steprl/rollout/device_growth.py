@@ -160,8 +160,8 @@ def _grow_by_contrast(
 # --- Rows ------------------------------------------------------------------------------------------
 
 
-def _both(one: StepBatch, other: StepBatch) -> StepBatch:
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)
+def _both(first: StepBatch, second: StepBatch) -> StepBatch:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 
 def _with_branches(

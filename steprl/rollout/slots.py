@@ -76,9 +76,9 @@ def device_functions(
 
     @functools.partial(jax.jit, static_argnames="rows")  # tracing a deep model takes its time: once
     def hidden(params: Params, rows: int) -> jax.Array:
-        one = jnp.zeros((rows, 1), jnp.int32)
+        token = jnp.zeros((rows, 1), jnp.int32)
         cache = jax.eval_shape(lambda: policy.init_cache(rows, context_length))
-        shape = jax.eval_shape(policy.apply, params, one, one, one, cache)[0]
+        shape = jax.eval_shape(policy.apply, params, token, token, token, cache)[0]
         return jnp.zeros((rows, shape.shape[-1]), shape.dtype)
 
     init_cache = lambda rows: policy.init_cache(rows, context_length)  # noqa: E731
