@@ -108,12 +108,12 @@ def continue_all(
     at_a_time = _AT_A_TIME * len(rollouts.trajectories)
     for first in range(0, len(points), at_a_time):
         part = points[first : first + at_a_time]
-        found = player.branch(params, key, rollouts, part, **how)
+        continued = player.branch(params, key, rollouts, part, **how)
         returns += [
-            discounted_return(one, point.step, gamma)
-            for point, one in zip(part, found.trajectories, strict=True)
+            discounted_return(trajectory, point.step, gamma)
+            for point, trajectory in zip(part, continued.trajectories, strict=True)
         ]
-        usage = jax.tree.map(lambda a, b: a + b, usage, found.usage)
+        usage = jax.tree.map(lambda a, b: a + b, usage, continued.usage)
         watch(len(returns) / len(points))
     return_sm = np.array(returns).reshape(len(row_s), continuations)
     return Truth(row_s, reward_s, last_s, return_sm, gamma), usage
