@@ -64,8 +64,8 @@ def prepare(
     settings = config.algorithm
     metrics = _batch_metrics(batch, old)
     informative_N = informative_groups(scores(batch), group_ids(batch), batch.task_N.shape[0])
-    told = ModelScores(reference_NT, old.final_value_N)
-    batch, reward_states, report = transform_rewards(batch, carried, told, settings)
+    model_scores = ModelScores(reference_NT, old.final_value_N)
+    batch, reward_states, report = transform_rewards(batch, carried, model_scores, settings)
     credit = method.credit(batch, old.value_NT, settings)
     metrics |= report | _advantage_metrics(credit, batch)
     if "critic" in method.needs:
