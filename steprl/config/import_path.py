@@ -119,8 +119,8 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         parameters = inspect.signature(function).parameters
     except ValueError:
         return {"options": inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)}
-    other = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-    return {key: value for key, value in parameters.items() if value.kind not in other}
+    not_by_name = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+    return {key: value for key, value in parameters.items() if value.kind not in not_by_name}
 
 
 def _import(name: str, module_name: str, setting: str) -> Any:

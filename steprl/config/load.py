@@ -109,13 +109,13 @@ def _check_known(tree: Any, kind: type, prefix: str) -> None:
 
 
 def _paths(kind: type, prefix: str = "") -> list[str]:
-    found = []
+    paths = []
     for field in dataclasses.fields(kind):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            found += _paths(field.type, f"{prefix}{field.name}.")
+            paths += _paths(field.type, f"{prefix}{field.name}.")
         else:
-            found.append(prefix + field.name)
-    return found
+            paths.append(prefix + field.name)
+    return paths
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:

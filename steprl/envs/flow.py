@@ -279,8 +279,8 @@ class _Live:
                 kept.popitem(last=False)
 
     def take(self, state: FlowState) -> Generator[Any, str, Any] | None:
-        found = self._kept.pop(id(state), None)
-        return found[1] if found else None
+        entry = self._kept.pop(id(state), None)
+        return entry[1] if entry else None
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
         return _Live, (self._limit,)  # another process replays

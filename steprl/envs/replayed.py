@@ -147,8 +147,8 @@ def replayed(
         raise ValueError(f"max_steps={max_steps} starts at 1")
     if context not in CONTEXTS:
         raise ValueError(f"context: {context!r}; choose from {', '.join(CONTEXTS)}")
-    said = {"system": system, "tools": tools, "metrics": metrics, "max_steps": max_steps}
-    attributes = {"context": context, **{k: v for k, v in said.items() if v is not None}}
+    optional = {"system": system, "tools": tools, "metrics": metrics, "max_steps": max_steps}
+    attributes = {"context": context, **{k: v for k, v in optional.items() if v is not None}}
     return ReplayedEnvironment(make, engines, snapshot_every, attributes)
 
 
@@ -266,12 +266,12 @@ class ReplayedEnvironment:
             done = 0
             begun, observation = self._begin(lent, state.task)
             if begun.digests != state.digests[:1]:
-                raise ReplayError(_other(state, 0, observation))
+                raise ReplayError(_divergence(state, 0, observation))
         for at in range(done, len(state.actions)):
             (observation, *_), digest = _step(engine, state.actions[at])
             self._count(replayed=1)
             if digest != state.digests[at + 1]:
-                raise ReplayError(_other(state, at + 1, observation))
+                raise ReplayError(_divergence(state, at + 1, observation))
 
 
 def _leads_to(before: ReplayedState, state: ReplayedState) -> bool:
@@ -313,7 +313,7 @@ def _digest(*seen: Any) -> str:
     return hashlib.blake2b(json.dumps(seen).encode(), digest_size=8).hexdigest()
 
 
-def _other(state: ReplayedState, steps: int, observation: Observation) -> str:
+def _divergence(state: ReplayedState, steps: int, observation: Observation) -> str:
     after = (
         f"action {steps} of {len(state.actions)}, {state.actions[steps - 1]!r}," if steps else ""
     )

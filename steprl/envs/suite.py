@@ -132,13 +132,13 @@ def shaped(suite: Suite, shape: GameConfig) -> Suite:
 def _of_environments(splits: Mapping[str, Env], source: str | None) -> Suite:
     """What environments say of themselves; the first speaks for all."""
     first = next(iter(splits.values()), None)
-    said: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         name: value
         for name in ("system", "tools", "context", "max_steps")
         if (value := getattr(first, name, None))
     }
     try:
-        return Suite(splits=splits, workers=_WORKERS, **said)
+        return Suite(splits=splits, workers=_WORKERS, **attributes)
     except ValueError as error:
         raise ValueError(f"{source}: {error}" if source else str(error)) from None
 

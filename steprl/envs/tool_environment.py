@@ -185,10 +185,10 @@ class ToolEnvironment:
         """
         if state.answer is not None or len(state.turns) >= self.max_steps:
             raise ValueError("the episode is over: step again from an earlier state, or reset")
-        said = action.rpartition("</think>")[2]
-        calls, errors = parse_tool_calls(said, self._tools)
+        reply = action.rpartition("</think>")[2]
+        calls, errors = parse_tool_calls(reply, self._tools)
         if not calls and not errors:
-            return self._end(state, action, _answer(said))
+            return self._end(state, action, _answer(reply))
         for call in calls[self.max_calls :]:
             text = f"Not called: only {self.max_calls} calls are made in one step."
             errors.append(CallError(call.place, "too_many", text, call.name))
@@ -218,18 +218,20 @@ class ToolEnvironment:
         return self.tasks[state.task % len(self.tasks)]
 
 
-def _answer(said: str) -> str:
-    marked = _ANSWER.findall(said)
-    return (marked[-1] if marked else said).strip()
+def _answer(reply: str) -> str:
+    marked = _ANSWER.findall(reply)
+    return (marked[-1] if marked else reply).strip()
 
 
-def _info(outcomes: tuple[Outcome, ...], made: int, success: bool, reason: str) -> dict[str, Any]:
+def _info(
+    outcomes: tuple[Outcome, ...], call_count: int, success: bool, reason: str
+) -> dict[str, Any]:
     """Numbers and texts only, which is what the record of a step keeps."""
     return {
         "success": success,
         "valid": not reason,
         "reason": reason,
-        "tool_calls": made,
+        "tool_calls": call_count,
         "tool_errors": sum(not outcome.ok for outcome in outcomes),
         "tool_outcomes": json.dumps([outcome.record() for outcome in outcomes]),
     }

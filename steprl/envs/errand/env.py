@@ -123,7 +123,7 @@ class Errand:
         """ "bring the hot apple from the box to the desk, the ... ." as tokens."""
         errands = self.config.errands
         every = lambda token: jnp.full(errands, token, jnp.int32)  # noqa: E731
-        said = [
+        columns = [
             every(words.AND).at[0].set(words.BRING),
             state.wanted + words.FIRST_FORM - 1,
             state.kind[:errands] + words.FIRST_KIND,
@@ -133,8 +133,8 @@ class Errand:
             state.target + words.FIRST_LOCATION,
         ]
         if not self.config.transform:
-            del said[1]
-        return jnp.append(jnp.stack(said, axis=1).reshape(-1), words.STOP).astype(jnp.int32)
+            del columns[1]
+        return jnp.append(jnp.stack(columns, axis=1).reshape(-1), words.STOP).astype(jnp.int32)
 
     def step(self, state: ErrandState, action: jax.Array) -> tuple[ErrandState, DeviceObservation]:
         """One command of two tokens, [2]. What cannot be done now is answered "nothing happens"."""
@@ -152,14 +152,14 @@ class Errand:
         is_station = (location >= STATION) & (location < DOOR)
         exists = (location < config.places) | (location == DOOR) | (is_station & config.transform)
         open_here = jnp.any((place == here) & ~state.closed)
-        asked = valid & (state.kind == kind)
+        is_named = valid & (state.kind == kind)
 
         goes = valid & (verb == words.GO) & exists
         opens = valid & (verb == words.OPEN) & (location == here) & (place == here) & state.closed
-        takes = asked & (verb == words.TAKE) & (state.where == here) & open_here & ~jnp.any(held)
-        puts = asked & (verb == words.PUT) & held & open_here
+        takes = is_named & (verb == words.TAKE) & (state.where == here) & open_here & ~jnp.any(held)
+        puts = is_named & (verb == words.PUT) & held & open_here
         at_station = (here >= STATION) & (here - STATION == verb - words.HEAT)
-        changes = asked & held & at_station
+        changes = is_named & held & at_station
 
         now = state._replace(
             where=jnp.where(takes, HAND, jnp.where(puts, here, state.where)),

@@ -85,8 +85,8 @@ class Shop:
         number, options = len(words.COLOURS), config.options
         split = jax.random.fold_in(jax.random.key(0), jnp.asarray(self.heldout, jnp.uint32))
         # All numbers at once: each call of a generator costs a second to compile.
-        asked = ((purchases, number), (purchases, options), (purchases, 1))
-        shapes = ((goods,), (goods, number), *asked)
+        wish_shapes = ((purchases, number), (purchases, options), (purchases, 1))
+        shapes = ((goods,), (goods, number), *wish_shapes)
         ends = np.cumsum([math.prod(shape) for shape in shapes])
         drawn = jax.random.uniform(jax.random.fold_in(split, task), (ends[-1],))
         parts = zip(jnp.split(drawn, ends[:-1]), shapes, strict=True)
