@@ -139,10 +139,10 @@ def make_plan(
         scores = score(policy, combine(before, frozen), batch, temperature, chunk)
         return batch.logprob_NT - scores.logprob_NT
 
-    asked = isinstance(branching, ByScore) and branching.future_value
+    needs_ratio = isinstance(branching, ByScore) and branching.future_value
     return Plan(
         np.asarray(nonblank_tokens(texts)), config.algorithm.gamma, branching, settings,
-        config.rollout.n, log_ratio if asked else None,
+        config.rollout.n, log_ratio if needs_ratio else None,
     )  # fmt: skip
 
 

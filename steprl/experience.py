@@ -32,10 +32,12 @@ def make_gather(session: Session) -> Gather:
     def gather(
         state: TrainState, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray
     ) -> Experience:
-        found = rollouts(state.params, key, task_N, sample_N, state.carried.get("previous"))
+        experience = rollouts(state.params, key, task_N, sample_N, state.carried.get("previous"))
         if "anchors" in method.needs:
             similarity = config.algorithm.similarity_thresh
-            found = found._replace(batch=with_anchors(found.batch, player.tokenizer, similarity))
-        return found
+            experience = experience._replace(
+                batch=with_anchors(experience.batch, player.tokenizer, similarity)
+            )
+        return experience
 
     return gather

@@ -106,7 +106,7 @@ def warm_start(
             stop = False
             if step % 10 == 0 or step == sft.steps:
                 plain = {name: float(value) for name, value in metrics.items()}
-                plain["train/nonfinite"] = sum(float(one) for one in broken)  # since the last row
+                plain["train/nonfinite"] = sum(float(flag) for flag in broken)  # since the last row
                 broken.clear()
                 if plain["train/nonfinite"]:
                     saver.save(step, state, {"phase": "sft"})
