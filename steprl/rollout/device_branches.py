@@ -126,7 +126,7 @@ def _continued(
     begun_KA = jnp.where(taken_KA, memory.steps.action[first_K, origin_K], 0)
     index_A = jnp.arange(env.action_width)[None]
 
-    # The last token before the first that is sampled, wherever in the row it stands.
+    # The last token before the first that is sampled, wherever in the row it is.
     tokens_KT = batch.tokens_NT[origin_K]
     block = env.action_width + env.observation_width
     end_K = env.prompt_width + first_K * block + token_K

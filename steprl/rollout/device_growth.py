@@ -101,7 +101,7 @@ def _grow_by_score(
 
 
 class _Loop(NamedTuple):
-    """All that one wave hands to the next."""
+    """All that one wave passes to the next."""
 
     wave: Wave
     kept: DeviceStep  # [S, N, ...] of the continuations that contrast

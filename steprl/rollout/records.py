@@ -168,8 +168,8 @@ def pack(
     """Several trajectories a row, contexts kept apart by segment ids: for supervised training only.
 
     The table of steps is empty, since the trajectories of a row would share it; the success of a row
-    is that of all its trajectories. Supports and final observations stay behind: the likelihood of a
-    demonstration is that of the whole vocabulary, and nobody asks for the value of its end.
+    is that of all its trajectories. Supports and final observations are dropped: the likelihood of a
+    demonstration is over the whole vocabulary, and the value of its end is not used.
 
     Args:
         rows: what each row holds.

@@ -26,7 +26,7 @@ class BranchPoint(NamedTuple):
 
 
 class Rollouts(NamedTuple):
-    """Trajectories, what they cost, and how to continue from their steps, where that was asked for."""
+    """Trajectories, what they cost, and what continuing from their steps needs, if it was kept."""
 
     trajectories: list[Trajectory]
     usage: Usage
@@ -38,7 +38,7 @@ class Experience(NamedTuple):
 
     batch: StepBatch
     report: dict[str, Any]
-    trajectories: Callable[[], Sequence[Trajectory]]  # made when they are asked for
+    trajectories: Callable[[], Sequence[Trajectory]]  # made when called
 
 
 def add_usage(one: Usage, other: Usage) -> Usage:

@@ -82,7 +82,7 @@ def device_functions(
         return jnp.zeros((rows, shape.shape[-1]), shape.dtype)
 
     init_cache = lambda rows: policy.init_cache(rows, context_length)  # noqa: E731
-    # `prepare` as it is: under jit, what it only hands through would be copied.
+    # `prepare` as it is: under jit, what it only passes through would be copied.
     return Device(policy.prepare, init_cache, hidden, read, act, copy)
 
 
@@ -141,7 +141,7 @@ def read_new(
     """Reads contexts that begin in their row, each different one once, whatever number of rows has it.
 
     They are read a few at a time in rows of their own and copied, so that attempts at one task pay for
-    one prompt, and the numbers are the same whoever else is read.
+    one prompt, and the numbers do not depend on what else is read.
 
     Args:
         contexts: of each row, None for rows that take no part.

@@ -2,7 +2,7 @@
 
 The rows of a batch stay as they are, one trajectory each, and so do credit and loss. What is laid
 out beside them (`StepBatch.tree`) says which tokens are the same: those with the same tokens before
-them in their context. That follows from the tokens alone, whoever branched from whom, so rebuilt
+them in their context. That follows from the tokens alone, whichever row branched from which, so rebuilt
 contexts share what they begin with too, those of one trajectory with each other as well.
 """
 
@@ -76,7 +76,7 @@ def tree_widths(longest: int) -> list[int]:
 def share_prefixes(batch: StepBatch, rows: int, widths: Sequence[int]) -> StepBatch:
     """The batch with a `tree` over each `rows` rows in turn.
 
-    The contexts of a group are sorted, so that each stands beside the one that it shares most with,
+    The contexts of a group are sorted, so that each is next to the one that it shares most with,
     and cut into blocks of at most the largest width; what two blocks share is in both.
 
     Args:
