@@ -89,7 +89,7 @@ def run_audit(
     threshold: float | None = None,
     watch: Callable[[str, float], None] = lambda phase, share: None,
 ) -> Audit:
-    """Plays tasks, goes on from every step many times, and compares.
+    """Plays tasks, continues from every step many times, and compares.
 
     Rollouts are sampled as in training (rollout.temperature, top_k, top_p), no more at a time than an
     iteration of training plays. Rewards are those of the environment, discounted by algorithm.gamma.
@@ -101,11 +101,11 @@ def run_audit(
         critic: the parameters have a trained one.
         older: parameters of an earlier checkpoint, for APPO's score.
         threshold: enumerate as well, down to this probability; None does not.
-        watch: told the phase and which share of it is done.
+        watch: called with the phase and the share of it that is done.
 
     Raises:
-        ValueError: a number is too small, no such split, the environment cannot branch or, where that
-            is asked for, not be enumerated; or nothing was played.
+        ValueError: a number is too small, no such split, the environment cannot branch or, with a
+            threshold, cannot be enumerated; or nothing was played.
     """
     player, mesh = session.player, session.mesh
     for name, number, least in (

@@ -54,7 +54,7 @@ def check(suite: Suite, config: Config, threshold: float) -> None:
 class _Level(NamedTuple):
     """Tokens that were kept at one depth, and what they lead to."""
 
-    parent_c: np.ndarray  # context of the level that each token goes on from
+    parent_c: np.ndarray  # context of the level that each token continues
     prob_c: np.ndarray
     whole_c: np.ndarray  # bool, the token ends its action
     reward_c: np.ndarray
@@ -133,7 +133,7 @@ def _compiled(policy: Policy, env: Any, sampling: Sampling) -> Any:
 
 
 class _Contexts(NamedTuple):
-    """What the policy may go on from at one depth, a row each."""
+    """The contexts that the policy may continue at one depth, a row each."""
 
     prob_KV: np.ndarray  # of the next token
     cache: Any

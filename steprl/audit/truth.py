@@ -88,7 +88,7 @@ def continue_all(
         continuations: M, from each state, at least 2.
         first_sample: the random streams are named by numbers from here on, each used once.
         gamma: discount a step.
-        watch: told which share is done.
+        watch: called with the share that is done.
         how: sampling, split.
 
     Returns:

@@ -52,8 +52,8 @@ TRACED = (
 
     clip_fraction  `actor.clip_fraction`: the clip of the ratio moves until this share of the tokens is
                    clipped, so that ratios of tokens, steps and sequences are held back alike
-    token_budget   `trainer.token_budget`: a run stands still when it has sampled so many tokens: from
-                   then on its metrics are NaN, but for `token/decoded`, 0, and `token/total`
+    token_budget   `trainer.token_budget`: a run stops training when it has sampled this many tokens:
+                   from then on its metrics are NaN, but for `token/decoded`, 0, and `token/total`
 """
 _SHORT = {"clip_fraction": "actor.clip_fraction", "token_budget": "trainer.token_budget"}
 
@@ -120,13 +120,13 @@ def make_program(
         run_iteration = lambda state: play_and_learn(state, key, config_now)  # noqa: E731
         _, shapes = jax.eval_shape(run_iteration, state)
 
-        def stand_still(state: TrainState) -> tuple[TrainState, Metrics]:
+        def skip_iteration(state: TrainState) -> tuple[TrainState, Metrics]:
             nothing = {name: jnp.full(x.shape, jnp.nan, x.dtype) for name, x in shapes.items()}
             known = {"token/decoded": jnp.zeros(()), "token/total": state.carried["tokens"]}
             return state, nothing | known
 
-        # One run after another, this costs nothing; side by side, all go on until the last stands.
-        return jax.lax.cond(state.carried["tokens"] >= budget, stand_still, run_iteration, state)
+        # Without vmap a stopped run costs nothing; under vmap, all compute until the last one stops.
+        return jax.lax.cond(state.carried["tokens"] >= budget, skip_iteration, run_iteration, state)
 
     def play_and_learn(
         state: TrainState, key: jax.Array, config_now: Config

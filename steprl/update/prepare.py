@@ -55,8 +55,8 @@ def prepare(
 
     Args:
         batch: N trajectories, as rollouts gave them.
-        old: of the batch under the parameters of now.
-        reference_NT: log-probs under the policy that training began with, where something asks for it.
+        old: of the batch under the current parameters.
+        reference_NT: log-probs under the policy that training began with, if something needs it.
         carried: of the train state; the states of the reward transforms are read.
         method: row of the table of algorithms.
         config: settings of the run.
