@@ -106,7 +106,7 @@ def _chat(options: argparse.Namespace, console: Console) -> int:
 
 
 def _questioned(talk: _Talk, config: Any) -> Any:
-    """The suite that questions are played through, if any: of the one asked for, or of the run."""
+    """The suite that questions are played through, if any: of --env, or of the run."""
     from steprl.config import Config
     from steprl.envs.opening import open_suite
 

@@ -119,7 +119,7 @@ def _paths(kind: type, prefix: str = "") -> list[str]:
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Every value lies in the range or among the names that stand beside its field."""
+    """Every value lies in the range or among the names that are declared with its field."""
     for field in dataclasses.fields(config):
         value, allowed = getattr(config, field.name), field.metadata
         key = prefix + field.name

@@ -100,7 +100,7 @@ class BranchConfig:
     threshold: float = setting(0.8, -1e9, 1e9)  # branpo: returns from here on are correct
     # appo, arpo: attempts at a task that begin anew, the others of rollout.n branch off; None = half
     initial: int | None = setting(None, 1)
-    # appo: what tells how much a token changes the rest. "previous": the policy now against the one
+    # appo: what measures how much a token changes the rest. "previous": the policy now against the one
     # before the last update; "none": nothing, branches start where the entropy is high.
     future_value: str = setting("previous", choices=("previous", "none"))
     future_clip: float = setting(0.2, 0.0)  # 0 = none

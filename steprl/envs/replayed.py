@@ -1,6 +1,6 @@
 """Environments whose state is hidden, in a JVM or a C library, as environments whose state is a value.
 
-The state is what was done: the task and the actions. An engine that stands at a state goes on with one
+The state is what was done: the task and the actions. An engine that is at a state continues with one
 step; any other is brought there by its own snapshot, or by a reset and the same actions again.
 """
 
@@ -74,7 +74,7 @@ class Counts(NamedTuple):
     """What an environment has cost so far.
 
     Attributes:
-        steps: steps that were asked for.
+        steps: steps that callers took.
         replayed: steps that were made again, to come back to a state.
         resets, restores: of engines, for the same end or for a new episode.
         engines: how many were made.
@@ -101,7 +101,7 @@ def replayed(
     """The value protocol of `steprl.envs.Env` over engines that hide their state.
 
     Many threads may step at once. There are never more than `engines` engines: a thread takes the one
-    that stands at its state, or the least recently used one, and waits while all are busy. So let
+    that is at its state, or the least recently used one, and waits while all are busy. So let
     there be one for each episode that is played at the same time: with fewer, most steps are replays.
 
     It can be pickled, without its engines, if `make` can.
@@ -306,7 +306,7 @@ def _observation(value: Any) -> Observation:
         raise TypeError(
             f"an engine gave {type(value).__name__} as an observation; expected text or messages"
         )
-    return json.loads(json.dumps(list(value)))  # the engine may go on to change its list
+    return json.loads(json.dumps(list(value)))  # the engine may change its list later
 
 
 def _digest(*seen: Any) -> str:

@@ -33,7 +33,7 @@ class Suite:
         sizes: tasks of a split, where there are finitely many.
         system: the system message for chat models.
         tools: schemas for the chat template.
-        context: "extend": an observation is added to what was before; "rebuild": it stands for all.
+        context: "extend": an observation is added to what was before; "rebuild": it replaces all.
         max_steps: steps of an episode at most; None: `rollout.max_steps`.
         vocabulary: phrases of a small language of its own, which a model may learn from nothing; None:
             it is played in natural language, by a pretrained model.

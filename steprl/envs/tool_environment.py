@@ -53,8 +53,8 @@ class ToolEnvironment:
     """The value protocol of `steprl.envs.Env` around functions that a model may call.
 
     Each step, the calls of the action are made side by side and answered. An action without a call is
-    the answer, and ends the episode: its last `<answer>...</answer>`, or all of it. What stands before
-    the last `</think>` is neither called nor answered with. A call that cannot be read or made costs a
+    the answer, and ends the episode: its last `<answer>...</answer>`, or all of it. Text before
+    the last `</think>` is neither called nor part of the answer. A call that cannot be read or made costs a
     step, and the observation says what was wrong.
 
     Tools should depend on their arguments only: a branch calls them again.
@@ -68,7 +68,7 @@ class ToolEnvironment:
             episodes that run out of steps, have 0.
         observe: `observe(task, state)` is what the model sees after a step: text, or the messages of
             the whole conversation; None for the `<tool_response>` blocks of the last turn.
-        context: "extend": observations are added to what was before; "rebuild": each stands for all
+        context: "extend": observations are added to what was before; "rebuild": each replaces all
             that was, which needs `observe`.
         system: the system line, for chat models.
         max_steps: the step after which an episode without an answer is truncated.

@@ -5,7 +5,7 @@ what to bring from where to where, and how it is wanted: "bring the hot apple fr
 The player starts at the door with free hands, and one thing can be carried. A command is a verb and a
 noun: go and open take a place; take, put, heat, wash and cool take a thing. Places that are closed
 must be opened before anything is taken out or put in; stove, sink and fridge make what is in the
-hand hot, clean or cold, and undo what it was before. Every mistake can be made good.
+hand hot, clean or cold, and undo what it was before. Every mistake can be undone.
 
 Each errand has a source and a target of its own, so the best play of every task has the same number of
 steps, `ErrandConfig.horizon`:
@@ -213,7 +213,7 @@ def _sight(state: ErrandState) -> jax.Array:
 
 
 def closed_here(state: ErrandState) -> jax.Array:
-    """[] bool: the player stands before a closed place."""
+    """[] bool: the player is at a closed place."""
     return jnp.any(state.closed & (jnp.arange(state.closed.shape[0]) == state.here))
 
 
