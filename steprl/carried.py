@@ -39,7 +39,7 @@ class Carry(NamedTuple):
     name: str  # of its place in `TrainState.carried`
     init: Callable[[Params, Config], Any]
     update: Callable[[Any, Seen, Config], Any]
-    needed: Callable[[Config], bool] = _always  # whether the settings ask for it
+    needed: Callable[[Config], bool] = _always  # whether the settings need it
 
 
 def _copy(trainable: Params, config: Config) -> Params:
@@ -110,4 +110,4 @@ def share_spent(config: Config, carried: Mapping[str, Any]) -> jax.Array | None:
 
 
 OF_EVERY_METHOD = (REFERENCE, CLIP, TOKENS)
-"""Those that settings ask for, whatever the method; a method names its own in `Algorithm.carries`."""
+"""Those that settings need, whatever the method; a method names its own in `Algorithm.carries`."""

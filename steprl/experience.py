@@ -18,7 +18,7 @@ Gather = Callable[[TrainState, jax.Array, np.ndarray, np.ndarray], Experience]
 
 
 def make_gather(session: Session) -> Gather:
-    """The rollouts of the session's method, with the branches that it asks for."""
+    """The rollouts of the session's method, with the branches that it needs."""
     config, player, method = session.config, session.player, session.method
     size = session.vocab_size if method.branching else 0
     texts = [player.tokenizer.decode([token]) for token in range(size)]

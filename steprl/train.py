@@ -4,7 +4,7 @@
     iteration  play tasks -> one update -> metrics, and now and then an evaluation and a checkpoint
 
 All randomness follows from the seed and the iteration, and so do the tasks: a checkpoint is the
-train state alone, and a run that was stopped goes on bit for bit.
+train state alone, and a run that was stopped resumes bit for bit.
 """
 
 import signal
@@ -33,7 +33,7 @@ from steprl.update import Metrics, TrainState, initial_state, make_update, sizes
 
 
 class Event(NamedTuple):
-    """What a run tells whoever watches: phase "sft" or "rl", the step, its last step, metrics."""
+    """What a run reports to `watch`: phase "sft" or "rl", the step, its last step, metrics."""
 
     phase: str
     step: int
@@ -44,7 +44,7 @@ class Event(NamedTuple):
 def train(
     session: Session, run: Path, watch: Callable[[Event], None] = lambda event: None
 ) -> tuple[Params, list[str]]:
-    """Runs the warm start and the training of a configuration, from wherever `run` stands.
+    """Runs the warm start and the training of a configuration, from wherever `run` has come to.
 
     Args:
         session: from `setup`.
@@ -232,7 +232,7 @@ class _Clock:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a question asked between steps; the second one acts at once."""
+    """Turns the first Ctrl-C into a flag that is read between steps; the second one acts at once."""
     stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop_requested.is_set
