@@ -245,7 +245,7 @@ def enumerated(bounds: Bounds) -> dict[str, np.ndarray]:
 
 
 def as_record(audit: Audit) -> dict[str, Any]:
-    """All of it as JSON knows it: scores, reliability, facts, and a column of each number a step."""
+    """All of it as JSON: scores, reliability, facts, and a column of each number a step."""
     value_s, of_value_s = audit.truth.value()
     action_s, _ = audit.truth.action_value()
     advantage_s, of_advantage_s = audit.truth.advantage()

@@ -90,7 +90,7 @@ def enumerate_steps(
     rows: dict[int, list[int]] = {}
     for row, trajectory in enumerate(trajectories):
         rows.setdefault(trajectory.task, []).append(row)
-    # Wherever they were spread over, few rows are read best on one device.
+    # Whatever devices the parameters were spread over, few rows are read best on one.
     params = jax.device_put(jax.device_get(policy.prepare(params)), jax.local_devices()[0])
     bounds_of_row: dict[int, Bounds] = {}
     for task, task_rows in rows.items():
@@ -138,7 +138,7 @@ class _Contexts(NamedTuple):
     prob_KV: np.ndarray  # of the next token
     cache: Any
     state: Any
-    prefix_KA: np.ndarray  # tokens of the action that has begun
+    prefix_KA: np.ndarray  # tokens of the unfinished action
     size_K: np.ndarray  # how many
     position_K: np.ndarray  # of the next token
     weight_K: np.ndarray  # probability since the last visited step

@@ -38,7 +38,7 @@ def draw_audit(audit: Audit, path: str | os.PathLike[str], title: str) -> Path:
 
     Args:
         audit: from `run_audit`.
-        path: file to write; its ending says the format.
+        path: file to write; its ending sets the format.
         title: headline of the picture.
 
     Returns:
@@ -88,7 +88,7 @@ def draw_comparison(
 
     Args:
         found: scores by name of the audit, of one kind of truth.
-        path: file to write; its ending says the format.
+        path: file to write; its ending sets the format.
         title: headline of the picture.
 
     Returns:
@@ -198,7 +198,7 @@ def draw_trajectory(
 
     Args:
         audit: from `run_audit`.
-        path: file to write; its ending says the format.
+        path: file to write; its ending sets the format.
         title: headline of the picture.
         row: the trajectory; None for the one whose actions mattered most.
 

@@ -81,7 +81,7 @@ def continue_all(
     watch: Callable[[float], None] = lambda share: None,
     **how: Any,
 ) -> tuple[Truth, Usage]:
-    """Plays on from the state before every step of the first `rows` trajectories.
+    """Continues from the state before every step of the first `rows` trajectories.
 
     Args:
         rollouts: of `player.explore`, with their memory.

@@ -43,7 +43,7 @@ def styles(names: Sequence[str], families: Mapping[str, str] | None = None) -> d
     """A look for each name, the families together and in their order.
 
     Methods of `steprl.algorithms` are known, however they are spelled (`reinforce_pp`,
-    `REINFORCE++`), and look the same in whatever company; other names take what is left.
+    `REINFORCE++`), and look the same whatever other names are drawn; other names take what is left.
 
     Args:
         names: to tell apart.
@@ -97,7 +97,7 @@ def page(title: str, note: str, height: float) -> Figure:
 
 
 def percent(x: float, _: float = 0) -> str:
-    """A share as its axis and its labels say it."""
+    """A share as text, for axes and labels."""
     return f"{100 * x:.3g}%"
 
 

@@ -56,7 +56,7 @@ def grow(
     sampling: Sampling = Sampling(),
     before: Params | None = None,
 ) -> GrownBatch:
-    """The rollouts of a plan; without one none branches.
+    """The rollouts of a plan; without a plan, none of them branches.
 
     Args:
         task_N, sample_N: attempts, all of a task one after the other.

@@ -82,7 +82,7 @@ class HostPlayer:
 
     @contextmanager
     def workers(self, env: Env) -> Iterator[EnvWorkers]:
-        """Those of an environment, which stay for the next call unless this one is cut short."""
+        """The workers of an environment, which stay for the next call unless this one is cut short."""
         if id(env) not in self._workers:
             self._workers[id(env)] = env, EnvWorkers(env, *self._settings)
         _, workers = self._workers[id(env)]
@@ -179,7 +179,7 @@ class _Run:
         self.parked: dict[int, int] = {}  # job -> row of the parking
         self.job_of: list[int | None] = [None] * slots  # slot -> job
         self.episodes: dict[int, Episode] = {}
-        self.actions: dict[int, Sampled] = {}  # jobs whose environment is at it
+        self.actions: dict[int, Sampled] = {}  # jobs whose environment is working
         self.resets: dict[int, int] = {}  # jobs whose environment begins -> tries
         self.failure = ""  # of the last environment that did not begin
         self.usage = Usage()
@@ -335,7 +335,7 @@ class _Run:
         )
 
     def _hear(self, wait: float | None) -> None:
-        """Takes up what environments have answered."""
+        """Collects what environments have answered."""
         finished: list[int] = []
         for job, answer in self.workers.collect(wait):
             if job in self.resets:

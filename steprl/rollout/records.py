@@ -32,7 +32,7 @@ def collate(
         max_steps: S of the table of steps.
         lengths: allowed lengths of a context, ascending; the smallest that fits is used, so that few
             shapes are ever compiled.
-        response_length: tokens of one action at most, which says the room for sampled tokens; None
+        response_length: tokens of one action at most, which sets the room for sampled tokens; None
             for half of the row.
 
     Raises:

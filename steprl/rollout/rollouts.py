@@ -22,7 +22,7 @@ class BranchPoint(NamedTuple):
     origin: int  # index of the trajectory
     step: int  # the first step to play
     token: int  # tokens of that step's action to keep
-    sample: int  # names the random stream of what comes
+    sample: int  # names the random stream of what follows
 
 
 class Rollouts(NamedTuple):
@@ -42,7 +42,7 @@ class Experience(NamedTuple):
 
 
 def add_usage(one: Usage, other: Usage) -> Usage:
-    """That of both."""
+    """The sum of both."""
     return Usage(*(a + b for a, b in zip(one, other, strict=True)))
 
 

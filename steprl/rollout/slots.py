@@ -87,7 +87,7 @@ def device_functions(
 
 
 def pieces(length: int) -> list[int]:
-    """The widths in which so many tokens are read, one after the other; the last may have room."""
+    """The widths in which `length` tokens are read, one after the other; the last may have room."""
     if length == 1:
         return [ONE]
     wide, rest = divmod(length, WIDE)

@@ -19,7 +19,7 @@ def write_trajectories(
         path: file to write; its folder is made.
         trajectories: the records.
         policy_version: iterations that the policy had been trained for.
-        seed: of the run, which with task, sample and version says all that was random.
+        seed: of the run, which with task, sample and version determines all that was random.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")

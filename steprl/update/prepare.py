@@ -36,7 +36,7 @@ class Sample(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A batch that the loss can be asked of."""
+    """A batch that is ready for the loss."""
 
     sample: Sample
     reward_states: dict[str, Any]  # the next ones, by the names of `REWARD_TRANSFORMS`
@@ -125,7 +125,7 @@ def _advantage_metrics(credit: Credit, batch: StepBatch) -> Metrics:
 
 
 def _critic_metrics(credit: Credit, value_NT: jax.Array) -> Metrics:
-    """Of the critic that the batch met."""
+    """Of the critic as it was when the batch came in."""
     asked_NT = credit.critic_mask_NT
     error = masked_variance(credit.return_NT - value_NT, asked_NT)
     spread = masked_variance(credit.return_NT, asked_NT)
