@@ -68,7 +68,7 @@ class Credit(NamedTuple):
 
     advantage_NT: jax.Array
     return_NT: jax.Array  # target of the critic
-    critic_mask_NT: jax.Array  # tokens before which the critic is asked
+    critic_mask_NT: jax.Array  # tokens before which the critic is evaluated
 
 
 class Algorithm(NamedTuple):
@@ -79,7 +79,7 @@ class Algorithm(NamedTuple):
     reduction: str  # of the loss, where actor.loss_agg_mode leaves it open
     needs: tuple[str, ...] = ()  # what a run must offer, keys of `REQUIREMENTS`
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] = clipped_loss
-    carries: tuple[Carry, ...] = ()  # what its rollouts ask of the last update
+    carries: tuple[Carry, ...] = ()  # what its rollouts need from the last update
     branching: Branching | None = None  # how its rollouts branch
     family: str = "other"  # methods that are drawn alike
 
@@ -117,7 +117,7 @@ def group_ids(batch: StepBatch) -> jax.Array:
 def step_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
     """StepPO (arXiv 2604.18401): GAE over steps; all tokens of a step share its advantage.
 
-    The critic is asked once a step, before its first token.
+    The critic is evaluated once a step, before its first token.
     """
     steps = batch.reward_NS.shape[1]
     first = jax.vmap(lambda value_t, ids_t: reduce_steps(value_t, ids_t, steps, "first"))
@@ -137,7 +137,7 @@ def step_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) 
 def token_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
     """PPO for language models (arXiv 1707.06347): GAE over the sampled tokens of a trajectory.
 
-    The reward of a step arrives with its last token; the critic is asked before every token.
+    The reward of a step arrives with its last token; the critic is evaluated before every token.
     """
     active_NT = batch.step_ids_NT >= 0
     last_NT = jax.vmap(lambda ids_t: step_starts(ids_t[::-1])[::-1])(batch.step_ids_NT)
@@ -360,7 +360,7 @@ def check_needs(method: Algorithm, name: str, offers: Sequence[str]) -> None:
         raise ValueError(
             f"algorithm.name={name} needs {unknown[0]!r}; needs are {', '.join(REQUIREMENTS)}"
         )
-    # The last need is the one that is hardest to provide: say that one.
+    # The last need is the one that is hardest to provide: the message names it.
     for need in reversed(method.needs):
         if need not in offers:
             raise ValueError(f"algorithm.name={name} {REQUIREMENTS[need]}")

@@ -47,7 +47,7 @@ class ByScore(NamedTuple):
 
     candidates: Callable[[StepBatch, jax.Array], jax.Array]  # (batch, nonblank_V) -> [N, T] bool
     keep_token: bool  # the branch keeps the token that was chosen, or else samples it anew
-    future_value: bool = False  # the score also asks what the last update has changed
+    future_value: bool = False  # the score also depends on what the last update changed
 
 
 Branching = Contrast | ByScore

@@ -61,7 +61,7 @@ PREVIOUS = Carry(
     update=lambda value, seen, config: seen.trainable,
     needed=lambda config: config.algorithm.branch.future_value == "previous",
 )
-"""What is trained as it was before the last update, for rollouts that ask what the update changed."""
+"""What is trained as it was before the last update, for rollouts that depend on what the update changed."""
 
 
 def next_clip(clip: jax.Array, fraction: jax.Array, wanted: float | jax.Array) -> jax.Array:
@@ -95,7 +95,7 @@ TOKENS = Carry(
 
 
 def with_carried_clip(config: Config, carried: Mapping[str, Any]) -> Config:
-    """The configuration with the clip of the ratio that holds now, where it is one that moves."""
+    """The configuration with the current clip of the ratio, where it is one that moves."""
     if CLIP.name not in carried:
         return config
     clip = carried[CLIP.name]

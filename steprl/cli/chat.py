@@ -131,7 +131,7 @@ def _questioned(talk: _Talk, config: Any) -> Any:
 
 
 def _lines(talk: _Talk, hint: str) -> Iterator[str]:
-    """What the user says: of the option, of a pipe, or typed."""
+    """What the user writes: from the option, from a pipe, or typed."""
     if talk.options.question is not None:
         yield talk.options.question
     elif not sys.stdin.isatty():

@@ -19,7 +19,7 @@ from steprl.config.environments import ADAPTERS, ENVIRONMENTS, EnvConfig
 from steprl.config.settings import LOGGERS, Config
 
 SHORT_NAMES = {"train.steps": "trainer.total_training_steps"}
-"""What may be said for a longer key on the command line."""
+"""Short forms of longer keys on the command line."""
 
 
 class ConfigError(ValueError):

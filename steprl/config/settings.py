@@ -215,7 +215,7 @@ class TrainerConfig:
     output_dir: str = "runs"
     seed: int = setting(0, 0)
     total_training_steps: int = setting(40, 0)
-    # A run ends with the iteration in which it has sampled so many tokens, those of branches counted,
+    # A run ends with the iteration in which it has sampled this many tokens, those of branches counted,
     # if its steps are not over before; the learning rate falls with whichever is further on.
     token_budget: int | None = setting(None, 1)  # None = no limit
     test_freq: int = setting(5, 0)  # 0 = at the end only

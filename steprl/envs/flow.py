@@ -28,7 +28,7 @@ class FlowError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What a flow yields where the prompt alone does not say everything.
+    """What a flow yields where the prompt alone is not enough.
 
     Attributes:
         prompt: what the model reads next.
@@ -47,7 +47,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """What a flow returns where the reward of the last reply does not say everything.
+    """What a flow returns where the reward of the last reply is not enough.
 
     Attributes:
         reward: of the last reply.
@@ -246,7 +246,7 @@ class FlowEnvironment:
 
     @contextlib.contextmanager
     def _named(self, state: FlowState) -> Generator[None, None, None]:
-        """Errors of a flow say where they happened."""
+        """Adds the place in the flow to its errors."""
         try:
             yield
         except Exception as error:

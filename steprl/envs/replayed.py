@@ -210,7 +210,7 @@ class ReplayedEnvironment:
         with self._pool.lend(state) as lent:
             if lent.place != state:
                 self._bring(lent, state)
-            lent.place = None  # neither here nor there, until the step is done
+            lent.place = None  # at no known place until the step is done
             result, digest = _step(lent.engine, action)
             observation, reward, terminated, truncated, info = result
             self._count(steps=1)

@@ -40,7 +40,7 @@ class Suite:
         demonstrate: task, seed -> actions, or a function of environment and state that gives the next
             one. None where nothing is shown.
         demonstration_env: in which demonstrations are played; None: the training split.
-        workers: environments stepped at the same time, unless `rollout.env_workers` says.
+        workers: environments stepped at the same time, unless `rollout.env_workers` sets it.
         limited: (length, measure) -> the suite with prompts that measure so much at most; None where
             prompts cannot be shortened.
         question: the environment of one typed question, for `steprl chat`; None where there is none.
@@ -130,7 +130,7 @@ def shaped(suite: Suite, shape: GameConfig) -> Suite:
 
 
 def _of_environments(splits: Mapping[str, Env], source: str | None) -> Suite:
-    """What environments say of themselves; the first speaks for all."""
+    """The suite of some environments; its attributes are read from the first."""
     first = next(iter(splits.values()), None)
     attributes: dict[str, Any] = {
         name: value

@@ -42,7 +42,7 @@ def own_policy(config: Config, policy: Any, vocab_size: int) -> Policy:
 
 
 def own_tokenizer(config: Config, suite: Suite) -> Any:
-    """That of the environment's own language, or of a pretrained model."""
+    """The tokenizer of the environment's own language, or of a pretrained model."""
     if suite.vocabulary is not None:
         return phrase_tokenizer(suite.vocabulary)
     if config.model.path is None:
@@ -54,7 +54,7 @@ def own_tokenizer(config: Config, suite: Suite) -> Any:
 
 
 def language_of(config: Config, suite: Suite | None = None) -> Source:
-    """Shape and tokenizer of the model, pretrained or new; a new one speaks as its environment does."""
+    """Shape and tokenizer of the model, pretrained or new; a new one has its environment's vocabulary."""
     settings = config.model
     options = dict(
         value_head=settings.value_head,

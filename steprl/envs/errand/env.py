@@ -54,8 +54,8 @@ class Errand:
     """`reset` and `step` on tokens.
 
     Errands are held out by thing and target: with numbers a and b from 0, an errand belongs to the
-    held-out split when (a + 2 b) mod 5 = 0. Training never asks such an errand, and the held-out
-    split asks no other.
+    held-out split when (a + 2 b) mod 5 = 0. Training never has such an errand, and the held-out
+    split has no other.
     """
 
     config: ErrandConfig = ErrandConfig()

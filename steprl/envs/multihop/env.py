@@ -37,7 +37,7 @@ class Multihop:
     """`reset` and `step` on tokens.
 
     Chains are held out by their first two relations: with numbers a and b from 0, a chain belongs
-    to the held-out split when (a + 2 b) mod 5 = 0. Training never asks such a chain.
+    to the held-out split when (a + 2 b) mod 5 = 0. Training never has such a chain.
     """
 
     config: MultihopConfig = MultihopConfig()

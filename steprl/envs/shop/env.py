@@ -48,7 +48,7 @@ class Shop:
     a setting have the same, and end after `horizon + spare_steps`.
 
     Wishes are held out by kind and colour: with numbers k and c from 0, a pair belongs to the held-out
-    split when (k + 2 c) mod 5 = 0. Training never asks for such a pair, though it may be listed.
+    split when (k + 2 c) mod 5 = 0. Training never wants such a pair, though it may be listed.
     """
 
     config: ShopConfig = ShopConfig()
@@ -231,7 +231,7 @@ class Shop:
 
 
 def _reason(verb: jax.Array) -> jax.Array:
-    """Why a command is none."""
+    """Why a command is invalid."""
     reason = jnp.asarray(words.BAD_VERB)
     for wrong, why in (
         (words.SEARCH, words.BAD_SEARCH),
