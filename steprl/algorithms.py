@@ -214,8 +214,8 @@ def branpo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig
     """BranPO (arXiv 2602.03719): the shared prefix by the mean of its suffixes, each suffix among
     all of its task, and nothing for the redundant step of a suffix that was right but longer."""
     branches, score_N, rows = _branches(batch), scores(batch), batch.task_N.shape[0]
-    own_N = branches.origin_N == jnp.arange(rows)
-    masks = branpo_masks(batch.step_ids_NT, branches.step_N, own_N)
+    is_original_N = branches.origin_N == jnp.arange(rows)
+    masks = branpo_masks(batch.step_ids_NT, branches.step_N, is_original_N)
     total_N = jax.ops.segment_sum(score_N, branches.origin_N, rows)
     number_N = jax.ops.segment_sum(jnp.ones_like(score_N), branches.origin_N, rows)
     advantage_NT = branpo_advantages(
@@ -235,20 +235,20 @@ def appo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) 
     is worth against the others goes to the prefix that it shares with its original."""
     branches, rows = _branches(batch), batch.task_N.shape[0]
     row_N = jnp.arange(rows)
-    own_N = branches.origin_N == row_N
+    is_original_N = branches.origin_N == row_N
     reward_NT = appo_reward_scale(
         reward_of_tokens(batch),
         branches.origin_N,
         branches.token_N,
         branches.score_N,
-        ~own_N,
+        ~is_original_N,
         discount=config.reward_scale_discount,
     )
     advantage_NT = appo_advantages(
         jnp.sum(reward_NT, axis=1),
         group_ids(batch),
         rows,
-        own_N,
+        is_original_N,
         batch.step_ids_NT >= 0,
         branches.origin_N,
         row_N,

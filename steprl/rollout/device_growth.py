@@ -175,12 +175,12 @@ def _with_branches(
         preference_N: of all.
     """
     rows = first_step_N.shape[0]
-    own_N = jnp.arange(batch.task_N.shape[0], dtype=jnp.int32)
+    row_N = jnp.arange(batch.task_N.shape[0], dtype=jnp.int32)
     zero_N = jnp.zeros(rows, jnp.int32)
     join = lambda a, b: jnp.concatenate([a, b.astype(a.dtype)])  # noqa: E731
     branches = descend(
         batch.step_ids_NT,
-        join(own_N[:rows], jnp.where(points.there_K, points.origin_K, own_N[rows:])),
+        join(row_N[:rows], jnp.where(points.there_K, points.origin_K, row_N[rows:])),
         join(first_step_N, points.step_K),
         join(zero_N, points.token_K),
         join(zero_N.astype(jnp.float32), points.score_K),

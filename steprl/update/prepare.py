@@ -126,11 +126,11 @@ def _advantage_metrics(credit: Credit, batch: StepBatch) -> Metrics:
 
 def _critic_metrics(credit: Credit, value_NT: jax.Array) -> Metrics:
     """Of the critic as it was when the batch came in."""
-    asked_NT = credit.critic_mask_NT
-    error = masked_variance(credit.return_NT - value_NT, asked_NT)
-    spread = masked_variance(credit.return_NT, asked_NT)
+    critic_mask_NT = credit.critic_mask_NT
+    error = masked_variance(credit.return_NT - value_NT, critic_mask_NT)
+    spread = masked_variance(credit.return_NT, critic_mask_NT)
     return {
         "critic/vf_explained_var": 1.0 - error / jnp.maximum(spread, 1e-8),
-        "critic/values/mean": masked_mean(value_NT, asked_NT),
-        "critic/returns/mean": masked_mean(credit.return_NT, asked_NT),
+        "critic/values/mean": masked_mean(value_NT, critic_mask_NT),
+        "critic/returns/mean": masked_mean(credit.return_NT, critic_mask_NT),
     }
