@@ -68,7 +68,7 @@ class Credit(NamedTuple):
 
     advantage_NT: jax.Array
     return_NT: jax.Array  # target of the critic
-    critic_mask_NT: jax.Array  # tokens before which the critic is asked
+    critic_mask_NT: jax.Array  # tokens before which the critic is evaluated
 
 
 class Algorithm(NamedTuple):
@@ -79,7 +79,7 @@ class Algorithm(NamedTuple):
     reduction: str  # of the loss, where actor.loss_agg_mode leaves it open
     needs: tuple[str, ...] = ()  # what a run must offer, keys of `REQUIREMENTS`
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] = clipped_loss
-    carries: tuple[Carry, ...] = ()  # what its rollouts ask of the last update
+    carries: tuple[Carry, ...] = ()  # what its rollouts need from the last update
     branching: Branching | None = None  # how its rollouts branch
     family: str = "other"  # methods that are drawn alike
 
@@ -117,7 +117,7 @@ def group_ids(batch: StepBatch) -> jax.Array:
 def step_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
     """StepPO (arXiv 2604.18401): GAE over steps; all tokens of a step share its advantage.
 
-    The critic is asked once a step, before its first token.
+    The critic is evaluated once a step, before its first token.
     """
     steps = batch.reward_NS.shape[1]
     first = jax.vmap(lambda value_t, ids_t: reduce_steps(value_t, ids_t, steps, "first"))
@@ -137,7 +137,7 @@ def step_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) 
 def token_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
     """PPO for language models (arXiv 1707.06347): GAE over the sampled tokens of a trajectory.
 
-    The reward of a step arrives with its last token; the critic is asked before every token.
+    The reward of a step arrives with its last token; the critic is evaluated before every token.
     """
     active_NT = batch.step_ids_NT >= 0
     last_NT = jax.vmap(lambda ids_t: step_starts(ids_t[::-1])[::-1])(batch.step_ids_NT)
@@ -214,8 +214,8 @@ def branpo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig
     """BranPO (arXiv 2602.03719): the shared prefix by the mean of its suffixes, each suffix among
     all of its task, and nothing for the redundant step of a suffix that was right but longer."""
     branches, score_N, rows = _branches(batch), scores(batch), batch.task_N.shape[0]
-    own_N = branches.origin_N == jnp.arange(rows)
-    masks = branpo_masks(batch.step_ids_NT, branches.step_N, own_N)
+    is_original_N = branches.origin_N == jnp.arange(rows)
+    masks = branpo_masks(batch.step_ids_NT, branches.step_N, is_original_N)
     total_N = jax.ops.segment_sum(score_N, branches.origin_N, rows)
     number_N = jax.ops.segment_sum(jnp.ones_like(score_N), branches.origin_N, rows)
     advantage_NT = branpo_advantages(
@@ -235,20 +235,20 @@ def appo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) 
     is worth against the others goes to the prefix that it shares with its original."""
     branches, rows = _branches(batch), batch.task_N.shape[0]
     row_N = jnp.arange(rows)
-    own_N = branches.origin_N == row_N
+    is_original_N = branches.origin_N == row_N
     reward_NT = appo_reward_scale(
         reward_of_tokens(batch),
         branches.origin_N,
         branches.token_N,
         branches.score_N,
-        ~own_N,
+        ~is_original_N,
         discount=config.reward_scale_discount,
     )
     advantage_NT = appo_advantages(
         jnp.sum(reward_NT, axis=1),
         group_ids(batch),
         rows,
-        own_N,
+        is_original_N,
         batch.step_ids_NT >= 0,
         branches.origin_N,
         row_N,
@@ -360,7 +360,7 @@ def check_needs(method: Algorithm, name: str, offers: Sequence[str]) -> None:
         raise ValueError(
             f"algorithm.name={name} needs {unknown[0]!r}; needs are {', '.join(REQUIREMENTS)}"
         )
-    # The last need is the one that is hardest to provide: say that one.
+    # The last need is the one that is hardest to provide: the message names it.
     for need in reversed(method.needs):
         if need not in offers:
             raise ValueError(f"algorithm.name={name} {REQUIREMENTS[need]}")

@@ -47,7 +47,7 @@ class ByScore(NamedTuple):
 
     candidates: Callable[[StepBatch, jax.Array], jax.Array]  # (batch, nonblank_V) -> [N, T] bool
     keep_token: bool  # the branch keeps the token that was chosen, or else samples it anew
-    future_value: bool = False  # the score also asks what the last update has changed
+    future_value: bool = False  # the score also depends on what the last update changed
 
 
 Branching = Contrast | ByScore
@@ -139,10 +139,10 @@ def make_plan(
         scores = score(policy, combine(before, frozen), batch, temperature, chunk)
         return batch.logprob_NT - scores.logprob_NT
 
-    asked = isinstance(branching, ByScore) and branching.future_value
+    needs_ratio = isinstance(branching, ByScore) and branching.future_value
     return Plan(
         np.asarray(nonblank_tokens(texts)), config.algorithm.gamma, branching, settings,
-        config.rollout.n, log_ratio if asked else None,
+        config.rollout.n, log_ratio if needs_ratio else None,
     )  # fmt: skip
 
 
@@ -168,8 +168,8 @@ def descend(
         step_N: the first step of the row's own.
         token_N: tokens of that step's action that are shared.
     """
-    mine_NT = step_ids_NT == step_N[:, None]
-    begun_NT = mine_NT & (mine_NT.cumsum(axis=1) <= token_N[:, None])
+    first_step_NT = step_ids_NT == step_N[:, None]
+    begun_NT = first_step_NT & (first_step_NT.cumsum(axis=1) <= token_N[:, None])
     shared_NT = ((step_ids_NT >= 0) & (step_ids_NT < step_N[:, None])) | begun_NT
     place_NT = shared_NT * np.arange(1, step_ids_NT.shape[1] + 1, dtype=np.int32)[None]
     is_branch_N = origin_N != np.arange(len(origin_N), dtype=np.int32)
@@ -241,10 +241,11 @@ def _cut(
     """Step, and tokens of its action, with which branches at places of rows begin."""
     ids_KT = ids_NT[origin_K]
     step_K = jnp.take_along_axis(ids_KT, place_K[:, None], axis=1)[:, 0]
-    mine_KT = ids_KT == step_K[:, None]
-    before_KT = mine_KT & (jnp.arange(ids_KT.shape[1])[None] < place_K[:, None])
+    same_step_KT = ids_KT == step_K[:, None]
+    before_KT = same_step_KT & (jnp.arange(ids_KT.shape[1])[None] < place_K[:, None])
     token_K = jnp.sum(before_KT, axis=1) + keep_token
-    complete_K = token_K >= jnp.sum(mine_KT, axis=1)  # then the branch begins with the next step
+    # A branch that keeps the whole action begins with the next step.
+    complete_K = token_K >= jnp.sum(same_step_KT, axis=1)
     step_K, token_K = jnp.where(complete_K, step_K + 1, step_K), jnp.where(complete_K, 0, token_K)
     none = lambda x_K: jnp.where(there_K, x_K, 0).astype(jnp.int32)  # noqa: E731
     return Points(there_K, origin_K, none(step_K), none(token_K), sample_K, score_K)
@@ -375,9 +376,9 @@ def _moved(originals: Originals, wave: Wave) -> Wave:
     """The first wave of a call moves the split of the rows that it continues."""
     call = jnp.minimum(wave.number // _WAVES_PER_CALL, originals.branches_NC.shape[1] - 1)
     begins = (wave.number % _WAVES_PER_CALL == 0) & ~is_over(originals, wave)
-    asked_N = begins & (originals.branches_NC[:, call] > 0) & ~wave.found_N
+    moves_N = begins & (originals.branches_NC[:, call] > 0) & ~wave.found_N
     split_N = originals.steps_N - originals.from_end_NC[:, call]
-    return wave._replace(split_N=jnp.where(asked_N, split_N, wave.split_N))
+    return wave._replace(split_N=jnp.where(moves_N, split_N, wave.split_N))
 
 
 def _to_next(originals: Originals, wave: Wave) -> Wave:

@@ -39,7 +39,7 @@ class Carry(NamedTuple):
     name: str  # of its place in `TrainState.carried`
     init: Callable[[Params, Config], Any]
     update: Callable[[Any, Seen, Config], Any]
-    needed: Callable[[Config], bool] = _always  # whether the settings ask for it
+    needed: Callable[[Config], bool] = _always  # whether the settings need it
 
 
 def _copy(trainable: Params, config: Config) -> Params:
@@ -61,7 +61,7 @@ PREVIOUS = Carry(
     update=lambda value, seen, config: seen.trainable,
     needed=lambda config: config.algorithm.branch.future_value == "previous",
 )
-"""What is trained as it was before the last update, for rollouts that ask what the update changed."""
+"""What is trained as it was before the last update, for rollouts that depend on what the update changed."""
 
 
 def next_clip(clip: jax.Array, fraction: jax.Array, wanted: float | jax.Array) -> jax.Array:
@@ -95,7 +95,7 @@ TOKENS = Carry(
 
 
 def with_carried_clip(config: Config, carried: Mapping[str, Any]) -> Config:
-    """The configuration with the clip of the ratio that holds now, where it is one that moves."""
+    """The configuration with the current clip of the ratio, where it is one that moves."""
     if CLIP.name not in carried:
         return config
     clip = carried[CLIP.name]
@@ -110,4 +110,4 @@ def share_spent(config: Config, carried: Mapping[str, Any]) -> jax.Array | None:
 
 
 OF_EVERY_METHOD = (REFERENCE, CLIP, TOKENS)
-"""Those that settings ask for, whatever the method; a method names its own in `Algorithm.carries`."""
+"""Those that settings need, whatever the method; a method names its own in `Algorithm.carries`."""

@@ -58,20 +58,20 @@ def evaluate(
 
     success = column(lambda b: b.success_N)
     turns = column(lambda b: b.mask_NS.sum(axis=1))
-    found = _with_interval("success_rate", success.mean(axis=1))
+    metrics = _with_interval("success_rate", success.mean(axis=1))
     if n > 1:
         passed = [pass_at_k(n, int(solved), n) for solved in success.sum(axis=1)]
-        found |= {f"avg@{n}": found["success_rate"], f"pass@{n}": float(np.mean(passed))}
+        metrics |= {f"avg@{n}": metrics["success_rate"], f"pass@{n}": float(np.mean(passed))}
     wrong = column(lambda b: (b.mask_NS & ~b.valid_NS).sum(axis=1))
-    found |= {
+    metrics |= {
         "return": float(column(lambda b: b.reward_NS.sum(axis=1)).mean()),
         "num_turns": float(turns.mean()),
         "parse_error_frac": float(wrong.sum() / turns.sum()),
         "truncated_frac": float(column(lambda b: b.truncated_NS.any(axis=1)).mean()),
     }
     for name in parts[0].metrics_N or {}:
-        found |= _with_interval(name, _means(column(lambda b, name=name: b.metrics_N[name])))
-    return found
+        metrics |= _with_interval(name, _means(column(lambda b, name=name: b.metrics_N[name])))
+    return metrics
 
 
 def _with_interval(name: str, values: np.ndarray) -> dict[str, float]:
@@ -100,14 +100,14 @@ def evaluate_all(
     settings = (
         config.eval if num_tasks is None else dataclasses.replace(config.eval, num_tasks=num_tasks)
     )
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for index, split in enumerate(player.splits[1:]):
         prefix = "eval/" if index == 0 else f"eval/{split}/"
         temperatures = {"": settings.temperature} | ({"_greedy": 0.0} if settings.greedy else {})
         for suffix, temperature in temperatures.items():
             result = evaluate(player, params, settings, split, rows, temperature)
-            found |= {f"{prefix}{name}{suffix}": value for name, value in result.items()}
-    return found
+            metrics |= {f"{prefix}{name}{suffix}": value for name, value in result.items()}
+    return metrics
 
 
 class Inspected(NamedTuple):
@@ -150,7 +150,7 @@ def inspect(
 
     value_NT, advantage_NT = jax.device_get(credit_of(params, batch))
     host = jax.device_get(batch)
-    found = []
+    inspected = []
     for row, trajectory in enumerate(trajectories(batch, player.tokenizer)):
         real = np.flatnonzero(host.segment_ids_NT[row] > 0)
         step_ids = host.step_ids_NT[row][real]
@@ -158,12 +158,12 @@ def inspect(
         reward = np.zeros(len(real), np.float32)
         firsts, means = [], []
         for number, step in enumerate(trajectory.steps):
-            mine = np.flatnonzero(step_ids == number)
-            reward[mine[-1]] = step.reward
-            firsts.append(float(value[mine[0]]))
-            means.append(float(advantage[mine].mean()))
+            token_places = np.flatnonzero(step_ids == number)
+            reward[token_places[-1]] = step.reward
+            firsts.append(float(value[token_places[0]]))
+            means.append(float(advantage[token_places].mean()))
         words = player.tokenizer.convert_ids_to_tokens([int(i) for i in host.tokens_NT[row][real]])
-        found.append(
+        inspected.append(
             Inspected(trajectory, words, step_ids, advantage, value, reward, firsts, means)
         )
-    return found
+    return inspected

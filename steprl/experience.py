@@ -18,7 +18,7 @@ Gather = Callable[[TrainState, jax.Array, np.ndarray, np.ndarray], Experience]
 
 
 def make_gather(session: Session) -> Gather:
-    """The rollouts of the session's method, with the branches that it asks for."""
+    """The rollouts of the session's method, with the branches that it needs."""
     config, player, method = session.config, session.player, session.method
     size = session.vocab_size if method.branching else 0
     texts = [player.tokenizer.decode([token]) for token in range(size)]
@@ -32,10 +32,12 @@ def make_gather(session: Session) -> Gather:
     def gather(
         state: TrainState, key: jax.Array, task_N: np.ndarray, sample_N: np.ndarray
     ) -> Experience:
-        found = rollouts(state.params, key, task_N, sample_N, state.carried.get("previous"))
+        experience = rollouts(state.params, key, task_N, sample_N, state.carried.get("previous"))
         if "anchors" in method.needs:
             similarity = config.algorithm.similarity_thresh
-            found = found._replace(batch=with_anchors(found.batch, player.tokenizer, similarity))
-        return found
+            experience = experience._replace(
+                batch=with_anchors(experience.batch, player.tokenizer, similarity)
+            )
+        return experience
 
     return gather

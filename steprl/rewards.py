@@ -113,7 +113,7 @@ class RewardTransform(NamedTuple):
     """
 
     name: str
-    needed: Callable[[AlgorithmConfig], bool]  # whether the settings ask for it
+    needed: Callable[[AlgorithmConfig], bool]  # whether the settings turn it on
     update: Callable[
         [StepBatch, Any, ModelScores, AlgorithmConfig], tuple[StepBatch, Any, dict[str, jax.Array]]
     ]
@@ -174,7 +174,7 @@ REWARD_TRANSFORMS = (
 
 
 def initial_reward_states(settings: AlgorithmConfig) -> dict[str, Any]:
-    """The states of the transforms that the settings ask for, by their names."""
+    """The states of the transforms that the settings turn on, by their names."""
     return {
         transform.name: transform.init(settings)
         for transform in REWARD_TRANSFORMS
@@ -185,7 +185,7 @@ def initial_reward_states(settings: AlgorithmConfig) -> dict[str, Any]:
 def transform_rewards(
     batch: StepBatch, states: dict[str, Any], scored: ModelScores, settings: AlgorithmConfig
 ) -> tuple[StepBatch, dict[str, Any], dict[str, jax.Array]]:
-    """All that the settings ask for, one after the other.
+    """All that the settings turn on, one after the other.
 
     Args:
         batch: N trajectories.

@@ -26,7 +26,7 @@ def make_sft_update(
 ) -> Callable[[TrainState, StepBatch], tuple[TrainState, dict[str, jax.Array]]]:
     """`update(state, batch) -> (state, metrics)`: one step on the mean over action tokens.
 
-    What is trained, and of what the state of the optimiser must be, says `split_trainable`.
+    `split_trainable` defines what is trained, and so what the optimiser's state covers.
     """
 
     def loss(trainable: Params, frozen: Params, batch: StepBatch) -> jax.Array:
@@ -60,7 +60,7 @@ def warm_start(
     run: Path,
     on_step: Callable[[int, dict[str, float]], bool],
 ) -> Params:
-    """Trains on fresh demonstrations; goes on from the newest checkpoint in `<run>/sft`.
+    """Trains on fresh demonstrations; resumes from the newest checkpoint in `<run>/sft`.
 
     Args:
         params: to start from, placed on the mesh.
@@ -106,7 +106,7 @@ def warm_start(
             stop = False
             if step % 10 == 0 or step == sft.steps:
                 plain = {name: float(value) for name, value in metrics.items()}
-                plain["train/nonfinite"] = sum(float(one) for one in broken)  # since the last row
+                plain["train/nonfinite"] = sum(float(flag) for flag in broken)  # since the last row
                 broken.clear()
                 if plain["train/nonfinite"]:
                     saver.save(step, state, {"phase": "sft"})

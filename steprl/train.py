@@ -4,7 +4,7 @@
     iteration  play tasks -> one update -> metrics, and now and then an evaluation and a checkpoint
 
 All randomness follows from the seed and the iteration, and so do the tasks: a checkpoint is the
-train state alone, and a run that was stopped goes on bit for bit.
+train state alone, and a run that was stopped resumes bit for bit.
 """
 
 import signal
@@ -33,7 +33,7 @@ from steprl.update import Metrics, TrainState, initial_state, make_update, sizes
 
 
 class Event(NamedTuple):
-    """What a run tells whoever watches: phase "sft" or "rl", the step, its last step, metrics."""
+    """What a run reports to `watch`: phase "sft" or "rl", the step, its last step, metrics."""
 
     phase: str
     step: int
@@ -44,7 +44,7 @@ class Event(NamedTuple):
 def train(
     session: Session, run: Path, watch: Callable[[Event], None] = lambda event: None
 ) -> tuple[Params, list[str]]:
-    """Runs the warm start and the training of a configuration, from wherever `run` stands.
+    """Runs the warm start and the training of a configuration, from wherever `run` has come to.
 
     Args:
         session: from `setup`.
@@ -80,7 +80,7 @@ def _check_names(session: Session, run: Path) -> None:
         return
     before = load_config(saved)
     for section in ("env", "model", "algorithm"):
-        old, new = (getattr(one, section).name for one in (before, session.config))
+        old, new = (getattr(config, section).name for config in (before, session.config))
         if old != new:
             raise ValueError(
                 f"{saved} says {section}.name={old}, and the session has {new}: open the run with the "
@@ -164,17 +164,17 @@ def _reinforce(
         for iteration in range(done + 1, done + 1 if ended else total + 1):
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
-            found = gather(state, play_key, *tasks)
+            experience = gather(state, play_key, *tasks)
             if _due(iteration, trainer.save_trajectories):
                 file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-                write_trajectories(file, found.trajectories(), iteration - 1, trainer.seed)
-            metrics = found.report | jax.device_get(summarise(found.batch))
+                write_trajectories(file, experience.trajectories(), iteration - 1, trainer.seed)
+            metrics = experience.report | jax.device_get(summarise(experience.batch))
             clock.lap("gen")
             key, sampled = (
                 jax.random.fold_in(update_key, iteration),
-                found.report.get("token/decoded"),
+                experience.report.get("token/decoded"),
             )
-            state, learnt = compiled_update(state, found.batch, key, sampled)
+            state, learnt = compiled_update(state, experience.batch, key, sampled)
             metrics |= jax.device_get(learnt)
             clock.lap("update")
             broken = bool(metrics["train/nonfinite"])
@@ -232,19 +232,19 @@ class _Clock:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a question asked between steps; the second one acts at once."""
-    asked = threading.Event()
+    """Turns the first Ctrl-C into a flag that is read between steps; the second one acts at once."""
+    stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield stop_requested.is_set
         return
 
     def note(*_: Any) -> None:
-        if asked.is_set():
+        if stop_requested.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        stop_requested.set()
 
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield asked.is_set
+        yield stop_requested.is_set
     finally:
         signal.signal(signal.SIGINT, before)

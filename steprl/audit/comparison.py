@@ -89,7 +89,7 @@ def run_audit(
     threshold: float | None = None,
     watch: Callable[[str, float], None] = lambda phase, share: None,
 ) -> Audit:
-    """Plays tasks, goes on from every step many times, and compares.
+    """Plays tasks, continues from every step many times, and compares.
 
     Rollouts are sampled as in training (rollout.temperature, top_k, top_p), no more at a time than an
     iteration of training plays. Rewards are those of the environment, discounted by algorithm.gamma.
@@ -101,11 +101,11 @@ def run_audit(
         critic: the parameters have a trained one.
         older: parameters of an earlier checkpoint, for APPO's score.
         threshold: enumerate as well, down to this probability; None does not.
-        watch: told the phase and which share of it is done.
+        watch: called with the phase and the share of it that is done.
 
     Raises:
-        ValueError: a number is too small, no such split, the environment cannot branch or, where that
-            is asked for, not be enumerated; or nothing was played.
+        ValueError: a number is too small, no such split, the environment cannot branch or, with a
+            threshold, cannot be enumerated; or nothing was played.
     """
     player, mesh = session.player, session.mesh
     for name, number, least in (
@@ -129,7 +129,7 @@ def run_audit(
     estimate = make_estimates(session, critic, older, attempts)
     key, begin = jax.random.key(PANEL_KEY), time.perf_counter()
     trajectories: list[Trajectory] = []
-    truths, found, decoded = [], [], 0
+    truths, estimate_parts, decoded = [], [], 0
     for first in range(0, tasks, together):
         kept = min(together, tasks - first) * attempts
         rollouts = player.explore(params, key, *rows_of(first, together, attempts), **how)
@@ -146,8 +146,8 @@ def run_audit(
             session.config.algorithm.similarity_thresh,
         )  # fmt: skip
         steps = len(truth.reward_s)
-        found.append({t: {n: x[:steps] for n, x in of.items()}
-                      for t, of in estimate(params, batch).items()})  # fmt: skip
+        estimate_parts.append({t: {n: x[:steps] for n, x in of.items()}
+                               for t, of in estimate(params, batch).items()})  # fmt: skip
         truths.append(truth)
         trajectories += rollouts.trajectories[:kept]
         decoded += rollouts.usage.decoded + usage.decoded
@@ -155,8 +155,10 @@ def run_audit(
     if not len(truth.reward_s):
         raise ValueError("no trajectory has any step: the environment failed to begin")
     estimates = {
-        target: {name: np.concatenate([one[target][name] for one in found]) for name in of}
-        for target, of in found[0].items()
+        target: {
+            name: np.concatenate([part[target][name] for part in estimate_parts]) for name in of
+        }
+        for target, of in estimate_parts[0].items()
     }
     estimates = with_random(estimates, len(truth.reward_s), PANEL_KEY)
     seconds = time.perf_counter() - begin
@@ -189,8 +191,8 @@ def _enumerate(
     parts = []
     for done, task in enumerate(tasks):
         watch("enumerating", done / len(tasks))
-        mine = [one for one in trajectories if one.task == task]
-        parts.append(enumerate_steps(*arguments, mine, threshold))
+        task_trajectories = [one for one in trajectories if one.task == task]
+        parts.append(enumerate_steps(*arguments, task_trajectories, threshold))
     # Trajectories come in the order of their tasks.
     return Bounds(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -213,8 +215,8 @@ def judged(audit: Audit) -> Audit:
                 for kind in (RANK, LINEAR):
                     ranks, pair = kind == RANK, (estimate_s, truth_s)
                     interval = correlation_interval(*pair, task_s, ranks)
-                    found = correlation(*pair, ranks=ranks)
-                    scores.append(Score(target, name, source, kind, found, *interval))
+                    coefficient = correlation(*pair, ranks=ranks)
+                    scores.append(Score(target, name, source, kind, coefficient, *interval))
     value_s, variance_s = truth.value()
     if CRITIC in audit.estimates[VALUE]:
         off_s = audit.estimates[VALUE][CRITIC] - value_s
@@ -243,7 +245,7 @@ def enumerated(bounds: Bounds) -> dict[str, np.ndarray]:
 
 
 def as_record(audit: Audit) -> dict[str, Any]:
-    """All of it as JSON knows it: scores, reliability, facts, and a column of each number a step."""
+    """All of it as JSON: scores, reliability, facts, and a column of each number a step."""
     value_s, of_value_s = audit.truth.value()
     action_s, _ = audit.truth.action_value()
     advantage_s, of_advantage_s = audit.truth.advantage()

@@ -54,7 +54,7 @@ def check(suite: Suite, config: Config, threshold: float) -> None:
 class _Level(NamedTuple):
     """Tokens that were kept at one depth, and what they lead to."""
 
-    parent_c: np.ndarray  # context of the level that each token goes on from
+    parent_c: np.ndarray  # context of the level that each token continues
     prob_c: np.ndarray
     whole_c: np.ndarray  # bool, the token ends its action
     reward_c: np.ndarray
@@ -88,16 +88,16 @@ def enumerate_steps(
     game = suite.game
     assert game is not None and game.enumerable is not None
     rows: dict[int, list[int]] = {}
-    for row, one in enumerate(trajectories):
-        rows.setdefault(one.task, []).append(row)
-    # Wherever they were spread over, few rows are read best on one device.
+    for row, trajectory in enumerate(trajectories):
+        rows.setdefault(trajectory.task, []).append(row)
+    # Whatever devices the parameters were spread over, few rows are read best on one.
     params = jax.device_put(jax.device_get(policy.prepare(params)), jax.local_devices()[0])
-    found: dict[int, Bounds] = {}
-    for task, mine in rows.items():
-        asked = _Task(policy, game, game.enumerable, config, heldout, task)
-        bounds = _of_task(asked, params, [trajectories[row] for row in mine], threshold)
-        found |= dict(zip(mine, bounds, strict=True))
-    joined = (np.concatenate([found[row][part] for row in range(len(trajectories))])
+    bounds_of_row: dict[int, Bounds] = {}
+    for task, task_rows in rows.items():
+        task_setup = _Task(policy, game, game.enumerable, config, heldout, task)
+        bounds = _of_task(task_setup, params, [trajectories[row] for row in task_rows], threshold)
+        bounds_of_row |= dict(zip(task_rows, bounds, strict=True))
+    joined = (np.concatenate([bounds_of_row[row][part] for row in range(len(trajectories))])
               for part in range(len(Bounds._fields)))  # fmt: skip
     return Bounds(*joined)
 
@@ -133,12 +133,12 @@ def _compiled(policy: Policy, env: Any, sampling: Sampling) -> Any:
 
 
 class _Contexts(NamedTuple):
-    """What the policy may go on from at one depth, a row each."""
+    """The contexts that the policy may continue at one depth, a row each."""
 
     prob_KV: np.ndarray  # of the next token
     cache: Any
     state: Any
-    prefix_KA: np.ndarray  # tokens of the action that has begun
+    prefix_KA: np.ndarray  # tokens of the unfinished action
     size_K: np.ndarray  # how many
     position_K: np.ndarray  # of the next token
     weight_K: np.ndarray  # probability since the last visited step
@@ -170,9 +170,9 @@ def _visited(played: Sequence[Trajectory]) -> tuple[list[dict[int, int]], list[l
     """The tree of all sampled tokens, and the places where the steps of each trajectory begin."""
     tree: list[dict[int, int]] = [{}]
     paths = []
-    for one in played:
+    for trajectory in played:
         path = [0]
-        for step in one.steps:
+        for step in trajectory.steps:
             place = path[-1]
             for token in step.action_ids.tolist():
                 if token not in tree[place]:
@@ -279,8 +279,8 @@ def _in_rows(function: Any, count: int, *arguments: Any) -> Any:
     parts = []
     for first in range(0, count, _ROWS):
         rows = np.minimum(np.arange(first, first + _ROWS), count - 1)
-        found = jax.device_get(function(*_take(arguments, rows)))
-        parts.append(jax.tree.map(lambda x, n=count - first: np.array(x[:n]), found))
+        result = jax.device_get(function(*_take(arguments, rows)))
+        parts.append(jax.tree.map(lambda x, n=count - first: np.array(x[:n]), result))
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 

@@ -66,36 +66,36 @@ def make_estimates(
             return to_steps(function(batch, value_NT, raw).advantage_NT, "mean")
 
         value_NT = jnp.zeros_like(batch.logprob_NT)
-        found: dict[str, dict[str, jax.Array]] = {VALUE: {}, ADVANTAGE: {}, STAKE: {}}
+        by_target: dict[str, dict[str, jax.Array]] = {VALUE: {}, ADVANTAGE: {}, STAKE: {}}
         if critic:
             value_NT = scores(params).value_NT
-            found[VALUE][CRITIC] = to_steps(value_NT, "first")
-            found[ADVANTAGE][STEP_GAE] = credit(step_credit)
-            found[ADVANTAGE][TOKEN_GAE] = credit(token_credit)
-            found[STAKE][SURPRISE] = jnp.abs(found[ADVANTAGE][STEP_GAE])
+            by_target[VALUE][CRITIC] = to_steps(value_NT, "first")
+            by_target[ADVANTAGE][STEP_GAE] = credit(step_credit)
+            by_target[ADVANTAGE][TOKEN_GAE] = credit(token_credit)
+            by_target[STAKE][SURPRISE] = jnp.abs(by_target[ADVANTAGE][STEP_GAE])
         if attempts > 1:
-            found[ADVANTAGE][GRPO] = credit(group_credit("grpo"))
-            found[ADVANTAGE][GIGPO] = credit(gigpo_credit)
-        found[STAKE][ENTROPY] = to_steps(batch.entropy_NT, "first")
+            by_target[ADVANTAGE][GRPO] = credit(group_credit("grpo"))
+            by_target[ADVANTAGE][GIGPO] = credit(gigpo_credit)
+        by_target[STAKE][ENTROPY] = to_steps(batch.entropy_NT, "first")
         branching = jax.vmap(_branching(config.algorithm.branch.negative_pairs))
-        found[STAKE][ARPO] = _highest(branching(batch.entropy_NT, batch.step_ids_NT), batch)
+        by_target[STAKE][ARPO] = _highest(branching(batch.entropy_NT, batch.step_ids_NT), batch)
         if older is not None:
             ratio_NT = batch.logprob_NT - scores(older).logprob_NT
             gamma, clip = config.algorithm.gamma, config.algorithm.branch.future_clip
             future = jax.vmap(lambda r_t, ids_t: appo_future_value(r_t, ids_t, gamma, clip))
             future_NT = future(ratio_NT, batch.step_ids_NT)
             by_both_NT = branching(batch.entropy_NT, batch.step_ids_NT, future_NT)
-            found[STAKE][APPO] = _highest(by_both_NT, batch)
-        return found
+            by_target[STAKE][APPO] = _highest(by_both_NT, batch)
+        return by_target
 
     def estimates(params: Params, batch: StepBatch) -> Estimates:
         mask_NS = np.asarray(batch.mask_NS)
-        found = jax.device_get(of_steps(params, before, batch))
+        by_target = jax.device_get(of_steps(params, before, batch))
         return {
             target: {
-                name: np.asarray(found[target][name], np.float64)[mask_NS]
+                name: np.asarray(by_target[target][name], np.float64)[mask_NS]
                 for name in _ORDER
-                if name in found[target]
+                if name in by_target[target]
             }
             for target in TARGETS
         }

@@ -38,7 +38,7 @@ def draw_audit(audit: Audit, path: str | os.PathLike[str], title: str) -> Path:
 
     Args:
         audit: from `run_audit`.
-        path: file to write; its ending says the format.
+        path: file to write; its ending sets the format.
         title: headline of the picture.
 
     Returns:
@@ -49,9 +49,9 @@ def draw_audit(audit: Audit, path: str | os.PathLike[str], title: str) -> Path:
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.0, 1.1)).ravel()
     figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=_INK)
     for axes, target in zip(above.subplots(1, 3), TARGETS, strict=True):
-        mine = [s for s in audit.scores if (s.target, s.kind) == (target, RANK)]
-        kinds = [kind for kind in _COLORS if any(s.truth == kind for s in mine)]
-        groups = {f"truth by {kind}": [s for s in mine if s.truth == kind] for kind in kinds}
+        rank_scores = [s for s in audit.scores if (s.target, s.kind) == (target, RANK)]
+        kinds = [kind for kind in _COLORS if any(s.truth == kind for s in rank_scores)]
+        groups = {f"truth by {kind}": [s for s in rank_scores if s.truth == kind] for kind in kinds}
         colors = {f"truth by {kind}": _COLORS[kind] for kind in kinds}
         _forest(axes, groups, colors, target)
         ceiling = audit.reliability[target].ceiling
@@ -88,7 +88,7 @@ def draw_comparison(
 
     Args:
         found: scores by name of the audit, of one kind of truth.
-        path: file to write; its ending says the format.
+        path: file to write; its ending sets the format.
         title: headline of the picture.
 
     Returns:
@@ -198,7 +198,7 @@ def draw_trajectory(
 
     Args:
         audit: from `run_audit`.
-        path: file to write; its ending says the format.
+        path: file to write; its ending sets the format.
         title: headline of the picture.
         row: the trajectory; None for the one whose actions mattered most.
 
@@ -207,7 +207,7 @@ def draw_trajectory(
     """
     row = telling_row(audit) if row is None else row
     steps = audit.trajectories[row].steps[:_MOST_STEPS]
-    mine = np.flatnonzero(audit.truth.row_s == row)[: len(steps)]
+    index_s = np.flatnonzero(audit.truth.row_s == row)[: len(steps)]
     credits = {n: x for n, x in audit.estimates[ADVANTAGE].items() if n != RANDOM}
     height = max(0.62, 0.17 * (len(credits) + 1) + 0.16)
     figure = Figure((14.0, 1.7 + height * len(steps)), dpi=100, layout="constrained",
@@ -224,8 +224,8 @@ def draw_trajectory(
         style = {"fontsize": 9, "va": "center", "parse_math": False, "family": "monospace"}
         words.text(0.0, number, f"{number + 1}", fontweight="bold", color=_INK, **style)
         words.text(0.05, number, "\n".join(lines), color=_INK, **style)
-    _draw_values(values, audit, mine)
-    _draw_credit(credit, audit, mine, credits)
+    _draw_values(values, audit, index_s)
+    _draw_credit(credit, audit, index_s, credits)
     values.set_yticks([])
     ending = "solved" if audit.trajectories[row].success else "not solved"
     words.set_title(
@@ -242,42 +242,49 @@ def _wrapped(text: str, mark: str, width: int = 54, lines: int = 2) -> list[str]
     return [(mark if k == 0 else " " * len(mark)) + part for k, part in enumerate(parts)]
 
 
-def _draw_values(axes: Axes, audit: Audit, mine: np.ndarray) -> None:
+def _draw_values(axes: Axes, audit: Audit, index_s: np.ndarray) -> None:
     value_s, variance_s = audit.truth.value()
-    y = np.arange(len(mine))
-    error = _Z_95 * np.sqrt(variance_s[mine])
+    y = np.arange(len(index_s))
+    error = _Z_95 * np.sqrt(variance_s[index_s])
     axes.errorbar(
-        value_s[mine], y, xerr=error, fmt="o", color=_INK, markersize=6, capsize=3, label="true V"
+        value_s[index_s],
+        y,
+        xerr=error,
+        fmt="o",
+        color=_INK,
+        markersize=6,
+        capsize=3,
+        label="true V",
     )
     if audit.bounds is not None:
-        low, high = audit.bounds.value_s[mine].T
+        low, high = audit.bounds.value_s[index_s].T
         axes.hlines(y + 0.16, low, high, color=_EXACT, linewidth=6, label="enumerated")
     if CRITIC in audit.estimates[VALUE]:
-        said = audit.estimates[VALUE][CRITIC][mine]
-        axes.plot(said, y - 0.16, "D", color=PALETTE[0], markersize=6, label="critic")
+        critic_s = audit.estimates[VALUE][CRITIC][index_s]
+        axes.plot(critic_s, y - 0.16, "D", color=PALETTE[0], markersize=6, label="critic")
     _dress(axes, "value before the step", "")
     axes.margins(x=0.06)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(_few())
-    _legend_below(axes, len(mine))
+    _legend_below(axes, len(index_s))
 
 
 def _draw_credit(
-    axes: Axes, audit: Audit, mine: np.ndarray, credits: dict[str, np.ndarray]
+    axes: Axes, audit: Audit, index_s: np.ndarray, credits: dict[str, np.ndarray]
 ) -> None:
     advantage_s, variance_s = audit.truth.advantage()
     unit = float(np.std(advantage_s)) or 1.0
     thick = 0.84 / (len(credits) + 1)
-    y = np.arange(len(mine)) - 0.42 + thick / 2
-    error = _Z_95 * np.sqrt(variance_s[mine]) / unit
+    y = np.arange(len(index_s)) - 0.42 + thick / 2
+    error = _Z_95 * np.sqrt(variance_s[index_s]) / unit
     axes.barh(
-        y, advantage_s[mine] / unit, thick * 0.92, color=_INK, label="true Q \N{MINUS SIGN} V",
+        y, advantage_s[index_s] / unit, thick * 0.92, color=_INK, label="true Q \N{MINUS SIGN} V",
         xerr=error, error_kw={"ecolor": "#999999", "capsize": 2, "elinewidth": 1.2},
     )  # fmt: skip
     if audit.bounds is not None:
         exact_s = enumerated(audit.bounds)[ADVANTAGE]
         axes.plot(
-            exact_s[mine] / unit,
+            exact_s[index_s] / unit,
             y,
             "D",
             color=_EXACT,
@@ -286,9 +293,9 @@ def _draw_credit(
             label="enumerated",
         )
     for number, (name, credit_s) in enumerate(credits.items()):
-        own = float(np.std(credit_s)) or 1.0
+        spread = float(np.std(credit_s)) or 1.0
         axes.barh(
-            y + thick * (number + 1), credit_s[mine] / own, thick * 0.92, color=PALETTE[number],
+            y + thick * (number + 1), credit_s[index_s] / spread, thick * 0.92, color=PALETTE[number],
             label=name,
         )  # fmt: skip
     axes.axvline(0.0, color=_MUTED, linewidth=0.8)
@@ -296,7 +303,7 @@ def _draw_credit(
     axes.margins(x=0.04)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(_few())
-    _legend_below(axes, len(mine))
+    _legend_below(axes, len(index_s))
 
 
 def _legend_below(axes: Axes, steps: int) -> None:

@@ -81,14 +81,14 @@ def continue_all(
     watch: Callable[[float], None] = lambda share: None,
     **how: Any,
 ) -> tuple[Truth, Usage]:
-    """Plays on from the state before every step of the first `rows` trajectories.
+    """Continues from the state before every step of the first `rows` trajectories.
 
     Args:
         rollouts: of `player.explore`, with their memory.
         continuations: M, from each state, at least 2.
         first_sample: the random streams are named by numbers from here on, each used once.
         gamma: discount a step.
-        watch: told which share is done.
+        watch: called with the share that is done.
         how: sampling, split.
 
     Returns:
@@ -108,12 +108,12 @@ def continue_all(
     at_a_time = _AT_A_TIME * len(rollouts.trajectories)
     for first in range(0, len(points), at_a_time):
         part = points[first : first + at_a_time]
-        found = player.branch(params, key, rollouts, part, **how)
+        continued = player.branch(params, key, rollouts, part, **how)
         returns += [
-            discounted_return(one, point.step, gamma)
-            for point, one in zip(part, found.trajectories, strict=True)
+            discounted_return(trajectory, point.step, gamma)
+            for point, trajectory in zip(part, continued.trajectories, strict=True)
         ]
-        usage = jax.tree.map(lambda a, b: a + b, usage, found.usage)
+        usage = jax.tree.map(lambda a, b: a + b, usage, continued.usage)
         watch(len(returns) / len(points))
     return_sm = np.array(returns).reshape(len(row_s), continuations)
     return Truth(row_s, reward_s, last_s, return_sm, gamma), usage

@@ -76,7 +76,10 @@ class _Talk(NamedTuple):
         return ids, text, stopped
 
     def write(self, text: str, style: str | None = None, end: str = "") -> None:
-        shown = "".join(one if one.isprintable() or one in "\n\t" else "\ufffd" for one in text)
+        shown = "".join(
+            character if character.isprintable() or character in "\n\t" else "\ufffd"
+            for character in text
+        )
         self.console.print(shown, end=end, markup=False, style=style)
 
 
@@ -103,7 +106,7 @@ def _chat(options: argparse.Namespace, console: Console) -> int:
 
 
 def _questioned(talk: _Talk, config: Any) -> Any:
-    """The suite that questions are played through, if any: of the one asked for, or of the run."""
+    """The suite that questions are played through, if any: of --env, or of the run."""
     from steprl.config import Config
     from steprl.envs.opening import open_suite
 
@@ -128,7 +131,7 @@ def _questioned(talk: _Talk, config: Any) -> Any:
 
 
 def _lines(talk: _Talk, hint: str) -> Iterator[str]:
-    """What the user says: of the option, of a pipe, or typed."""
+    """What the user writes: from the option, from a pipe, or typed."""
     if talk.options.question is not None:
         yield talk.options.question
     elif not sys.stdin.isatty():
@@ -166,9 +169,9 @@ def _converse(talk: _Talk) -> None:
         elif word.startswith("/") and word[1:].isalpha():
             talk.console.print(f"[dim]{escape(word)} is no command. {_HELP}.[/]")
         else:
-            asked = [*messages, {"role": "user", "content": line}]
+            history = [*messages, {"role": "user", "content": line}]
             first = [{"role": "system", "content": system}] if system else []
-            prompt = talk.served.conversation.encode([*first, *asked], [])
+            prompt = talk.served.conversation.encode([*first, *history], [])
             if talk.settings(prompt, turn) is None:
                 talk.console.print(
                     f"[red]The context of {talk.served.engine.context_length} tokens is full: "
@@ -176,7 +179,7 @@ def _converse(talk: _Talk) -> None:
                 )
                 continue
             _, text, _ = talk.reply(prompt, turn)
-            messages = [*asked, {"role": "assistant", "content": text}]
+            messages = [*history, {"role": "assistant", "content": text}]
             turn += 1
 
 

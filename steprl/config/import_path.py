@@ -14,7 +14,7 @@ GIVEN = "python"
 
 
 def name_of_value(value: Any) -> str:
-    """What stands in the settings of a run for a value that was given in Python."""
+    """The name in the settings of a run for a value that was given in Python."""
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{GIVEN}:{named.__qualname__.replace('<', '').replace('>', '')}"
 
@@ -26,7 +26,7 @@ def find_function(name: str, setting: str) -> Callable[..., Any]:
     end of `sys.path`: for imports inside of functions, and for tools in processes of their own.
 
     Args:
-        name: `package.module:function`; what stands behind the colon may have dots.
+        name: `package.module:function`; the part behind the colon may have dots.
         setting: where the name was given, such as "env.name", for messages.
 
     Raises:
@@ -119,8 +119,8 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         parameters = inspect.signature(function).parameters
     except ValueError:
         return {"options": inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)}
-    other = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-    return {key: value for key, value in parameters.items() if value.kind not in other}
+    not_by_name = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+    return {key: value for key, value in parameters.items() if value.kind not in not_by_name}
 
 
 def _import(name: str, module_name: str, setting: str) -> Any:

@@ -19,7 +19,7 @@ from steprl.config.environments import ADAPTERS, ENVIRONMENTS, EnvConfig
 from steprl.config.settings import LOGGERS, Config
 
 SHORT_NAMES = {"train.steps": "trainer.total_training_steps"}
-"""What may be said for a longer key on the command line."""
+"""Short forms of longer keys on the command line."""
 
 
 class ConfigError(ValueError):
@@ -109,17 +109,17 @@ def _check_known(tree: Any, kind: type, prefix: str) -> None:
 
 
 def _paths(kind: type, prefix: str = "") -> list[str]:
-    found = []
+    paths = []
     for field in dataclasses.fields(kind):
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            found += _paths(field.type, f"{prefix}{field.name}.")
+            paths += _paths(field.type, f"{prefix}{field.name}.")
         else:
-            found.append(prefix + field.name)
-    return found
+            paths.append(prefix + field.name)
+    return paths
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Every value lies in the range or among the names that stand beside its field."""
+    """Every value lies in the range or among the names that are declared with its field."""
     for field in dataclasses.fields(config):
         value, allowed = getattr(config, field.name), field.metadata
         key = prefix + field.name

@@ -100,7 +100,7 @@ class BranchConfig:
     threshold: float = setting(0.8, -1e9, 1e9)  # branpo: returns from here on are correct
     # appo, arpo: attempts at a task that begin anew, the others of rollout.n branch off; None = half
     initial: int | None = setting(None, 1)
-    # appo: what tells how much a token changes the rest. "previous": the policy now against the one
+    # appo: what measures how much a token changes the rest. "previous": the policy now against the one
     # before the last update; "none": nothing, branches start where the entropy is high.
     future_value: str = setting("previous", choices=("previous", "none"))
     future_clip: float = setting(0.2, 0.0)  # 0 = none
@@ -215,7 +215,7 @@ class TrainerConfig:
     output_dir: str = "runs"
     seed: int = setting(0, 0)
     total_training_steps: int = setting(40, 0)
-    # A run ends with the iteration in which it has sampled so many tokens, those of branches counted,
+    # A run ends with the iteration in which it has sampled this many tokens, those of branches counted,
     # if its steps are not over before; the learning rate falls with whichever is further on.
     token_budget: int | None = setting(None, 1)  # None = no limit
     test_freq: int = setting(5, 0)  # 0 = at the end only

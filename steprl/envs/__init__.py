@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 Observation = str | Sequence[Mapping[str, Any]]
-"""Text, or the messages of a whole conversation, which always stand for all that was before."""
+"""Text, or the messages of a whole conversation, which always replace all that was before."""
 
 CONTEXTS = ("rebuild", "extend")
 """Whether an observation is all that the next step sees, or is added to what was before."""

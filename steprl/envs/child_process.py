@@ -37,7 +37,7 @@ def call_env(env: Any, name: str, arguments: tuple[Any, ...]) -> Any:
     """What `env.name(*arguments)` returns, or the fault "crash" for what it raises."""
     try:
         return getattr(env, name)(*arguments)
-    except BaseException as error:  # a thread or a child has nobody above who would see it
+    except BaseException as error:  # a thread or a child has no caller that would see it
         return Fault("crash", f"{type(error).__name__}: {error}")
 
 
@@ -151,7 +151,7 @@ class EnvChild:
             process.close()
 
     def _ended(self) -> str:
-        """What became of a child that does not answer any more."""
+        """What happened to a child that does not answer any more."""
         code = _exit_code(self._process)
         if code is None:
             return "the process of the environment closed its connection"
@@ -163,7 +163,7 @@ class EnvChild:
 
 
 def _kill(process: Any) -> None:
-    # Nothing has that group if the child did not come as far as making it.
+    # The group does not exist if the child ended before making it.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()

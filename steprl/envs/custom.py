@@ -26,16 +26,16 @@ def load_suite(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> 
             what it returns is none of these.
     """
     name = ADAPTERS.get(name, name)
-    made: Any
+    returned: Any
     if "split" in options or "split" not in parameters_of(find_function(name, "env.name")):
-        made = call_function(name, options, "env")
+        returned = call_function(name, options, "env")
     else:
-        made = {
+        returned = {
             split: call_function(name, options, "env", split=split) for split in ("train", "eval")
         }
-        if isinstance(made["train"], Suite | Game):
+        if isinstance(returned["train"], Suite | Game):
             raise ValueError(
-                f"env.name={name!r} returned a {type(made['train']).__name__} for a split: it brings its "
+                f"env.name={name!r} returned a {type(returned['train']).__name__} for a split: it brings its "
                 "own, so the function takes no `split`"
             )
-    return suite_of(made, source=f"env.name={name!r}")
+    return suite_of(returned, source=f"env.name={name!r}")

@@ -1,4 +1,4 @@
-"""Engines lent to one thread at a time: at most so many, the one that stands at the right place first."""
+"""Engines lent to one thread at a time: at most `limit`, the one at the right place first."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ P = TypeVar("P")
 
 @dataclasses.dataclass(eq=False)
 class Lent(Generic[E, P]):
-    """An engine, and the place it is at; None where no one can go on from it.
+    """An engine, and the place it is at; None where nothing can continue from it.
 
     The borrower writes the place.
     """
@@ -110,7 +110,7 @@ class EnginePool(Generic[E, P]):
 
     def _drop(self, lent: Lent[E, P]) -> None:
         try:
-            with contextlib.suppress(Exception):  # what led here is what the caller is told
+            with contextlib.suppress(Exception):  # the caller sees the error that led here
                 lent.engine.close()
         finally:
             self._lose_one()

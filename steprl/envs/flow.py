@@ -1,7 +1,7 @@
 """An environment out of a free-form flow: a generator that yields what the model reads next.
 
 A generator cannot be copied, so the state is what it was sent: the replies. The newest state has its
-generator beside it and goes on; from an older one, a new generator is sent the same replies first.
+generator beside it, which continues; from an older one, a new generator is sent the same replies first.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class FlowError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What a flow yields where the prompt alone does not say everything.
+    """What a flow yields where the prompt alone is not enough.
 
     Attributes:
         prompt: what the model reads next.
@@ -47,7 +47,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """What a flow returns where the reward of the last reply does not say everything.
+    """What a flow returns where the reward of the last reply is not enough.
 
     Attributes:
         reward: of the last reply.
@@ -94,8 +94,8 @@ class FlowEnvironment:
         flow: `flow(task)` yields each prompt, or a `Turn`, and receives the reply; it returns the
             reward of the last reply, or an `Ending`.
         tasks: what `flow` is given, in any form; task numbers go round.
-        context: "rebuild": a prompt stands for all that was before it; "extend": text is added to
-            what was, and only a list of messages stands for all.
+        context: "rebuild": a prompt replaces all that was before it; "extend": text is added to
+            what was, and only a list of messages replaces all.
         system: the system line, for chat models.
         tools: functions whose schemas the chat template is to show. The flow itself reads and makes
             the calls: see `steprl.tools`.
@@ -246,7 +246,7 @@ class FlowEnvironment:
 
     @contextlib.contextmanager
     def _named(self, state: FlowState) -> Generator[None, None, None]:
-        """Errors of a flow say where they happened."""
+        """Adds the place in the flow to its errors."""
         try:
             yield
         except Exception as error:
@@ -262,7 +262,7 @@ class _Live:
     """Generators of states, found by identity: equal states may each have their own.
 
     One goes when its state does, or when there are too many; Python closes it then, wherever it
-    stands. Whoever takes one is the only one to have it.
+    is. Whoever takes one is the only one to have it.
     """
 
     def __init__(self, limit: int):
@@ -279,8 +279,8 @@ class _Live:
                 kept.popitem(last=False)
 
     def take(self, state: FlowState) -> Generator[Any, str, Any] | None:
-        found = self._kept.pop(id(state), None)
-        return found[1] if found else None
+        entry = self._kept.pop(id(state), None)
+        return entry[1] if entry else None
 
     def __reduce__(self) -> tuple[type, tuple[int]]:
         return _Live, (self._limit,)  # another process replays
@@ -299,7 +299,7 @@ def _turn(value: Any) -> Turn:
                 raise TypeError(
                     f"it yielded the message {message!r}: expected a dict with 'role' and 'content'"
                 )
-        # A flow may go on to change its list: what was read stays as it was.
+        # A flow may change its list later: what was read stays as it was.
         prompt = json.loads(json.dumps(prompt))
     return dataclasses.replace(turn, prompt=prompt, reward=_reward(turn.reward))
 

@@ -125,7 +125,7 @@ class GameText:
         return state, self._text(tokens)
 
     def step(self, state: Any, action: str) -> tuple[Any, str, float, bool, bool, dict[str, Any]]:
-        """Plays an action; one that is not understood costs a step and is told why."""
+        """Plays an action; one that is not understood costs a step, and the answer says why."""
         ids = self.tokenizer.encode(action)[: self.game.action_width]
         if len(ids) < self.game.action_width:
             ids.append(self._end)

@@ -1,6 +1,6 @@
 """Environments whose state is hidden, in a JVM or a C library, as environments whose state is a value.
 
-The state is what was done: the task and the actions. An engine that stands at a state goes on with one
+The state is what was done: the task and the actions. An engine that is at a state continues with one
 step; any other is brought there by its own snapshot, or by a reset and the same actions again.
 """
 
@@ -74,7 +74,7 @@ class Counts(NamedTuple):
     """What an environment has cost so far.
 
     Attributes:
-        steps: steps that were asked for.
+        steps: steps that callers took.
         replayed: steps that were made again, to come back to a state.
         resets, restores: of engines, for the same end or for a new episode.
         engines: how many were made.
@@ -101,7 +101,7 @@ def replayed(
     """The value protocol of `steprl.envs.Env` over engines that hide their state.
 
     Many threads may step at once. There are never more than `engines` engines: a thread takes the one
-    that stands at its state, or the least recently used one, and waits while all are busy. So let
+    that is at its state, or the least recently used one, and waits while all are busy. So let
     there be one for each episode that is played at the same time: with fewer, most steps are replays.
 
     It can be pickled, without its engines, if `make` can.
@@ -147,8 +147,8 @@ def replayed(
         raise ValueError(f"max_steps={max_steps} starts at 1")
     if context not in CONTEXTS:
         raise ValueError(f"context: {context!r}; choose from {', '.join(CONTEXTS)}")
-    said = {"system": system, "tools": tools, "metrics": metrics, "max_steps": max_steps}
-    attributes = {"context": context, **{k: v for k, v in said.items() if v is not None}}
+    optional = {"system": system, "tools": tools, "metrics": metrics, "max_steps": max_steps}
+    attributes = {"context": context, **{k: v for k, v in optional.items() if v is not None}}
     return ReplayedEnvironment(make, engines, snapshot_every, attributes)
 
 
@@ -210,7 +210,7 @@ class ReplayedEnvironment:
         with self._pool.lend(state) as lent:
             if lent.place != state:
                 self._bring(lent, state)
-            lent.place = None  # neither here nor there, until the step is done
+            lent.place = None  # at no known place until the step is done
             result, digest = _step(lent.engine, action)
             observation, reward, terminated, truncated, info = result
             self._count(steps=1)
@@ -266,12 +266,12 @@ class ReplayedEnvironment:
             done = 0
             begun, observation = self._begin(lent, state.task)
             if begun.digests != state.digests[:1]:
-                raise ReplayError(_other(state, 0, observation))
+                raise ReplayError(_divergence(state, 0, observation))
         for at in range(done, len(state.actions)):
             (observation, *_), digest = _step(engine, state.actions[at])
             self._count(replayed=1)
             if digest != state.digests[at + 1]:
-                raise ReplayError(_other(state, at + 1, observation))
+                raise ReplayError(_divergence(state, at + 1, observation))
 
 
 def _leads_to(before: ReplayedState, state: ReplayedState) -> bool:
@@ -306,14 +306,14 @@ def _observation(value: Any) -> Observation:
         raise TypeError(
             f"an engine gave {type(value).__name__} as an observation; expected text or messages"
         )
-    return json.loads(json.dumps(list(value)))  # the engine may go on to change its list
+    return json.loads(json.dumps(list(value)))  # the engine may change its list later
 
 
 def _digest(*seen: Any) -> str:
     return hashlib.blake2b(json.dumps(seen).encode(), digest_size=8).hexdigest()
 
 
-def _other(state: ReplayedState, steps: int, observation: Observation) -> str:
+def _divergence(state: ReplayedState, steps: int, observation: Observation) -> str:
     after = (
         f"action {steps} of {len(state.actions)}, {state.actions[steps - 1]!r}," if steps else ""
     )

@@ -94,7 +94,7 @@ class ShapedGame:
         return state, seen._replace(reward=reward, terminated=terminated, truncated=truncated)
 
     def _distance(self, state: Any) -> jax.Array:
-        """[] int32 of the game; a constant where no setting asks for it, so that it may have none."""
+        """[] int32 of the game; a constant where no setting needs it, so that it may have none."""
         if not asks_for_distance(self.config):
             return jnp.ones((), jnp.int32)
         return jnp.asarray(self.game.distance(state))  # type: ignore[attr-defined]

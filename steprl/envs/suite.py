@@ -33,14 +33,14 @@ class Suite:
         sizes: tasks of a split, where there are finitely many.
         system: the system message for chat models.
         tools: schemas for the chat template.
-        context: "extend": an observation is added to what was before; "rebuild": it stands for all.
+        context: "extend": an observation is added to what was before; "rebuild": it replaces all.
         max_steps: steps of an episode at most; None: `rollout.max_steps`.
         vocabulary: phrases of a small language of its own, which a model may learn from nothing; None:
             it is played in natural language, by a pretrained model.
         demonstrate: task, seed -> actions, or a function of environment and state that gives the next
             one. None where nothing is shown.
         demonstration_env: in which demonstrations are played; None: the training split.
-        workers: environments stepped at the same time, unless `rollout.env_workers` says.
+        workers: environments stepped at the same time, unless `rollout.env_workers` sets it.
         limited: (length, measure) -> the suite with prompts that measure so much at most; None where
             prompts cannot be shortened.
         question: the environment of one typed question, for `steprl chat`; None where there is none.
@@ -130,15 +130,15 @@ def shaped(suite: Suite, shape: GameConfig) -> Suite:
 
 
 def _of_environments(splits: Mapping[str, Env], source: str | None) -> Suite:
-    """What environments say of themselves; the first speaks for all."""
+    """The suite of some environments; its attributes are read from the first."""
     first = next(iter(splits.values()), None)
-    said: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         name: value
         for name in ("system", "tools", "context", "max_steps")
         if (value := getattr(first, name, None))
     }
     try:
-        return Suite(splits=splits, workers=_WORKERS, **said)
+        return Suite(splits=splits, workers=_WORKERS, **attributes)
     except ValueError as error:
         raise ValueError(f"{source}: {error}" if source else str(error)) from None
 

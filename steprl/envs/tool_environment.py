@@ -53,8 +53,8 @@ class ToolEnvironment:
     """The value protocol of `steprl.envs.Env` around functions that a model may call.
 
     Each step, the calls of the action are made side by side and answered. An action without a call is
-    the answer, and ends the episode: its last `<answer>...</answer>`, or all of it. What stands before
-    the last `</think>` is neither called nor answered with. A call that cannot be read or made costs a
+    the answer, and ends the episode: its last `<answer>...</answer>`, or all of it. Text before
+    the last `</think>` is neither called nor part of the answer. A call that cannot be read or made costs a
     step, and the observation says what was wrong.
 
     Tools should depend on their arguments only: a branch calls them again.
@@ -68,7 +68,7 @@ class ToolEnvironment:
             episodes that run out of steps, have 0.
         observe: `observe(task, state)` is what the model sees after a step: text, or the messages of
             the whole conversation; None for the `<tool_response>` blocks of the last turn.
-        context: "extend": observations are added to what was before; "rebuild": each stands for all
+        context: "extend": observations are added to what was before; "rebuild": each replaces all
             that was, which needs `observe`.
         system: the system line, for chat models.
         max_steps: the step after which an episode without an answer is truncated.
@@ -185,10 +185,10 @@ class ToolEnvironment:
         """
         if state.answer is not None or len(state.turns) >= self.max_steps:
             raise ValueError("the episode is over: step again from an earlier state, or reset")
-        said = action.rpartition("</think>")[2]
-        calls, errors = parse_tool_calls(said, self._tools)
+        reply = action.rpartition("</think>")[2]
+        calls, errors = parse_tool_calls(reply, self._tools)
         if not calls and not errors:
-            return self._end(state, action, _answer(said))
+            return self._end(state, action, _answer(reply))
         for call in calls[self.max_calls :]:
             text = f"Not called: only {self.max_calls} calls are made in one step."
             errors.append(CallError(call.place, "too_many", text, call.name))
@@ -218,18 +218,20 @@ class ToolEnvironment:
         return self.tasks[state.task % len(self.tasks)]
 
 
-def _answer(said: str) -> str:
-    marked = _ANSWER.findall(said)
-    return (marked[-1] if marked else said).strip()
+def _answer(reply: str) -> str:
+    marked = _ANSWER.findall(reply)
+    return (marked[-1] if marked else reply).strip()
 
 
-def _info(outcomes: tuple[Outcome, ...], made: int, success: bool, reason: str) -> dict[str, Any]:
+def _info(
+    outcomes: tuple[Outcome, ...], call_count: int, success: bool, reason: str
+) -> dict[str, Any]:
     """Numbers and texts only, which is what the record of a step keeps."""
     return {
         "success": success,
         "valid": not reason,
         "reason": reason,
-        "tool_calls": made,
+        "tool_calls": call_count,
         "tool_errors": sum(not outcome.ok for outcome in outcomes),
         "tool_outcomes": json.dumps([outcome.record() for outcome in outcomes]),
     }

@@ -43,7 +43,7 @@ def styles(names: Sequence[str], families: Mapping[str, str] | None = None) -> d
     """A look for each name, the families together and in their order.
 
     Methods of `steprl.algorithms` are known, however they are spelled (`reinforce_pp`,
-    `REINFORCE++`), and look the same in whatever company; other names take what is left.
+    `REINFORCE++`), and look the same whatever other names are drawn; other names take what is left.
 
     Args:
         names: to tell apart.
@@ -69,7 +69,7 @@ def styles(names: Sequence[str], families: Mapping[str, str] | None = None) -> d
                 f"families[{name!r}]={chosen!r} is no family: choose of {', '.join(_COLORS)}."
             )
         members[chosen][name] = place if chosen == family else None
-    found = {}
+    looks = {}
     for family, places in members.items():
         taken = {place for place in places.values() if place is not None}
         free = iter([i for i in range(len(places) + len(taken)) if i not in taken])
@@ -77,8 +77,8 @@ def styles(names: Sequence[str], families: Mapping[str, str] | None = None) -> d
             i = next(free) if place is None else place
             colors = _COLORS[family] if len(members[OTHER]) < len(names) else PALETTE
             color = colors[i % len(colors)]
-            found[name] = Style(family, color, _LINES[family], _MARKERS[i % len(_MARKERS)])
-    return found
+            looks[name] = Style(family, color, _LINES[family], _MARKERS[i % len(_MARKERS)])
+    return looks
 
 
 def _spelling(name: str) -> str:
@@ -97,7 +97,7 @@ def page(title: str, note: str, height: float) -> Figure:
 
 
 def percent(x: float, _: float = 0) -> str:
-    """A share as its axis and its labels say it."""
+    """A share as text, for axes and labels."""
     return f"{100 * x:.3g}%"
 
 
@@ -194,18 +194,18 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
         while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
     places = [float(np.mean(pool)) for pool in pools for _ in pool]
-    found = [0.0] * len(wanted)
+    spread_places = [0.0] * len(wanted)
     for rank, i in enumerate(order):
-        found[i] = places[rank] + rank * gap
-    return found
+        spread_places[i] = places[rank] + rank * gap
+    return spread_places
 
 
 def _count(looks: Mapping[str, Style]) -> dict[str, int]:
     """Members by family, in the order of the families."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for look in looks.values():
-        found[look.family] = found.get(look.family, 0) + 1
-    return found
+        counts[look.family] = counts.get(look.family, 0) + 1
+    return counts
 
 
 def _sample(look: Style) -> Line2D:
@@ -254,10 +254,10 @@ def _names_below(figure: Figure, looks: Mapping[str, Style]) -> None:
             heads.append(len(labels))
             handles.append(blank)
             labels.append(family)
-        mine = {name: look for name, look in looks.items() if look.family == family}
+        family_looks = {name: look for name, look in looks.items() if look.family == family}
         short = max(count.values()) - members if headed else 0
-        handles += [*map(_sample, mine.values()), *[blank] * short]
-        labels += [*mine, *[""] * short]
+        handles += [*map(_sample, family_looks.values()), *[blank] * short]
+        labels += [*family_looks, *[""] * short]
     legend = figure.legend(
         handles, labels, loc="outside lower left", ncols=len(count) if headed else 4,
         frameon=False, fontsize=FONT - 0.5, handlelength=3.2, labelcolor=_INK, columnspacing=1.6,

@@ -52,8 +52,8 @@ TRACED = (
 
     clip_fraction  `actor.clip_fraction`: the clip of the ratio moves until this share of the tokens is
                    clipped, so that ratios of tokens, steps and sequences are held back alike
-    token_budget   `trainer.token_budget`: a run stands still when it has sampled so many tokens: from
-                   then on its metrics are NaN, but for `token/decoded`, 0, and `token/total`
+    token_budget   `trainer.token_budget`: a run stops training when it has sampled this many tokens:
+                   from then on its metrics are NaN, but for `token/decoded`, 0, and `token/total`
 """
 _SHORT = {"clip_fraction": "actor.clip_fraction", "token_budget": "trainer.token_budget"}
 
@@ -106,49 +106,52 @@ def make_program(
     updates = config.trainer.total_training_steps * per_iteration
 
     def begin(params: Params, settings: Settings | None = None) -> TrainState:
-        own = with_settings(config, settings or {})
-        optimizer = make_optimizer(own.actor, own.critic, updates)
-        return initial_state(params, optimizer, own, method)
+        config_now = with_settings(config, settings or {})
+        optimizer = make_optimizer(config_now.actor, config_now.critic, updates)
+        return initial_state(params, optimizer, config_now, method)
 
     def iterate(
         state: TrainState, key: jax.Array, settings: Settings | None = None
     ) -> tuple[TrainState, Metrics]:
-        own = with_settings(config, settings or {})
-        budget = jnp.inf if own.trainer.token_budget is None else own.trainer.token_budget
-        go_on = lambda state: play_and_learn(state, key, own)  # noqa: E731
-        _, found = jax.eval_shape(go_on, state)
+        config_now = with_settings(config, settings or {})
+        budget = (
+            jnp.inf if config_now.trainer.token_budget is None else config_now.trainer.token_budget
+        )
+        run_iteration = lambda state: play_and_learn(state, key, config_now)  # noqa: E731
+        _, shapes = jax.eval_shape(run_iteration, state)
 
-        def stand_still(state: TrainState) -> tuple[TrainState, Metrics]:
-            nothing = {name: jnp.full(x.shape, jnp.nan, x.dtype) for name, x in found.items()}
+        def skip_iteration(state: TrainState) -> tuple[TrainState, Metrics]:
+            nothing = {name: jnp.full(x.shape, jnp.nan, x.dtype) for name, x in shapes.items()}
             known = {"token/decoded": jnp.zeros(()), "token/total": state.carried["tokens"]}
             return state, nothing | known
 
-        # One run after another, this costs nothing; side by side, all go on until the last stands.
-        return jax.lax.cond(state.carried["tokens"] >= budget, stand_still, go_on, state)
+        # Without vmap a stopped run costs nothing; under vmap, all compute until the last one stops.
+        return jax.lax.cond(state.carried["tokens"] >= budget, skip_iteration, run_iteration, state)
 
     def play_and_learn(
-        state: TrainState, key: jax.Array, own: Config
+        state: TrainState, key: jax.Array, config_now: Config
     ) -> tuple[TrainState, Metrics]:
-        spent = share_spent(own, state.carried)
-        optimizer = make_optimizer(own.actor, own.critic, updates, spent)
+        spent = share_spent(config_now, state.carried)
+        optimizer = make_optimizer(config_now.actor, config_now.critic, updates, spent)
         task_key, play_key, update_key = jax.random.split(key, 3)
         # Each run has tasks of its own.
         first = (
-            jax.random.randint(task_key, (), 0, 2**30) + state.iteration * own.rollout.batch_size
+            jax.random.randint(task_key, (), 0, 2**30)
+            + state.iteration * config_now.rollout.batch_size
         )
         attempt_N = jnp.arange(rows, dtype=jnp.int32)
-        task_N = first + attempt_N // own.rollout.n
-        grown = gather(state, play_key, task_N, attempt_N % own.rollout.n, own)
-        found: Metrics = summary(grown.batch) | {
-            "rollout/success_rate": _success(grown.batch, method, own),
+        task_N = first + attempt_N // config_now.rollout.n
+        grown = gather(state, play_key, task_N, attempt_N % config_now.rollout.n, config_now)
+        metrics: Metrics = summary(grown.batch) | {
+            "rollout/success_rate": _success(grown.batch, method, config_now),
             "token/decoded": grown.usage.decoded,
             "branch/count": grown.report.get("branch/count", jnp.zeros((), jnp.int32)),
-            "actor/clip_ratio": jnp.asarray(own.actor.clip_ratio_high),
+            "actor/clip_ratio": jnp.asarray(config_now.actor.clip_ratio_high),
         }
-        update = make_update(policy, method, optimizer, sizes_in_rows(own, method.branching))
+        update = make_update(policy, method, optimizer, sizes_in_rows(config_now, method.branching))
         update_key = jax.random.fold_in(update_key, state.iteration)
         state, learnt = update(state, grown.batch, update_key, grown.usage.decoded)
-        return state, {name: jnp.asarray(x, jnp.float32) for name, x in (found | learnt).items()}
+        return state, {name: jnp.asarray(x, jnp.float32) for name, x in (metrics | learnt).items()}
 
     def evaluate(
         params: Params, key: jax.Array, attempts: int, temperature: float | jax.Array = 1.0
@@ -245,8 +248,8 @@ def _offers(config: Config, policy: Policy) -> tuple[str, ...]:
 def _shape(config: Config, vocab_size: int) -> Any:
     model = config.model
     names = ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
-    own = {name: getattr(model, name) for name in (*names, "value_head", "dtype", "param_dtype")}
-    return decoder_config(model.preset, vocab_size=vocab_size, remat=model.remat, **own)
+    fields = {name: getattr(model, name) for name in (*names, "value_head", "dtype", "param_dtype")}
+    return decoder_config(model.preset, vocab_size=vocab_size, remat=model.remat, **fields)
 
 
 def _make_gather(
@@ -257,10 +260,14 @@ def _make_gather(
     plan = make_plan(config, method.branching, policy, texts)
 
     def gather(
-        state: TrainState, key: jax.Array, task_N: jax.Array, sample_N: jax.Array, own: Config
+        state: TrainState,
+        key: jax.Array,
+        task_N: jax.Array,
+        sample_N: jax.Array,
+        config_now: Config,
     ) -> GrownBatch:
         # The discount may be traced.
-        now = None if plan is None else dataclasses.replace(plan, gamma=own.algorithm.gamma)
+        now = None if plan is None else dataclasses.replace(plan, gamma=config_now.algorithm.gamma)
         rows = (state.params, key, task_N, sample_N)
         grown = grow(policy, env, now, *rows, sampling, state.carried.get("previous"))
         if "anchors" in method.needs:

@@ -81,8 +81,8 @@ def aggregation_weights(
     active_nt = active_t if active_t.ndim == 2 else active_t[None]
     weight_nt = active_nt.astype(dtype)
 
-    def count(given: float | jax.Array | None, counted: jax.Array) -> jax.Array:
-        number = jnp.maximum(_psum(counted, axis_name), 1) if given is None else given
+    def count(override: float | jax.Array | None, counted: jax.Array) -> jax.Array:
+        number = jnp.maximum(_psum(counted, axis_name), 1) if override is None else override
         return jnp.asarray(number, dtype) / dp_size
 
     tokens_n = jnp.sum(active_nt, axis=-1, dtype=jnp.int32)

@@ -251,7 +251,7 @@ def branch_preference(
         -1: it turns correct into wrong, or is as good and longer
          0: no preference
 
-    "As good" asks for 0.5 < accuracy < 1, a correct original and exactly the same reward. BranPO
+    "As good" requires 0.5 < accuracy < 1, a correct original and exactly the same reward. BranPO
     (https://arxiv.org/abs/2602.03719). Works on scalars and on arrays alike.
 
     Args:

@@ -42,7 +42,7 @@ def arpo_candidates(step_ids_t: jax.Array) -> jax.Array:
 
     ARPO (https://arxiv.org/abs/2507.19849) looks at the entropy there and nowhere
     else; with `appo_branching_scores` without future values and `select_branch_points` this is its
-    branching. The branch shares what stands before such a token, and samples it anew.
+    branching. The branch shares the tokens before such a token, and samples that token anew.
 
     Args:
         step_ids_t: [T] step of each token, -1 where masked.

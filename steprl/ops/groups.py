@@ -244,7 +244,7 @@ def reinforce_pp_advantages(
     chex.assert_rank(gamma, 0)
     active_nt = step_ids_nt >= 0
     reward_nt = jnp.where(active_nt, as_float(reward_nt), 0)
-    # A masked token either hands on what lies behind it unchanged, or does not hand it on.
+    # A masked token either passes the sum behind it through unchanged, or cuts it off.
     carry_of_masked = 1 if across_gaps else 0
     carry_nt = jnp.where(active_nt, jnp.asarray(gamma, reward_nt.dtype), carry_of_masked)
     return_nt = reverse_recurrence(reward_nt.T, carry_nt.T).T

@@ -373,7 +373,7 @@ def appo_advantages(
     origin_at_b, branch_at_b = (jnp.clip(x, 0, num_rows - 1) for x in (origin_b, branch_b))
     valid_b = inside(origin_b) & inside(branch_b) & (token_b >= 0)
     valid_b &= initial_n[origin_at_b] & ~initial_n[branch_at_b]
-    # A branch stands at the last token it shares; sums from the end on reach every token before it.
+    # A branch counts at the last token it shares; sums from the end on reach every token before it.
     place = jnp.where(valid_b, origin_b, num_rows), jnp.minimum(token_b, width - 1)
     sum_nt = jnp.zeros((num_rows, width), a_n.dtype).at[place].add(a_n[branch_at_b], mode="drop")
     number_nt = jnp.zeros((num_rows, width), jnp.int32).at[place].add(1, mode="drop")

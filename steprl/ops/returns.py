@@ -55,7 +55,7 @@ def reverse_recurrence(
     if x.shape[0] == 0:
         return x
     c = jnp.broadcast_to(jnp.asarray(c, x.dtype), x.shape)
-    # A carry made from an element of x varies over a mesh as x does: shard_map asks for that.
+    # A carry made from an element of x varies over a mesh as x does: shard_map requires that.
     behind = jnp.zeros_like(x[0]) + jnp.asarray(initial, x.dtype)
 
     def visit(after: jax.Array, here: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -203,8 +203,8 @@ def _gae(
 ) -> jax.Array:
     """GAE over the active elements: one backward pass that carries value and advantage.
 
-    Elements are visited one by one, as in `reverse_recurrence`, and a masked one hands on what lies
-    behind it, so that masked elements change no bit of the results wherever they are put in.
+    Elements are visited one by one, as in `reverse_recurrence`, and a masked one passes the carry
+    through, so that masked elements change no bit of the results wherever they are inserted.
     """
     reward, discount, value = as_float(reward), as_float(discount), as_float(value)
     dtype = jnp.result_type(reward, discount, value)
@@ -223,7 +223,7 @@ def _gae(
         advantage = jnp.where(on, delta + discount * lambda_ * later, later)
         return (jnp.where(on, value, next_value), advantage), advantage
 
-    # A carry made from elements of the row varies over a mesh as they do: shard_map asks for that.
+    # A carry made from elements of the row varies over a mesh as they do: shard_map requires that.
     zero = jnp.zeros_like(jnp.where(active[0], reward[0] + discount[0] + value[0], 0))
     behind_value = zero + jnp.asarray(bootstrap_value, dtype)
     behind = behind_value, zero + jnp.asarray(bootstrap_advantage, dtype)

@@ -11,7 +11,7 @@ Three rules hold in all of `ops`:
 * The result at a masked token is exactly 0.
 * The tokens of one step are not interleaved with the tokens of another one; masked tokens may lie
   between them. Steps may be numbered from any number, so row-local and flat ids both work where
-  no table size is asked for.
+  no table size is given.
 
 A loss mask of 0 and 1 is not step ids: read as such, its 0s are the tokens of step 0, and the prompt
 is trained. `step_ids_from_mask` makes ids of it. Wherever ids are taken, a bool array is refused, and

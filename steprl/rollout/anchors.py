@@ -75,7 +75,7 @@ def with_device_anchors(env: DeviceEnv, batch: StepBatch) -> StepBatch:
     seen = seen.reshape(rows * steps, wide)
     task_M = jnp.repeat(batch.task_N, steps, total_repeat_length=rows * steps)
     there_M = batch.mask_NS.ravel()
-    # Sorted by task and tokens, equal ones stand together.
+    # Sorted by task and tokens, equal ones are adjacent.
     order_M = jnp.lexsort((*seen.T, task_M, ~there_M))
     keys = jnp.concatenate([seen, task_M[:, None], there_M[:, None]], axis=1)[order_M]
     new_M = jnp.any(keys[1:] != keys[:-1], axis=1)

@@ -121,15 +121,19 @@ def _grow_by_contrast(
         wave, hit_N = _record_wave(plan, originals, wave, *outcomes)
         hits = np.asarray(hit_N)[rows]
         contrasts |= {
-            int(row): one for row, one, hit in zip(rows, new.trajectories, hits, strict=True) if hit
+            int(row): trajectory
+            for row, trajectory, hit in zip(rows, new.trajectories, hits, strict=True)
+            if hit
         }
     groups = []
     split_N, preference_N = np.maximum(wave.split_N, 0), np.asarray(wave.preference_N)
-    for row, one in enumerate(first.trajectories):
-        own = Parent(one.sample, int(split_N[row]), preference=-int(preference_N[row]))
-        group = [dataclasses.replace(one, parent=own)]
+    for row, original in enumerate(first.trajectories):
+        original_parent = Parent(
+            original.sample, int(split_N[row]), preference=-int(preference_N[row])
+        )
+        group = [dataclasses.replace(original, parent=original_parent)]
         if row in contrasts:
-            parent = own._replace(preference=-own.preference)
+            parent = original_parent._replace(preference=-original_parent.preference)
             group.append(dataclasses.replace(contrasts[row], parent=parent))
         groups.append(group)
     report = _plain(contrast_report(originals, wave, played)) | token_report(usage, first.usage)
@@ -173,10 +177,10 @@ def _grow_by_score(
     points, report = jax.device_get(_score_points(plan, batch, ratio_NT, new_samples))
     listed, score_K = _as_list(points), points.score_K[points.there_K]
     new = player.branch(params, key, first, listed, sampling)
-    for point, place_score, one in zip(listed, score_K, new.trajectories, strict=True):
-        assert one.parent is not None
-        parent = one.parent._replace(score=float(place_score))
-        groups[point.origin // initial].append(dataclasses.replace(one, parent=parent))
+    for point, place_score, trajectory in zip(listed, score_K, new.trajectories, strict=True):
+        assert trajectory.parent is not None
+        parent = trajectory.parent._replace(score=float(place_score))
+        groups[point.origin // initial].append(dataclasses.replace(trajectory, parent=parent))
     usage = add_usage(first.usage, new.usage)
     return Grown(groups, n, usage, _plain(report) | token_report(usage, first.usage))
 

@@ -108,8 +108,8 @@ def chat_context(
         return list(observation)
 
     def begin(observation: Observation) -> list[int]:
-        given = isinstance(observation, str) or observation[0]["role"] != "system"
-        return chat.begin([*(first if given else []), *messages(observation)])
+        needs_system = isinstance(observation, str) or observation[0]["role"] != "system"
+        return chat.begin([*(first if needs_system else []), *messages(observation)])
 
     pad = tokenizer.pad_token_id
     return Context(
@@ -151,4 +151,6 @@ def as_text(observation: Observation) -> str:
     """An observation as plain text, for records and transcripts."""
     if isinstance(observation, str):
         return observation
-    return "\n\n".join(f"{one['role']}: {one.get('content') or ''}" for one in observation)
+    return "\n\n".join(
+        f"{message['role']}: {message.get('content') or ''}" for message in observation
+    )

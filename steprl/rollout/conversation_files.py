@@ -23,7 +23,7 @@ def read_conversations(path: str | Path) -> Iterator[Conversation]:
 
     A line is `{"messages": [{"role": ..., "content": ...}, ...]}`, with `tools` where there are some,
     or ShareGPT's `{"conversations": [{"from": "human", "value": ...}, ...]}`, either with `system`
-    where that stands by itself. Replies may have `tool_calls` as the API of OpenAI writes them, and
+    where that is a field of its own. Replies may have `tool_calls` as the API of OpenAI writes them, and
     `weight: 0` to be read only, not learnt.
 
     Raises:

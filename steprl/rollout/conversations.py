@@ -35,7 +35,7 @@ class Conversations(NamedTuple):
 def as_trajectory(conversation: Conversation, chat: ChatFormat) -> Trajectory:
     """A step for each reply, with the ids that a rollout would have.
 
-    What stands before the first reply is read by the first step, and so on; a reply is tokenised by
+    The messages before the first reply are read by the first step, and so on; a reply is tokenised by
     itself. Where the template rewrites what was before, as that of Qwen3 drops earlier thoughts, a step
     is `fresh` and reads the whole context as it is written now.
 
@@ -75,7 +75,7 @@ def as_trajectory(conversation: Conversation, chat: ChatFormat) -> Trajectory:
 
 
 def _written(conversation: Conversation, index: int, chat: ChatFormat) -> tuple[str, str]:
-    """What stands before a reply, and the reply without its stop token, as the template has them."""
+    """The text before a reply, and the reply without its stop token, as the template has them."""
     messages, message = conversation.messages[:index], conversation.messages[index]
     tools = {} if conversation.tools is None else {"tools": conversation.tools}
     if not messages:
@@ -84,8 +84,8 @@ def _written(conversation: Conversation, index: int, chat: ChatFormat) -> tuple[
     written = chat.render([*messages, message], prompt=False, **tools)
     if not written.startswith(context):
         raise ValueError("the chat template does not write this reply behind its generation prompt")
-    reply, found, _ = written[len(context) :].rpartition(chat.stop)
-    if not found:
+    reply, stop_text, _ = written[len(context) :].rpartition(chat.stop)
+    if not stop_text:
         raise ValueError(f"the chat template does not end this reply with {chat.stop}")
     if set(chat.encode(reply)) & set(chat.stop_ids):
         raise ValueError("a stop token inside of a reply, which would have ended it")
@@ -132,8 +132,8 @@ def conversation_demonstrations(
     """Rows of conversations for the supervised phase, each conversation once an epoch.
 
     Contexts that fit into a row together share it, kept apart by segment ids. Rows come in an order that
-    follows from the seed and the epoch, and the epoch from the number asked for: nothing is remembered
-    between two calls, so a run that goes on reads what it would have read.
+    follows from the seed and the epoch, and the epoch from the number of the row: nothing is remembered
+    between two calls, so a resumed run reads what it would have read.
 
     Args:
         path: as in `read_conversations`. A conversation that is longer than `length` is left out, with

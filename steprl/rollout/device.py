@@ -150,13 +150,13 @@ def _episodes(
     act_sees_state: bool = False,
     keep_states: bool = False,
 ) -> tuple[StepBatch, Any, Any, DeviceStep]:
-    """The loop of agent and environment; what the agent keeps between turns is its own affair.
+    """The loop of agent and environment; the agent's memory between turns is opaque to it.
 
     Returns:
-        The batch, what the agent kept at last, the states before each step where asked for, and all
-        steps.
+        The batch, the first part of the agent's last memory, the states before each step if
+        `keep_states`, and all steps.
     """
-    # The environment's own chance gets a stream apart from the tokens' (whose steps count from 0).
+    # The environment draws from a random stream apart from the tokens' (whose steps count from 0).
     env_keys_N = jax.vmap(lambda k: jax.random.fold_in(k, 2**31 - 1))(keys_N)
     state, prompt_NP = jax.vmap(env.reset)(task_N, env_keys_N)
     prompt_length_N = jnp.sum(prompt_NP != 0, axis=1)
@@ -165,8 +165,8 @@ def _episodes(
     def turn_of(carry: Any, turn: jax.Array) -> Any:
         state, memory, start_N, chunk_N, alive_N = carry
         extra = (state,) if act_sees_state else ()
-        found, memory = act(memory, start_N, alive_N, turn, *extra)
-        new_state, out, over_N = answer(env, state, found, alive_N)
+        sampled, memory = act(memory, start_N, alive_N, turn, *extra)
+        new_state, out, over_N = answer(env, state, sampled, alive_N)
         size_N, shown_N = jnp.sum(out.action_mask, axis=1), jnp.sum(out.observation_mask, axis=1)
         memory = remember(memory, out.action, size_N, out.observation)
         # The next chunk begins with this action's last token, at the place behind the others.

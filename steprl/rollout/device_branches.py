@@ -38,20 +38,20 @@ def branch(
     old = memory.steps
     place_SK = jnp.arange(env.max_steps, dtype=jnp.int32)[:, None] - points.step_K[None]
 
-    def joined(old: jax.Array, own: jax.Array) -> jax.Array:
+    def joined(old: jax.Array, continued: jax.Array) -> jax.Array:
         ones = [1] * (old.ndim - 2)
         place = place_SK.reshape(*place_SK.shape, *ones)
-        moved = jnp.take_along_axis(own, jnp.maximum(place, 0), axis=0)
+        moved = jnp.take_along_axis(continued, jnp.maximum(place, 0), axis=0)
         there = points.there_K.reshape(1, -1, *ones)
-        whole = jnp.where(place >= 0, moved, old[:, points.origin_K])
-        return jnp.where(there, whole, 0).astype(old.dtype)
+        all_steps = jnp.where(place >= 0, moved, old[:, points.origin_K])
+        return jnp.where(there, all_steps, 0).astype(old.dtype)
 
     # Tokens that were taken over keep what they were sampled with.
     taken_SKA = (place_SK == 0)[:, :, None] & (_taken(env, points) & points.there_K[:, None])[None]
 
-    def kept(own: jax.Array, old: jax.Array) -> jax.Array:
-        mask = taken_SKA.reshape(*taken_SKA.shape, *[1] * (own.ndim - 3))
-        return jnp.where(mask, old[:, points.origin_K], own)
+    def kept(sampled: jax.Array, old: jax.Array) -> jax.Array:
+        mask = taken_SKA.reshape(*taken_SKA.shape, *[1] * (sampled.ndim - 3))
+        return jnp.where(mask, old[:, points.origin_K], sampled)
 
     steps = jax.tree.map(joined, old, new)
     support = None if old.support is None else kept(steps.support, old.support)
@@ -126,7 +126,7 @@ def _continued(
     begun_KA = jnp.where(taken_KA, memory.steps.action[first_K, origin_K], 0)
     index_A = jnp.arange(env.action_width)[None]
 
-    # The last token before the first that is sampled, wherever in the row it stands.
+    # The last token before the first that is sampled, wherever in the row it is.
     tokens_KT = batch.tokens_NT[origin_K]
     block = env.action_width + env.observation_width
     end_K = env.prompt_width + first_K * block + token_K

@@ -56,7 +56,7 @@ def grow(
     sampling: Sampling = Sampling(),
     before: Params | None = None,
 ) -> GrownBatch:
-    """The rollouts of a plan; without one none branches.
+    """The rollouts of a plan; without a plan, none of them branches.
 
     Args:
         task_N, sample_N: attempts, all of a task one after the other.
@@ -101,7 +101,7 @@ def _grow_by_score(
 
 
 class _Loop(NamedTuple):
-    """All that one wave hands to the next."""
+    """All that one wave passes to the next."""
 
     wave: Wave
     kept: DeviceStep  # [S, N, ...] of the continuations that contrast
@@ -160,8 +160,8 @@ def _grow_by_contrast(
 # --- Rows ------------------------------------------------------------------------------------------
 
 
-def _both(one: StepBatch, other: StepBatch) -> StepBatch:
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)
+def _both(first: StepBatch, second: StepBatch) -> StepBatch:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 
 def _with_branches(
@@ -175,12 +175,12 @@ def _with_branches(
         preference_N: of all.
     """
     rows = first_step_N.shape[0]
-    own_N = jnp.arange(batch.task_N.shape[0], dtype=jnp.int32)
+    row_N = jnp.arange(batch.task_N.shape[0], dtype=jnp.int32)
     zero_N = jnp.zeros(rows, jnp.int32)
     join = lambda a, b: jnp.concatenate([a, b.astype(a.dtype)])  # noqa: E731
     branches = descend(
         batch.step_ids_NT,
-        join(own_N[:rows], jnp.where(points.there_K, points.origin_K, own_N[rows:])),
+        join(row_N[:rows], jnp.where(points.there_K, points.origin_K, row_N[rows:])),
         join(first_step_N, points.step_K),
         join(zero_N, points.token_K),
         join(zero_N.astype(jnp.float32), points.score_K),

@@ -120,11 +120,11 @@ def device_player(
             batch, cost = compiled_branches(
                 params, key, rollouts.memory, arrays, np.bool_(split != "train"), _traced(sampling)
             )
-            for point, one in zip(part, trajectories(batch, tokenizer), strict=False):
+            for point, trajectory in zip(part, trajectories(batch, tokenizer), strict=False):
                 origin = rollouts.trajectories[point.origin]
-                steps = (*origin.steps[: point.step], *one.steps[point.step :])
+                steps = (*origin.steps[: point.step], *trajectory.steps[point.step :])
                 parent = Parent(origin.sample, point.step, point.token)
-                played.append(dataclasses.replace(one, steps=steps, parent=parent))
+                played.append(dataclasses.replace(trajectory, steps=steps, parent=parent))
             usage = add_usage(usage, _counted(cost))
         return Rollouts(played, usage)
 
@@ -142,10 +142,12 @@ def device_player(
                 )
                 report = token_report(_counted(usage))
             else:
-                found = compiled_growth(plan, params, key, task, sample, _traced(sampling), before)
-                batch = found.batch
-                report = token_report(_counted(found.usage), _counted(found.first))
-                report |= {name: float(x) for name, x in found.report.items()}
+                grown_batch = compiled_growth(
+                    plan, params, key, task, sample, _traced(sampling), before
+                )
+                batch = grown_batch.batch
+                report = token_report(_counted(grown_batch.usage), _counted(grown_batch.first))
+                report |= {name: float(x) for name, x in grown_batch.report.items()}
 
             def records() -> list[Trajectory]:
                 return [one for one in trajectories(batch, tokenizer) if one.steps]

@@ -44,7 +44,7 @@ class Episode:
     text: str  # of the last observation
     new_ids: tuple[int, ...]  # what the next step adds to the context
     cached: tuple[int, ...] = ()  # the tokens that the slot's cache holds
-    start: int = 0  # how many of them begin `ids`: so many need not be read again
+    start: int = 0  # how many of them begin `ids`: these need not be read again
     fresh: bool = False  # the context was written anew
     begun: Sampled = NOTHING  # tokens that the next action has already; they end `ids`
     steps: tuple[Step, ...] = ()

@@ -1,9 +1,9 @@
 """Episodes of text environments that run on the host, the policy on the device: the slot engine.
 
 A slot is a row of the KV cache. Each turn, the slots whose environment has answered read what is new
-and sample an action; finished slots take the next job. A slow environment holds up nobody: its slot
-is lent to another job, and the row of the cache comes back with the answer. What is sampled follows
-from (task, sample, step, token) and the row's own tokens alone, whoever shares the turn.
+and sample an action; finished slots take the next job. A slow environment holds up no other: its slot
+is lent to another job, and its row of the cache is restored when it answers. What is sampled follows
+from (task, sample, step, token) and the row's own tokens alone, whichever rows share the turn.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ _PATIENCE = 0.1  # of the time of a turn, spent waiting for more environments to
 
 
 class HostMemory(NamedTuple):
-    """What is needed to go on from any step of a rollout: a row of the cache and an episode each."""
+    """What is needed to continue from any step of a rollout: a row of the cache and an episode each."""
 
     cache: Any
     episodes: tuple[Episode, ...]
@@ -82,7 +82,7 @@ class HostPlayer:
 
     @contextmanager
     def workers(self, env: Env) -> Iterator[EnvWorkers]:
-        """Those of an environment, which stay for the next call unless this one is cut short."""
+        """The workers of an environment, which stay for the next call unless this one is cut short."""
         if id(env) not in self._workers:
             self._workers[id(env)] = env, EnvWorkers(env, *self._settings)
         _, workers = self._workers[id(env)]
@@ -121,9 +121,9 @@ class HostPlayer:
         self, env: Env, params: Params, key: jax.Array, rollouts: Rollouts,
         points: Sequence[BranchPoint], sampling: Sampling = Sampling(),
     ) -> Rollouts:  # fmt: skip
-        """One trajectory for each point, which goes on from a step of a trajectory of `rollouts`.
+        """One trajectory for each point, which continues from a step of a trajectory of `rollouts`.
 
-        State and cache of the step are copied; read and sampled is what is new. The records begin
+        State and cache of the step are copied; only what is new is read and sampled. The records begin
         with the steps that are shared, and `parent` says with which trajectory.
 
         Raises:
@@ -179,7 +179,7 @@ class _Run:
         self.parked: dict[int, int] = {}  # job -> row of the parking
         self.job_of: list[int | None] = [None] * slots  # slot -> job
         self.episodes: dict[int, Episode] = {}
-        self.actions: dict[int, Sampled] = {}  # jobs whose environment is at it
+        self.actions: dict[int, Sampled] = {}  # jobs whose environment is working
         self.resets: dict[int, int] = {}  # jobs whose environment begins -> tries
         self.failure = ""  # of the last environment that did not begin
         self.usage = Usage()
@@ -223,7 +223,7 @@ class _Run:
         ]
 
     def _fill(self) -> None:
-        """Gives free slots to parked jobs that can go on, then to those that wait."""
+        """Gives free slots to parked jobs that can continue, then to those that wait."""
         to: list[int] = []
         of: list[int] = []
         to_back: list[int] = []
@@ -318,7 +318,7 @@ class _Run:
         contexts: Sequence[tuple[int, ...] | None],
         starts: Sequence[int],
     ) -> None:
-        """What goes on in a row is read there; of contexts that begin, each different one once."""
+        """A context continued in its row is read there; of new contexts, each distinct one once."""
         if any(contexts) and self.block is None:
             self.block = self.device.init_cache(min(BLOCK, len(self.job_of)))
         self.hidden, self.cache, self.block = read_new(
@@ -335,7 +335,7 @@ class _Run:
         )
 
     def _hear(self, wait: float | None) -> None:
-        """Takes up what environments have answered."""
+        """Collects what environments have answered."""
         finished: list[int] = []
         for job, answer in self.workers.collect(wait):
             if job in self.resets:
@@ -369,7 +369,7 @@ class _Run:
             self.failure = answer.message
 
     def _free(self, finished: Sequence[int]) -> None:
-        """Slots of finished jobs are free again; their rows are kept where that was asked for."""
+        """Slots of finished jobs are free again; their rows are copied to `kept` if there is one."""
         self.unfinished -= len(finished)
         in_slots = {job: slot for slot, job in enumerate(self.job_of) if job is not None}
         inside = [job for job in finished if job in in_slots]

@@ -38,7 +38,7 @@ def make_player(suite: Suite, config: Config, policy: Policy, mesh: Mesh, tokeni
 
 
 def _conversations(config: Config, mesh: Mesh, tokenizer: Any) -> Demonstrations:
-    """Demonstrations from a file of conversations, which is read when the first is asked for."""
+    """Demonstrations from a file of conversations, which is read when the first is needed."""
     chat = chat_format(tokenizer)
 
     @functools.cache

@@ -32,7 +32,7 @@ def collate(
         max_steps: S of the table of steps.
         lengths: allowed lengths of a context, ascending; the smallest that fits is used, so that few
             shapes are ever compiled.
-        response_length: tokens of one action at most, which says the room for sampled tokens; None
+        response_length: tokens of one action at most, which sets the room for sampled tokens; None
             for half of the row.
 
     Raises:
@@ -113,16 +113,16 @@ def collate(
 
 def _branches(trajectories: Sequence[Trajectory], step_ids_NT: np.ndarray) -> Branches | None:
     """How the rows descend from each other; None where no trajectory has a parent."""
-    if all(one.parent is None for one in trajectories):
+    if all(trajectory.parent is None for trajectory in trajectories):
         return None
     row_of: dict[tuple[int, int], int] = {}
-    for row, one in enumerate(trajectories):
-        row_of.setdefault((one.task, one.sample), row)
+    for row, trajectory in enumerate(trajectories):
+        row_of.setdefault((trajectory.task, trajectory.sample), row)
     origin, parents = [], []
-    for row, one in enumerate(trajectories):
-        parent = Parent(one.sample, 0) if one.parent is None else one.parent
-        own = parent.origin == one.sample
-        origin.append(row if own else row_of.get((one.task, parent.origin), row))
+    for row, trajectory in enumerate(trajectories):
+        parent = Parent(trajectory.sample, 0) if trajectory.parent is None else trajectory.parent
+        is_original = parent.origin == trajectory.sample
+        origin.append(row if is_original else row_of.get((trajectory.task, parent.origin), row))
         parents.append(parent)
     column = lambda name, kind: np.array([getattr(one, name) for one in parents], kind)  # noqa: E731
     return descend(
@@ -168,8 +168,8 @@ def pack(
     """Several trajectories a row, contexts kept apart by segment ids: for supervised training only.
 
     The table of steps is empty, since the trajectories of a row would share it; the success of a row
-    is that of all its trajectories. Supports and final observations stay behind: the likelihood of a
-    demonstration is that of the whole vocabulary, and nobody asks for the value of its end.
+    is that of all its trajectories. Supports and final observations are dropped: the likelihood of a
+    demonstration is over the whole vocabulary, and the value of its end is not used.
 
     Args:
         rows: what each row holds.
@@ -235,7 +235,7 @@ def _no_supports(trajectories: Sequence[Trajectory], length: int) -> np.ndarray 
 def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
     """The records of a batch; the text is a view of the ids, which stay exactly as they were."""
     host: Any = jax.device_get(batch)
-    found = []
+    records = []
     for row in range(host.tokens_NT.shape[0]):
         real = np.flatnonzero(host.segment_ids_NT[row] > 0)
         ids, step_of = host.tokens_NT[row][real], host.step_ids_NT[row][real]
@@ -244,8 +244,8 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
         context_of = host.segment_ids_NT[row][real]
         steps, begin, context = [], 0, 1
         for number in range(int(host.mask_NS[row].sum())):
-            mine = np.flatnonzero(step_of == number)
-            first, last = mine[0], mine[-1] + 1
+            token_places = np.flatnonzero(step_of == number)
+            first, last = token_places[0], token_places[-1] + 1
             steps.append(
                 Step(
                     observation=detokenize(tokenizer, ids[begin:first]),
@@ -264,7 +264,7 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                 )
             )
             begin, context = last, context_of[first]
-        found.append(
+        records.append(
             Trajectory(
                 int(host.task_N[row]),
                 int(host.sample_N[row]),
@@ -275,7 +275,7 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                 metrics={k: float(v[row]) for k, v in (host.metrics_N or {}).items()},
             )
         )
-    return found
+    return records
 
 
 def _parent(host: StepBatch, row: int) -> Parent | None:

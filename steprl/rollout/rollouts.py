@@ -22,11 +22,11 @@ class BranchPoint(NamedTuple):
     origin: int  # index of the trajectory
     step: int  # the first step to play
     token: int  # tokens of that step's action to keep
-    sample: int  # names the random stream of what comes
+    sample: int  # names the random stream of what follows
 
 
 class Rollouts(NamedTuple):
-    """Trajectories, what they cost, and how to continue from their steps, where that was asked for."""
+    """Trajectories, what they cost, and what continuing from their steps needs, if it was kept."""
 
     trajectories: list[Trajectory]
     usage: Usage
@@ -38,11 +38,11 @@ class Experience(NamedTuple):
 
     batch: StepBatch
     report: dict[str, Any]
-    trajectories: Callable[[], Sequence[Trajectory]]  # made when they are asked for
+    trajectories: Callable[[], Sequence[Trajectory]]  # made when called
 
 
 def add_usage(one: Usage, other: Usage) -> Usage:
-    """That of both."""
+    """The sum of both."""
     return Usage(*(a + b for a, b in zip(one, other, strict=True)))
 
 

@@ -76,18 +76,18 @@ def device_functions(
 
     @functools.partial(jax.jit, static_argnames="rows")  # tracing a deep model takes its time: once
     def hidden(params: Params, rows: int) -> jax.Array:
-        one = jnp.zeros((rows, 1), jnp.int32)
+        token = jnp.zeros((rows, 1), jnp.int32)
         cache = jax.eval_shape(lambda: policy.init_cache(rows, context_length))
-        shape = jax.eval_shape(policy.apply, params, one, one, one, cache)[0]
+        shape = jax.eval_shape(policy.apply, params, token, token, token, cache)[0]
         return jnp.zeros((rows, shape.shape[-1]), shape.dtype)
 
     init_cache = lambda rows: policy.init_cache(rows, context_length)  # noqa: E731
-    # `prepare` as it is: under jit, what it only hands through would be copied.
+    # `prepare` as it is: under jit, what it only passes through would be copied.
     return Device(policy.prepare, init_cache, hidden, read, act, copy)
 
 
 def pieces(length: int) -> list[int]:
-    """The widths in which so many tokens are read, one after the other; the last may have room."""
+    """The widths in which `length` tokens are read, one after the other; the last may have room."""
     if length == 1:
         return [ONE]
     wide, rest = divmod(length, WIDE)
@@ -141,7 +141,7 @@ def read_new(
     """Reads contexts that begin in their row, each different one once, whatever number of rows has it.
 
     They are read a few at a time in rows of their own and copied, so that attempts at one task pay for
-    one prompt, and the numbers are the same whoever else is read.
+    one prompt, and the numbers do not depend on what else is read.
 
     Args:
         contexts: of each row, None for rows that take no part.

@@ -36,7 +36,7 @@ class Player(NamedTuple):
     branch(params, key, rollouts, points, sampling, split=...) -> Rollouts that
         continue from steps of those of `explore`
     collate(trajectories) -> StepBatch, a row each
-    collate_groups(groups of trajectories, rows) -> StepBatch with a tree: so many rows a group, empty
+    collate_groups(groups of trajectories, rows) -> StepBatch with a tree: `rows` rows a group, empty
         ones where it has fewer; what rows of a group share is computed once
     gather(plan, sampling) -> the function (params, key, task_N, sample_N, before) -> Experience where
         rollouts and their branches are one program; None: `branching.host_gather` does it by the others
@@ -78,7 +78,7 @@ def text_player(
         max_steps: steps of a trajectory at most.
         demonstrate: task, seed -> a demonstration of the training split, for the warm start.
         sizes: tasks of a split, where there are finitely many.
-        workers: environments stepped at the same time, unless rollout.env_workers says.
+        workers: environments stepped at the same time, unless rollout.env_workers sets it.
     """
     length, response = rollout.context_length, rollout.response_length
     lengths = sorted({length // 4, length // 2, 3 * length // 4, length})
@@ -119,7 +119,7 @@ def text_player(
         return batch_of(explore(*arguments, **(settings | {"remember": False})).trajectories)
 
     def demonstrated(key: jax.Array, task_N: np.ndarray) -> StepBatch:
-        # The seeds of a row follow from the key and its task; drawn on the host, they wait for nothing.
+        # The seeds of a row follow from the key and its task; drawn on the host, without a wait.
         entropy = np.asarray(jax.random.key_data(key)).tolist()
         rows = []
         for task in task_N:

@@ -19,7 +19,7 @@ def write_trajectories(
         path: file to write; its folder is made.
         trajectories: the records.
         policy_version: iterations that the policy had been trained for.
-        seed: of the run, which with task, sample and version says all that was random.
+        seed: of the run, which with task, sample and version determines all that was random.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
@@ -42,11 +42,11 @@ def read_trajectories(path: Path) -> list[Trajectory]:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    rows_by_id: dict[str, list[dict[str, Any]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        found.setdefault(row["traj_id"], []).append(row)
-    return [_trajectory(rows) for rows in found.values()]
+        rows_by_id.setdefault(row["traj_id"], []).append(row)
+    return [_trajectory(rows) for rows in rows_by_id.values()]
 
 
 def _head(trajectory: Trajectory, number: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 The rows of a batch stay as they are, one trajectory each, and so do credit and loss. What is laid
 out beside them (`StepBatch.tree`) says which tokens are the same: those with the same tokens before
-them in their context. That follows from the tokens alone, whoever branched from whom, so rebuilt
+them in their context. That follows from the tokens alone, whichever row branched from which, so rebuilt
 contexts share what they begin with too, those of one trajectory with each other as well.
 """
 
@@ -64,19 +64,19 @@ def tree_widths(longest: int) -> list[int]:
     Four from one power of two times `longest` to the next, from a quarter of it up to 4096 tokens,
     or twice `longest` where that is more.
     """
-    found: list[int] = []
+    widths: list[int] = []
     most = max(2 * longest, 4096)
     quarter = -(-longest // 16)
-    while not found or found[-1] < most:
-        found += [quarter * part for part in range(4, 8)]
+    while not widths or widths[-1] < most:
+        widths += [quarter * part for part in range(4, 8)]
         quarter *= 2
-    return [width for width in found if width <= most]
+    return [width for width in widths if width <= most]
 
 
 def share_prefixes(batch: StepBatch, rows: int, widths: Sequence[int]) -> StepBatch:
     """The batch with a `tree` over each `rows` rows in turn.
 
-    The contexts of a group are sorted, so that each stands beside the one that it shares most with,
+    The contexts of a group are sorted, so that each is next to the one that it shares most with,
     and cut into blocks of at most the largest width; what two blocks share is in both.
 
     Args:
@@ -141,7 +141,7 @@ class _Group(NamedTuple):
 
 
 def _sorted_contexts(flat: _Flat, rows: range) -> _Group:
-    found: dict[bytes, list[tuple[int, np.ndarray]]] = {}
+    holders_of: dict[bytes, list[tuple[int, np.ndarray]]] = {}
     for row in rows:
         segments_T = flat.segment_ids_NT[row]
         for segment in np.unique(segments_T[segments_T > 0]):
@@ -152,8 +152,8 @@ def _sorted_contexts(flat: _Flat, rows: range) -> _Group:
                     "such rows cannot share tokens"
                 )
             key = flat.tokens_NT[row, places].astype(">u4").tobytes()  # in the order of the tokens
-            found.setdefault(key, []).append((row, places))
-    where = [found[key] for key in sorted(found)]
+            holders_of.setdefault(key, []).append((row, places))
+    where = [holders_of[key] for key in sorted(holders_of)]
     ids = [flat.tokens_NT[holders[0][0], holders[0][1]] for holders in where]
     pairs = zip(ids, ids[1:], strict=False)
     return _Group(ids, [0, *(common_prefix(a, b) for a, b in pairs)][: len(ids)], where)
@@ -210,7 +210,7 @@ def _scored(flat: _Flat, place_NT: np.ndarray, rows: int, size: int) -> dict[str
     before_NT = np.maximum.accumulate(np.where(place_NT >= 0, np.arange(length), -1), axis=1)
     before_NT = np.pad(before_NT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     scored_NT = np.full((count, length), -1, np.int32)
-    found = []
+    distinct_tokens = []
     for first in range(0, count, rows):
         row, column = np.nonzero(flat.step_ids_NT[first : first + rows] >= 0)
         row += first
@@ -223,12 +223,12 @@ def _scored(flat: _Flat, place_NT: np.ndarray, rows: int, size: int) -> dict[str
             of_token = np.concatenate([of_token, flat.support_NTW[row, column]], axis=1)
         different, index = np.unique(of_token, axis=0, return_inverse=True)
         scored_NT[row, column] = index.reshape(-1)
-        found.append(different)
+        distinct_tokens.append(different)
     quarter = -(-size // 4)
-    room = quarter * max(1, -(-max(map(len, found)) // quarter))
-    padded = np.zeros((len(found), room, found[0].shape[1]), np.int64)
+    room = quarter * max(1, -(-max(map(len, distinct_tokens)) // quarter))
+    padded = np.zeros((len(distinct_tokens), room, distinct_tokens[0].shape[1]), np.int64)
     padded[:, :, 0] = size
-    for m, different in enumerate(found):
+    for m, different in enumerate(distinct_tokens):
         padded[m, : len(different)] = different
     return dict(
         target_MP=padded[:, :, 0].astype(np.int32),

@@ -17,7 +17,7 @@ __all__ = ["EnvWorkers", "Fault"]
 
 CALLS = ("reset", "step")
 ISOLATIONS = ("thread", "process")
-THREADS = "steprl-env"  # their name, for those who look at a process that hangs
+THREADS = "steprl-env"  # their name, seen when a hung process is inspected
 
 
 class _Call(NamedTuple):
@@ -198,7 +198,7 @@ class EnvWorkers:
             raise ValueError(f"ticket={ticket}: its call is not collected yet")
 
     def _staff(self) -> None:
-        """Sees to it that somebody takes the calls that wait."""
+        """Makes sure that some worker takes the calls that wait."""
         if len(self._idle) >= len(self._waiting):
             self._work.notify()
             return
@@ -241,7 +241,7 @@ class EnvWorkers:
                 self._threads.discard(threading.current_thread())
 
     def _next(self, lane: _Lane, call: _Call | None, result: Any) -> _Call | None:
-        """Delivers the result of a call and takes the next one; None where the worker is to go."""
+        """Delivers the result of a call and takes the next one; None where the worker is to end."""
         with self._lock:
             if call is not None:
                 if self._running.pop(lane, None) is None:

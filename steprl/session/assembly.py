@@ -75,7 +75,7 @@ def setup(
         model, tokenizer, load = language_of(config, suite)
         policy = decoder_policy(config, model)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
-    # Says now what is wrong with model.freeze and model.lora.target.
+    # Raises here if model.freeze or model.lora.target is wrong.
     split_trainable(shapes, config.model.freeze)
     notice_replicated(shapes, mesh, rules)
     player = make_player(suite, config, policy, mesh, tokenizer)
@@ -84,7 +84,7 @@ def setup(
 
 
 def _with_names(config: Config, env: Any, policy: Any, method: Any) -> Config:
-    """The settings, with names that say what was given as a value."""
+    """The settings, with a name for each value that was given in Python."""
     for section, value in (("env", env), ("model", policy), ("algorithm", method)):
         if value is not None:
             shown = value.credit if isinstance(value, Algorithm) else value

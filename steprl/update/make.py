@@ -55,7 +55,7 @@ def make_update(
         key: jax.Array,
         sampled: jax.Array | float | None = None,
     ) -> tuple[TrainState, Metrics]:
-        own = with_carried_clip(config, state.carried)
+        config_now = with_carried_clip(config, state.carried)
         check_parts(batch, mini, micro)
         trainable, frozen = split_trainable(state.params, config.model.freeze)
         before = Trained(trainable, state.opt_state)
@@ -67,7 +67,7 @@ def make_update(
             )
 
         def loss(new: Scores, sample: Sample) -> tuple[jax.Array, Metrics]:
-            return sample_loss(new, sample, method, own)
+            return sample_loss(new, sample, method, config_now)
 
         reference = state.carried.get("reference")
         reference_NT = None if reference is None else scored(reference, batch).logprob_NT

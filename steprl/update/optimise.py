@@ -126,9 +126,9 @@ def cut_sample(sample: Sample, parts: int, order: jax.Array | None = None) -> Sa
 
     def cut(x: jax.Array) -> jax.Array:
         """Of the rows, R to a group, or of the groups themselves."""
-        own = x.shape[1:]
+        shape = x.shape[1:]
         if order is not None:
-            x = x.reshape(number, -1, *own)[order]
-        return x.reshape(parts, -1, *own)
+            x = x.reshape(number, -1, *shape)[order]
+        return x.reshape(parts, -1, *shape)
 
     return jax.tree.map(cut, sample)

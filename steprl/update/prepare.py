@@ -36,7 +36,7 @@ class Sample(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A batch that the loss can be asked of."""
+    """A batch that is ready for the loss."""
 
     sample: Sample
     reward_states: dict[str, Any]  # the next ones, by the names of `REWARD_TRANSFORMS`
@@ -55,8 +55,8 @@ def prepare(
 
     Args:
         batch: N trajectories, as rollouts gave them.
-        old: of the batch under the parameters of now.
-        reference_NT: log-probs under the policy that training began with, where something asks for it.
+        old: of the batch under the current parameters.
+        reference_NT: log-probs under the policy that training began with, if something needs it.
         carried: of the train state; the states of the reward transforms are read.
         method: row of the table of algorithms.
         config: settings of the run.
@@ -64,8 +64,8 @@ def prepare(
     settings = config.algorithm
     metrics = _batch_metrics(batch, old)
     informative_N = informative_groups(scores(batch), group_ids(batch), batch.task_N.shape[0])
-    told = ModelScores(reference_NT, old.final_value_N)
-    batch, reward_states, report = transform_rewards(batch, carried, told, settings)
+    model_scores = ModelScores(reference_NT, old.final_value_N)
+    batch, reward_states, report = transform_rewards(batch, carried, model_scores, settings)
     credit = method.credit(batch, old.value_NT, settings)
     metrics |= report | _advantage_metrics(credit, batch)
     if "critic" in method.needs:
@@ -125,12 +125,12 @@ def _advantage_metrics(credit: Credit, batch: StepBatch) -> Metrics:
 
 
 def _critic_metrics(credit: Credit, value_NT: jax.Array) -> Metrics:
-    """Of the critic that the batch met."""
-    asked_NT = credit.critic_mask_NT
-    error = masked_variance(credit.return_NT - value_NT, asked_NT)
-    spread = masked_variance(credit.return_NT, asked_NT)
+    """Of the critic as it was when the batch came in."""
+    critic_mask_NT = credit.critic_mask_NT
+    error = masked_variance(credit.return_NT - value_NT, critic_mask_NT)
+    spread = masked_variance(credit.return_NT, critic_mask_NT)
     return {
         "critic/vf_explained_var": 1.0 - error / jnp.maximum(spread, 1e-8),
-        "critic/values/mean": masked_mean(value_NT, asked_NT),
-        "critic/returns/mean": masked_mean(credit.return_NT, asked_NT),
+        "critic/values/mean": masked_mean(value_NT, critic_mask_NT),
+        "critic/returns/mean": masked_mean(credit.return_NT, critic_mask_NT),
     }

@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: Any  # of what is trained
     iteration: jax.Array  # int32, finished iterations
-    # By name, what method and settings ask for: see `carries` and `steprl.rewards`; nothing in the
+    # By name, what method and settings need: see `carries` and `steprl.rewards`; nothing in the
     # warm start. Never changed in place, so one empty dict may serve all states without.
     carried: dict[str, Any] = {}
 

@@ -5,7 +5,7 @@ what to bring from where to where, and how it is wanted: "bring the hot apple fr
 The player starts at the door with free hands, and one thing can be carried. A command is a verb and a
 noun: go and open take a place; take, put, heat, wash and cool take a thing. Places that are closed
 must be opened before anything is taken out or put in; stove, sink and fridge make what is in the
-hand hot, clean or cold, and undo what it was before. Every mistake can be made good.
+hand hot, clean or cold, and undo what it was before. Every mistake can be undone.
 
 Each errand has a source and a target of its own, so the best play of every task has the same number of
 steps, `ErrandConfig.horizon`:
@@ -54,8 +54,8 @@ class Errand:
     """`reset` and `step` on tokens.
 
     Errands are held out by thing and target: with numbers a and b from 0, an errand belongs to the
-    held-out split when (a + 2 b) mod 5 = 0. Training never asks such an errand, and the held-out
-    split asks no other.
+    held-out split when (a + 2 b) mod 5 = 0. Training never has such an errand, and the held-out
+    split has no other.
     """
 
     config: ErrandConfig = ErrandConfig()
@@ -123,7 +123,7 @@ class Errand:
         """ "bring the hot apple from the box to the desk, the ... ." as tokens."""
         errands = self.config.errands
         every = lambda token: jnp.full(errands, token, jnp.int32)  # noqa: E731
-        said = [
+        columns = [
             every(words.AND).at[0].set(words.BRING),
             state.wanted + words.FIRST_FORM - 1,
             state.kind[:errands] + words.FIRST_KIND,
@@ -133,8 +133,8 @@ class Errand:
             state.target + words.FIRST_LOCATION,
         ]
         if not self.config.transform:
-            del said[1]
-        return jnp.append(jnp.stack(said, axis=1).reshape(-1), words.STOP).astype(jnp.int32)
+            del columns[1]
+        return jnp.append(jnp.stack(columns, axis=1).reshape(-1), words.STOP).astype(jnp.int32)
 
     def step(self, state: ErrandState, action: jax.Array) -> tuple[ErrandState, DeviceObservation]:
         """One command of two tokens, [2]. What cannot be done now is answered "nothing happens"."""
@@ -152,14 +152,14 @@ class Errand:
         is_station = (location >= STATION) & (location < DOOR)
         exists = (location < config.places) | (location == DOOR) | (is_station & config.transform)
         open_here = jnp.any((place == here) & ~state.closed)
-        asked = valid & (state.kind == kind)
+        is_named = valid & (state.kind == kind)
 
         goes = valid & (verb == words.GO) & exists
         opens = valid & (verb == words.OPEN) & (location == here) & (place == here) & state.closed
-        takes = asked & (verb == words.TAKE) & (state.where == here) & open_here & ~jnp.any(held)
-        puts = asked & (verb == words.PUT) & held & open_here
+        takes = is_named & (verb == words.TAKE) & (state.where == here) & open_here & ~jnp.any(held)
+        puts = is_named & (verb == words.PUT) & held & open_here
         at_station = (here >= STATION) & (here - STATION == verb - words.HEAT)
-        changes = asked & held & at_station
+        changes = is_named & held & at_station
 
         now = state._replace(
             where=jnp.where(takes, HAND, jnp.where(puts, here, state.where)),
@@ -213,7 +213,7 @@ def _sight(state: ErrandState) -> jax.Array:
 
 
 def closed_here(state: ErrandState) -> jax.Array:
-    """[] bool: the player stands before a closed place."""
+    """[] bool: the player is at a closed place."""
     return jnp.any(state.closed & (jnp.arange(state.closed.shape[0]) == state.here))
 
 

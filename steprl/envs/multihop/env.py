@@ -22,7 +22,7 @@ from steprl.envs.multihop import language as words
 class MultihopState(NamedTuple):
     """All of an episode; a value, so keeping it is a snapshot."""
 
-    graph: jax.Array  # [entities, relations] int32: who stands in which relation to whom
+    graph: jax.Array  # [entities, relations] int32: the entity in that relation to each entity
     chain: jax.Array  # [max_hops + 1] int32: the entities on the way, the start first
     relations: jax.Array  # [max_hops] int32: the relations of the chain, in the order of searching
     hops: jax.Array  # [] int32
@@ -37,7 +37,7 @@ class Multihop:
     """`reset` and `step` on tokens.
 
     Chains are held out by their first two relations: with numbers a and b from 0, a chain belongs
-    to the held-out split when (a + 2 b) mod 5 = 0. Training never asks such a chain.
+    to the held-out split when (a + 2 b) mod 5 = 0. Training never has such a chain.
     """
 
     config: MultihopConfig = MultihopConfig()

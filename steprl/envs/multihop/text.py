@@ -7,7 +7,7 @@ from steprl.envs.multihop.env import Multihop
 
 
 class MultihopText(GameText):
-    """Plays `search <name> <relation>` or `answer <name>`; anything else is told why not."""
+    """Plays `search <name> <relation>` or `answer <name>`; anything else gets the reason it is invalid."""
 
     def __init__(self, config: MultihopConfig | None = None, heldout: bool = False):
         game = Multihop(config or MultihopConfig(), heldout)

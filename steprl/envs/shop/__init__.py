@@ -1,4 +1,4 @@
-"""A small web shop: search, open, choose options, buy what was asked for."""
+"""A small web shop: search, open, choose options, buy what the prompt names."""
 
 from steprl.envs.shop.env import Shop, ShopState
 from steprl.envs.shop.expert import demonstrate, optimal

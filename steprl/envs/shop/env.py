@@ -48,7 +48,7 @@ class Shop:
     a setting have the same, and end after `horizon + spare_steps`.
 
     Wishes are held out by kind and colour: with numbers k and c from 0, a pair belongs to the held-out
-    split when (k + 2 c) mod 5 = 0. Training never asks for such a pair, though it may be listed.
+    split when (k + 2 c) mod 5 = 0. Training never wants such a pair, though it may be listed.
     """
 
     config: ShopConfig = ShopConfig()
@@ -85,8 +85,8 @@ class Shop:
         number, options = len(words.COLOURS), config.options
         split = jax.random.fold_in(jax.random.key(0), jnp.asarray(self.heldout, jnp.uint32))
         # All numbers at once: each call of a generator costs a second to compile.
-        asked = ((purchases, number), (purchases, options), (purchases, 1))
-        shapes = ((goods,), (goods, number), *asked)
+        wish_shapes = ((purchases, number), (purchases, options), (purchases, 1))
+        shapes = ((goods,), (goods, number), *wish_shapes)
         ends = np.cumsum([math.prod(shape) for shape in shapes])
         drawn = jax.random.uniform(jax.random.fold_in(split, task), (ends[-1],))
         parts = zip(jnp.split(drawn, ends[:-1]), shapes, strict=True)
@@ -231,7 +231,7 @@ class Shop:
 
 
 def _reason(verb: jax.Array) -> jax.Array:
-    """Why a command is none."""
+    """Why a command is invalid."""
     reason = jnp.asarray(words.BAD_VERB)
     for wrong, why in (
         (words.SEARCH, words.BAD_SEARCH),
