@@ -348,19 +348,17 @@ def algorithm(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> A
     return ALGORITHMS[name]
 
 
-def check_needs(method: Algorithm, name: str, offers: Sequence[str]) -> None:
+def check_needs(method: Algorithm, source: str, offers: Sequence[str]) -> None:
     """Raises ValueError where a run lacks what its method needs.
 
     Args:
-        name: of the method, for the message.
+        source: how the method was given, such as "algorithm.name=grpo", for messages.
         offers: what the run has, of the keys of `REQUIREMENTS`.
     """
     unknown = [need for need in method.needs if need not in REQUIREMENTS]
     if unknown:
-        raise ValueError(
-            f"algorithm.name={name} needs {unknown[0]!r}; needs are {', '.join(REQUIREMENTS)}"
-        )
+        raise ValueError(f"{source} needs {unknown[0]!r}; needs are {', '.join(REQUIREMENTS)}")
     # The last need is the one that is hardest to provide: the message names it.
     for need in reversed(method.needs):
         if need not in offers:
-            raise ValueError(f"algorithm.name={name} {REQUIREMENTS[need]}")
+            raise ValueError(f"{source} {REQUIREMENTS[need]}")

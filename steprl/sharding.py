@@ -5,7 +5,7 @@ Rows of a batch are split over both axes, parameters over `fsdp`. XLA inserts th
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +82,31 @@ def state_shardings(tree: Any, mesh: Mesh, rules: Rules = PARAMETER_RULES) -> An
         return NamedSharding(mesh, spec_of(_name(path), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def check_rules(rules: Rules, mesh: Mesh) -> None:
+    """Raises ValueError unless rules are pairs of a pattern and a placement on the axes of the mesh."""
+    if isinstance(rules, Mapping | str) or not isinstance(rules, Sequence):
+        raise ValueError(
+            f"rules is {type(rules).__name__}: give a list of (pattern, PartitionSpec)"
+        )
+    for rule in rules:
+        if not (
+            isinstance(rule, tuple) and len(rule) == 2
+            and isinstance(rule[0], str) and isinstance(rule[1], P)
+        ):  # fmt: skip
+            raise ValueError(f"rules: {rule!r} is no (pattern, PartitionSpec)")
+        pattern, spec = rule
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"rules: {pattern!r} is no regular expression: {error}") from None
+        for axis in spec:
+            if axis is not None and axis not in mesh.axis_names:
+                raise ValueError(
+                    f"rules: {pattern!r} names the axis {axis!r}; the mesh has "
+                    f"{', '.join(mesh.axis_names)}"
+                )
 
 
 def notice_replicated(params: Any, mesh: Mesh, rules: Rules = PARAMETER_RULES) -> None:

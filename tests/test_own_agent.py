@@ -1,5 +1,6 @@
 """An environment, a policy and a method from a file outside the package, through the one door."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -8,13 +9,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from steprl.algorithms import ALGORITHMS
+from steprl.algorithms import ALGORITHMS, Credit
+from steprl.branching import ByScore
+from steprl.carried import Carry
 from steprl.cli import main
-from steprl.config import load_config
+from steprl.config import AlgorithmConfig, load_config
+from steprl.laboratory import make_program
 from steprl.models.modules import as_policy
 from steprl.run_directory import open_run
-from steprl.session import abstract_params, load_params, setup
+from steprl.session import abstract_params, initial_params, load_params, setup
+from steprl.session.method import check_contract
 from steprl.train import train
 from tests import own_agent
 from tests.models.recurrent import LinenModel
@@ -125,6 +131,114 @@ def test_what_does_not_fit_is_said_before_anything_is_computed(given, overrides,
         setup(config, **{"env": own_agent.environment(), **given})
 
 
+METHOD = own_agent.method()
+COUNT = Carry("count", lambda trainable, config: 0, lambda value, seen, config: value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(ratio_level="word"), "method: ratio_level='word': allowed are"),
+        (dict(reduction="mean"), "method: reduction='mean': allowed are token-mean"),
+        (dict(needs="critic"), "method: needs='critic': give a tuple of str"),
+        (dict(needs=("memory",)), "method needs 'memory'; needs are critic"),
+        (dict(carries=COUNT), "method: carries=.*: give a tuple of Carry"),
+        (dict(carries=(COUNT, COUNT)), "method: carries: the name 'count' is taken"),
+        (dict(carries=(COUNT._replace(name="clip"),)), "method: carries: the name 'clip' is taken"),
+        (dict(branching="byscore"), "method: branching='byscore': give steprl.branching.Contrast"),
+        (dict(credit=None), "method: credit.* fails: TypeError: 'NoneType'"),
+        (dict(credit=lambda batch, value: value), "method: credit.* takes 2 positional arguments"),
+        (
+            dict(credit=lambda batch, value, config: value),
+            "method: credit gives .*: give steprl.alg",
+        ),
+        (
+            dict(credit=lambda batch, value, config: Credit(batch.reward_NS, value, value > 0)),
+            r"method: credit gives advantage_NT of shape \(4, 3\): one number a token is \(4, 12\)",
+        ),
+        (
+            dict(branching=ByScore(lambda batch: batch, keep_token=True)),
+            "method: branching.candidates.* fails: TypeError",
+        ),
+    ],
+)
+def test_a_method_that_breaks_its_contract_is_told_where(change, message):
+    config = load_config(None, [*SETTINGS, "sft.steps=0"])
+    given = dict(env=own_agent.environment(), policy=LinenModel(7))
+    with pytest.raises(ValueError, match=message):
+        setup(config, **given, method=METHOD._replace(**change))
+    with pytest.raises(ValueError, match=message):
+        make_program(config, method=METHOD._replace(**change))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_methods_of_the_table_keep_the_contract(name):
+    check_contract(ALGORITHMS[name], name, AlgorithmConfig())
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({".*": PartitionSpec()}, "rules is dict: give a list"),
+        ([("kernel", "fsdp")], "is no .pattern, PartitionSpec"),
+        ([("(", PartitionSpec())], "'\\(' is no regular expression"),
+        ([("kernel", PartitionSpec("tensor"))], "names the axis 'tensor'; the mesh has data, fsdp"),
+    ],
+)
+def test_rules_that_are_none_are_refused(rules, message):
+    config = load_config(None, [*SETTINGS, "sft.steps=0"])
+    given = dict(env=own_agent.environment(), policy=LinenModel(7), method=METHOD)
+    with pytest.raises(ValueError, match=message):
+        setup(config, **given, rules=rules)
+
+
+def test_options_are_for_functions_that_are_named():
+    config = load_config(None, [*SETTINGS, "algorithm.options.scale=2"])
+    with pytest.raises(
+        ValueError, match="algorithm.options are for a function named by algorithm.n"
+    ):
+        setup(config, env=own_agent.environment(), policy=LinenModel(7), method=METHOD)
+
+
+def shown(*actions):
+    return dataclasses.replace(own_agent.environment(), demonstrate=lambda task, seed: actions[0])
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        ("red", "demonstration of task 0 is the text 'red': give a list of actions"),
+        (["red", "purple"], "'purple' has words that are not in the vocabulary"),
+    ],
+)
+def test_a_demonstration_that_is_none_is_refused(actions, message):
+    session = setup(load_config(None, SETTINGS), env=shown(actions), policy=LinenModel(7),
+                    method=METHOD)  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        session.player.demonstrate(jax.random.key(0), np.arange(8))
+
+
+class Shared(LinenModel):
+    """Its cache has one array twice."""
+
+    def init_cache(self, batch, length):
+        zeros = super().init_cache(batch, length)
+        return {"states": zeros, "copy": zeros}
+
+    def __call__(self, tokens, positions, segments, cache=None):
+        states = None if cache is None else cache["states"]
+        hidden, states = super().__call__(tokens, positions, segments, states)
+        return hidden, cache if cache is None else {"states": states, "copy": cache["copy"]}
+
+
+def test_a_cache_may_have_one_array_twice():
+    session = setup(load_config(None, [*SETTINGS, "sft.steps=0"]), env=own_agent.environment(),
+                    policy=Shared(7), method=METHOD)  # fmt: skip
+    params = initial_params(session)
+    batch = session.player.play(params, jax.random.key(0), np.arange(8), np.zeros(8, int))
+    assert batch.mask_NS.any(axis=1).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -159,7 +273,7 @@ def test_parameters_without_a_rule_are_noticed_once_when_they_could_be_split():
     given = dict(env=own_agent.environment(), policy=LinenModel(7), method=own_agent.method())
     with pytest.warns(UserWarning, match="no sharding rule covers 4 parameters"):
         setup(config, **given)
-    rules = [(".*", jax.sharding.PartitionSpec())]
+    rules = [(".*", PartitionSpec())]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         session = setup(config, **given, rules=rules)

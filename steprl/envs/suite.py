@@ -182,17 +182,24 @@ def _problem(suite: Suite) -> str | None:
     tools = [] if suite.tools is None else suite.tools
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
         return "its tools are no list of schemas, see steprl.tools.tool_schema"
-    if suite.max_steps is not None and not suite.max_steps >= 1:
-        return f"max_steps={suite.max_steps} starts at 1"
+    if suite.max_steps is not None and not _is_count(suite.max_steps):
+        return f"max_steps={suite.max_steps!r}: give a whole number from 1"
     unknown = [name for name in suite.sizes if name not in suite.splits]
     if unknown:
         return f"sizes: there is no split {unknown[0]!r}; there are {', '.join(suite.splits)}"
+    for name, size in suite.sizes.items():
+        if not _is_count(size):
+            return f"sizes[{name!r}]={size!r}: give a whole number from 1"
     for name in ("demonstrate", "limited", "question"):
         if getattr(suite, name) is not None and not callable(getattr(suite, name)):
             return f"{name} is {type(getattr(suite, name)).__name__}, not a function"
     if suite.demonstration_env is not None and (problem := _not_an_env(suite.demonstration_env)):
         return f"demonstration_env is {problem}"
     return _problem_of_vocabulary(suite.vocabulary)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _problem_of_game(suite: Suite) -> str | None:
@@ -209,4 +216,6 @@ def _problem_of_vocabulary(vocabulary: Any) -> str | None:
         return None
     if not isinstance(vocabulary, tuple | list) or not all(isinstance(p, str) for p in vocabulary):
         return "its vocabulary is no tuple of phrases"
+    if not vocabulary:
+        return "its vocabulary is empty; give None where there is no language of its own"
     return None

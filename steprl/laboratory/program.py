@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from steprl.algorithms import Algorithm, algorithm, check_needs
+from steprl.algorithms import Algorithm, check_needs
 from steprl.branching import initial_attempts, make_plan
 from steprl.carried import share_spent
 from steprl.config import Config
@@ -31,6 +31,7 @@ from steprl.rollout.anchors import with_device_anchors
 from steprl.rollout.device_growth import GrownBatch, grow
 from steprl.sampling import Sampling, sampling_of
 from steprl.session.language import own_policy
+from steprl.session.method import method_of
 from steprl.sft import make_sft_update
 from steprl.types import Params, Policy, StepBatch
 from steprl.update import Metrics, TrainState, initial_state, make_update, sizes_in_rows
@@ -96,9 +97,8 @@ def make_program(
         policy = make_policy(_shape(config, len(tokenizer)))
     else:
         policy = own_policy(config, policy, len(tokenizer))
-    if method is None:
-        method = algorithm(config.algorithm.name, config.algorithm.options)
-    check_needs(method, config.algorithm.name, _offers(config, policy))
+    method, source = method_of(config, method)
+    check_needs(method, source, _offers(config, policy))
     texts = [detokenize(tokenizer, [token]) for token in range(len(tokenizer))]
     gather = _make_gather(config, policy, method, texts, game)
     rows = config.rollout.batch_size * config.rollout.n

@@ -70,10 +70,18 @@ def plain_context(tokenizer: Any, rebuild: bool = False) -> Context:
             raise ValueError("an observation of messages needs a tokenizer with a chat template")
         return list(tokenizer.encode(observation))
 
+    def encode(action: str) -> list[int]:
+        ids = list(tokenizer.encode(action))
+        if tokenizer.unk_token_id in ids:
+            raise ValueError(
+                f"the action {action!r} has words that are not in the vocabulary of the environment"
+            )
+        return [*ids, end]
+
     return Context(
         begin=read,
         extend=read,
-        encode=lambda action: [*tokenizer.encode(action), end],
+        encode=encode,
         decode=lambda ids: detokenize(tokenizer, ids),
         stop_ids=(end,),
         closing_ids=(),

@@ -22,6 +22,11 @@ def scripted(
     Args:
         actions: all of them, or a function from the environment and its state to the next one.
     """
+    if isinstance(actions, str):
+        raise ValueError(
+            f"the demonstration of task {task} is the text {actions!r}: give a list of actions, or a "
+            "function of environment and state"
+        )
     state, observation = env.reset(task)
     planned = None if callable(actions) else iter(actions)
     ids: list[int] = list(context.begin(observation))

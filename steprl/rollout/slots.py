@@ -81,9 +81,24 @@ def device_functions(
         shape = jax.eval_shape(policy.apply, params, token, token, token, cache)[0]
         return jnp.zeros((rows, shape.shape[-1]), shape.dtype)
 
-    init_cache = lambda rows: policy.init_cache(rows, context_length)  # noqa: E731
+    def init_cache(rows: int) -> Any:
+        return _distinct(policy.init_cache(rows, context_length))
+
     # `prepare` as it is: under jit, what it only passes through would be copied.
     return Device(policy.prepare, init_cache, hidden, read, act, copy)
+
+
+def _distinct(tree: Any) -> Any:
+    """The tree with no array twice: what is donated must be there once."""
+    seen: set[int] = set()
+
+    def once(leaf: jax.Array) -> jax.Array:
+        if id(leaf) in seen:
+            return jnp.copy(leaf)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(once, tree)
 
 
 def pieces(length: int) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from steprl.algorithms import Algorithm, algorithm
+from steprl.algorithms import Algorithm
 from steprl.config import Config
 from steprl.config.import_path import name_of_value
 from steprl.envs.opening import open_suite
@@ -17,10 +17,12 @@ from steprl.optimizer import split_trainable
 from steprl.rollout import make_player
 from steprl.session.checks import check_loggers, check_method, check_player, check_rows
 from steprl.session.language import decoder_policy, language_of, own_policy, own_tokenizer
+from steprl.session.method import GIVEN_METHOD, method_of
 from steprl.session.session import Session
 from steprl.sharding import (
     PARAMETER_RULES,
     Rules,
+    check_rules,
     make_mesh,
     notice_replicated,
 )
@@ -52,17 +54,15 @@ def setup(
             contract.
         TypeError: what was given is something else.
     """
-    config = _with_names(config, env, policy, method)
-    if method is None:
-        method = algorithm(config.algorithm.name, config.algorithm.options)
-    elif not isinstance(method, Algorithm):
-        kind = type(method).__name__
-        raise TypeError(f"method is {kind}: give a steprl.algorithms.Algorithm")
+    _check_options(config, env, policy, method)
+    method, source = method_of(config, method)
+    config = _with_names(config, env, policy, method if source == GIVEN_METHOD else None)
     is_own = policy is not None or config.model.name is not None
     if not is_own:
-        check_method(config, method, config.model.value_head != "none")
+        check_method(config, method, source, config.model.value_head != "none")
     check_loggers(config)
     mesh = make_mesh(config.mesh)
+    check_rules(rules, mesh)
     check_rows(config, mesh)
     suite = open_suite(config.env) if env is None else suite_of(env, config.env.game)
     model: DecoderConfig | None = None
@@ -70,7 +70,7 @@ def setup(
     if is_own:
         tokenizer = own_tokenizer(config, suite) if tokenizer is None else tokenizer
         policy = own_policy(config, policy, len(tokenizer))
-        check_method(config, method, policy.value is not None)
+        check_method(config, method, source, policy.value is not None)
     else:
         model, tokenizer, load = language_of(config, suite)
         policy = decoder_policy(config, model)
@@ -81,6 +81,18 @@ def setup(
     player = make_player(suite, config, policy, mesh, tokenizer)
     check_player(config, suite, player)
     return Session(config, mesh, model, policy, suite, player, method, load, rules)
+
+
+def _check_options(config: Config, env: Any, policy: Any, method: Any) -> None:
+    """Options are arguments of a function that is named, and a value has none."""
+    for section, argument, value in (
+        ("env", "env", env), ("model", "policy", policy), ("algorithm", "method", method),
+    ):  # fmt: skip
+        if value is not None and getattr(config, section).options:
+            raise ValueError(
+                f"{section}.options are for a function named by {section}.name, and {argument}= was "
+                "given as a value: leave them out"
+            )
 
 
 def _with_names(config: Config, env: Any, policy: Any, method: Any) -> Config:

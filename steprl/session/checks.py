@@ -44,20 +44,19 @@ def check_player(config: Config, suite: Suite, player: Player) -> None:
         )
 
 
-def check_method(config: Config, method: Algorithm, critic: bool) -> None:
+def check_method(config: Config, method: Algorithm, source: str, critic: bool) -> None:
     """The run gives the method what it needs, and its settings fit the method."""
-    name = config.algorithm.name
     offers = ["anchors"] + ["critic"] * critic + ["group"] * (config.rollout.n > 1)
-    check_needs(method, name, offers)
+    check_needs(method, source, offers)
     _check_branches(config, method)
     if config.algorithm.bootstrap_truncated and "critic" not in method.needs:
         raise ValueError(
-            f"algorithm.bootstrap_truncated asks the critic, and {name} trains none: "
+            f"algorithm.bootstrap_truncated asks the critic, and {source} trains none: "
             "use steppo or ppo, or turn it off"
         )
     if config.algorithm.filter_groups and "group" not in method.needs:
         raise ValueError(
-            f"algorithm.filter_groups leaves out groups of attempts, and {name} "
+            f"algorithm.filter_groups leaves out groups of attempts, and {source} "
             "compares none: turn it off"
         )
 

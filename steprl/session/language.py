@@ -1,5 +1,6 @@
 """The model of a run and its language: pretrained, new, or the user's own."""
 
+from collections.abc import Callable
 from typing import Any
 
 from steprl.config import Config
@@ -32,13 +33,22 @@ def own_policy(config: Config, policy: Any, vocab_size: int) -> Policy:
     if policy is None:
         assert model.name is not None
         policy = call_function(model.name, model.options, "model", vocab_size=vocab_size)
-    try:
-        user_policy = as_policy(policy)
-        check_policy(user_policy, vocab_size)
-    except ValueError as error:
-        source = "" if model.name is None else f"model.name={model.name}: "
-        raise ValueError(f"{source}{error}") from None
+        source = f"model.name={model.name}: "
+    else:
+        source = ""
+    user_policy = _in_context(source, lambda: as_policy(policy))
+    _in_context(source, lambda: check_policy(user_policy, vocab_size))
     return user_policy
+
+
+def _in_context(source: str, check: Callable[[], Any]) -> Any:
+    """What a check gives; what a module of the user's raises in it is said to be of the policy."""
+    try:
+        return check()
+    except (TypeError, ValueError) as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        about = "" if message.startswith("policy") else "policy: "
+        raise type(error)(f"{source}{about}{message}") from error
 
 
 def own_tokenizer(config: Config, suite: Suite) -> Any:
