@@ -15,8 +15,9 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || ec
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-# A file stays with one worker, which compiles what its tests share.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# A file stays with one worker, which compiles what its tests share; files come in their order, as those
+# of few tests are not the short ones.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart search test test-all test-fast lint types conformance clean
