@@ -10,22 +10,14 @@ from steprl.config import Config
 from steprl.config.import_path import name_of_value
 from steprl.envs.opening import open_suite
 from steprl.envs.suite import suite_of
-from steprl.models import (
-    DecoderConfig,
-)
+from steprl.models import DecoderConfig
 from steprl.optimizer import split_trainable
 from steprl.rollout import make_player
 from steprl.session.checks import check_loggers, check_method, check_player, check_rows
 from steprl.session.language import decoder_policy, language_of, own_policy, own_tokenizer
 from steprl.session.method import GIVEN_METHOD, method_of
 from steprl.session.session import Session
-from steprl.sharding import (
-    PARAMETER_RULES,
-    Rules,
-    check_rules,
-    make_mesh,
-    notice_replicated,
-)
+from steprl.sharding import PARAMETER_RULES, Rules, check_rules, make_mesh, notice_replicated
 
 
 def setup(
