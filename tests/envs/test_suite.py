@@ -126,7 +126,7 @@ def suite(**fields):
         (lambda: suite(splits={"train": Line}), "split 'train' is the class Line"),
         (lambda: suite(system=3), "its system is int, not text"),
         (lambda: suite(tools={"a": 1}), "its tools are no list of schemas"),
-        (lambda: suite(max_steps=0), "max_steps=0 starts at 1"),
+        (lambda: suite(max_steps=0), "max_steps=0: give a whole number from 1"),
         (lambda: suite(sizes={"eval": 3}), "sizes: there is no split 'eval'; there are train"),
         (lambda: suite(demonstrate=["go"]), "demonstrate is list, not a function"),
         (lambda: suite(vocabulary="go"), "its vocabulary is no tuple of phrases"),
