@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from steprl.config.environments import ADAPTERS
 from steprl.config.import_path import call_function, find_function, parameters_of
-from steprl.envs.adapters import ADAPTERS
 from steprl.envs.games import Game
 from steprl.envs.suite import Suite, suite_of
 
@@ -18,14 +18,14 @@ def load_suite(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> 
 
     Args:
         name: `package.module:function`, as in `env.name`, see `steprl.config.import_path`. Or a short
-            name of `steprl.envs.adapters.ADAPTERS`.
+            name of `steprl.config.environments.ADAPTERS`.
         options: keyword arguments, as in `env.options`.
 
     Raises:
         ValueError: there is no such module or function, it does not take the options or fails, or
             what it returns is none of these.
     """
-    name = ADAPTERS.get(name, name)
+    name = f"steprl.envs.adapters.{name}:environment" if name in ADAPTERS else name
     returned: Any
     if "split" in options or "split" not in parameters_of(find_function(name, "env.name")):
         returned = call_function(name, options, "env")

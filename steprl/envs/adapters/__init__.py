@@ -1,6 +1,5 @@
-"""Environments of other packages, each behind one function; the packages are optional extras."""
+"""Environments of other packages, each behind one function; the packages are optional extras.
 
-from steprl.config import environments
-
-ADAPTERS = {name: f"steprl.envs.adapters.{name}:environment" for name in environments.ADAPTERS}
-"""Short name -> import path, as `env.name` takes it."""
+`steprl.config.environments.ADAPTERS` lists them: the function of each is `environment` of the module of
+that name. They need nothing of this package but the protocol, so they also work without JAX.
+"""

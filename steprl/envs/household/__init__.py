@@ -9,11 +9,17 @@
 `expert` plays it well for demonstrations; `vocabulary` lists the phrases its texts are made of.
 """
 
+from typing import TYPE_CHECKING
+
 from steprl.envs.household.catalogue import ROOM_KINDS, TASK_TYPES
 from steprl.envs.household.environment import Household
 from steprl.envs.household.game import HouseholdGame, State
 from steprl.envs.household.rooms import SPLITS
-from steprl.envs.household.suite import open
+
+if TYPE_CHECKING:
+    from steprl.config import HouseholdConfig
+    from steprl.envs.suite import Suite
+
 
 __all__ = [
     "ROOM_KINDS",
@@ -24,3 +30,10 @@ __all__ = [
     "State",
     "open",
 ]
+
+
+def open(settings: "HouseholdConfig") -> "Suite":
+    """What the environment brings to a run, see `steprl.envs.household.suite`."""
+    from steprl.envs.household.suite import open as open_household  # the game itself needs no JAX
+
+    return open_household(settings)
