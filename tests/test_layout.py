@@ -358,6 +358,19 @@ def test_ops_stand_alone(plain_env):
     assert loaded and all(name.split(".")[1] == "ops" for name in loaded), loaded
 
 
+def test_adapters_and_the_household_game_need_no_jax(plain_env):
+    """They are compared with other packages' games in an environment that has only those."""
+    code = """
+        import importlib, sys
+        for absent in ("jax", "flax", "omegaconf", "transformers", "yaml"):
+            sys.modules[absent] = None
+        for name in ("household.expert", "adapters.alfworld", "adapters.gymnasium",
+                     "adapters.scienceworld", "adapters.textworld", "flow"):
+            importlib.import_module("steprl.envs." + name)
+    """
+    run_python(code, plain_env)
+
+
 def test_the_device_check_can_fail(plain_env):
     code = NO_WORK.format(modules='["jax"]', extra="").replace(
         "from jax._src import", "sys.modules['jax'].devices()\n    from jax._src import"
