@@ -10,7 +10,7 @@ train state alone, and a run that was stopped resumes bit for bit.
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +20,14 @@ import jax
 from steprl.carried import share_spent
 from steprl.checkpoint import Checkpointer, latest_step, restore
 from steprl.config import load_config
+from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate_all
 from steprl.experience import make_gather
 from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
 from steprl.optimizer import make_optimizer
 from steprl.rollout import attempts, summary, write_trajectories
+from steprl.rollout.faults import check_faults, first_fault
+from steprl.rollout.rollouts import Experience
 from steprl.session import Session, abstract_params, initial_params
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
@@ -57,6 +60,7 @@ def train(
     Raises:
         KeyboardInterrupt: the run was interrupted; its state is saved.
         FloatingPointError: something was not finite; the last good state is saved.
+        EnvironmentFailed: all attempts of an iteration or an evaluation failed; the state is saved.
     """
     config = session.config
     if config.trainer.total_training_steps == 0:
@@ -146,7 +150,7 @@ def _reinforce(
     seed = jax.random.key(trainer.seed)
     play_key, update_key = jax.random.fold_in(seed, 2), jax.random.fold_in(seed, 3)
 
-    done = int(state.iteration)
+    faults, done = _Faults(), int(state.iteration)
     budget = float("inf") if trainer.token_budget is None else trainer.token_budget
     ended = done == total or float(state.carried["tokens"]) >= budget
     # A run that was killed before its first checkpoint evaluates again, so row 0 goes as well.
@@ -170,6 +174,12 @@ def _reinforce(
                 write_trajectories(file, experience.trajectories(), iteration - 1, trainer.seed)
             metrics = experience.report | jax.device_get(summarise(experience.batch))
             clock.lap("gen")
+            failed = faults.check(iteration, experience, metrics)
+            if failed is not None:
+                saver.wait()
+                if latest_step(folder) != iteration - 1:
+                    saver.save(iteration - 1, state, _meta(session))
+                raise failed
             key, sampled = (
                 jax.random.fold_in(update_key, iteration),
                 experience.report.get("token/decoded"),
@@ -181,9 +191,12 @@ def _reinforce(
             last = iteration == total or metrics["token/total"] >= budget
             stop = interrupted()
             if not broken and (last or _due(iteration, trainer.test_freq)):
-                metrics |= evaluate_all(player, state.params, config)
+                try:
+                    metrics |= evaluate_all(player, state.params, config)
+                except EnvironmentFailed as error:
+                    failed = error
                 clock.lap("testing")
-            if broken or stop or last or _due(iteration, trainer.save_freq):
+            if broken or failed or stop or last or _due(iteration, trainer.save_freq):
                 # An update that is not finite has changed nothing: what is saved is the good state.
                 saver.save(iteration, state, _meta(session))
                 clock.lap("save_checkpoint")
@@ -200,11 +213,37 @@ def _reinforce(
                     f"iteration {iteration}: loss or gradient is not finite; the last good parameters "
                     f"are saved in {folder}. Try a smaller actor.lr or a larger batch"
                 )
+            if failed is not None:
+                raise failed
             if last:
                 break
             if stop:
                 raise KeyboardInterrupt
     return state.params
+
+
+class _Faults:
+    """Warns once where the environment failed in many attempts, and tells where it failed in all."""
+
+    def __init__(self) -> None:
+        self._many = False
+
+    def check(
+        self, iteration: int, experience: Experience, metrics: Mapping[str, Any]
+    ) -> EnvironmentFailed | None:
+        failed, share = int(metrics["env/faults"]), float(metrics["env/fault_frac"])
+        if not failed:
+            return None
+        what, first = f"iteration {iteration}", first_fault(experience.faults, [experience.batch])
+        try:
+            attempts, warn = round(failed / share), not self._many
+            self._many |= check_faults(what, failed, attempts, first, warn)
+        except EnvironmentFailed as error:
+            return EnvironmentFailed(
+                f"{error}. Mend the environment and continue with --resume auto: the state behind "
+                f"iteration {iteration - 1} is saved"
+            )
+        return None
 
 
 def _due(iteration: int, frequency: int) -> bool:

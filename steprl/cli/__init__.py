@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # no PyTorch here is no news
     # Imports that load JAX come after the arguments are known, so that --help is quick.
     from steprl.config import ConfigError
+    from steprl.envs.answers import EnvironmentFailed
     from steprl.run_directory import RunDirectoryError
 
     try:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, RunDirectoryError, OSError, ImportError, ValueError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         return EXIT_ERROR
-    except FloatingPointError as error:
+    except (FloatingPointError, EnvironmentFailed) as error:
         console.print(f"[bold red]stopped:[/] {escape(str(error))}")
         return EXIT_ERROR
 

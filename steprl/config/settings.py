@@ -123,7 +123,14 @@ class AlgorithmConfig:
     kl_ctrl: KlControlConfig = KlControlConfig()
     scale_rewards: bool = False  # by the running deviation of the returns
     bootstrap_truncated: bool = False  # a limit is not an end: add the critic's value behind it
+    # Attempts that are no learning signal: they count in no loss, mean or deviation.
+    mask_faults: bool = True  # those that a fault of the environment ended
+    # "cut": an action reached rollout.response_length, or the context was full; "all": those that ran
+    # out of steps too
+    mask_truncated: str = setting("none", choices=("none", "cut", "all"))
     # Groups of attempts at one task.
+    # A group of one has nothing to be compared with: "zero", or its raw "score" as in the papers' code
+    singleton: str = setting("zero", choices=("zero", "score"))
     filter_groups: bool = False  # leave out tasks whose attempts all scored the same
     filter_groups_denominator: str = setting("kept", choices=("kept", "all"))  # of the loss
     step_advantage_w: float = setting(1.0, 0.0)  # gigpo: weight of the step term
@@ -197,6 +204,7 @@ class RolloutConfig:
     env_isolate: str = setting(
         "thread", choices=("thread", "process")
     )  # process: may crash or hang
+    observation_limit: int = setting(1_000_000, 1)  # characters; a longer observation is a fault
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Experience(NamedTuple):
     batch: StepBatch
     report: dict[str, Any]
     trajectories: Callable[[], Sequence[Trajectory]]  # made when called
+    faults: tuple[str, ...] = ()  # of the environment, as they are described
 
 
 def add_usage(one: Usage, other: Usage) -> Usage:

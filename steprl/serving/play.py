@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from steprl.envs import Env
+from steprl.envs.answers import checked_reset, checked_step
 from steprl.rollout.contexts import Context, Observation, next_context
 
 
@@ -29,14 +30,18 @@ def play(
 
     Returns:
         The first observation, then one a step, until the environment says that it is over.
+
+    Raises:
+        BadAnswer: the environment gave what is no answer, see `steprl.envs.answers`.
     """
-    state, observation = env.reset(task)
+    state, observation = checked_reset(env.reset(task))
     yield PlayedStep(None, observation, {}, False)
     ids = context.begin(observation)
     while True:
         action_ids = list(reply(ids))
         action = context.decode(action_ids)
-        state, observation, _, terminated, truncated, info = env.step(state, action)
+        answer = checked_step(env.step(state, action))
+        state, observation, _, terminated, truncated, info = answer
         yield PlayedStep(action, observation, info, terminated or truncated)
         if terminated or truncated:
             return
