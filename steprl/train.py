@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from steprl.carried import share_spent
-from steprl.checkpoint import Checkpointer, latest_step, restore
+from steprl.checkpoint import Checkpointer, begun, restore, set_aside
 from steprl.config import load_config
 from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate_all
@@ -69,7 +69,7 @@ def train(
         )
     _check_names(session, run)
     with CompilationCounter() as compiled, interrupts() as interrupted:
-        if latest_step(run / "checkpoints") is None:
+        if not begun(run / "checkpoints"):
             params = run_warm_start(session, run, watch, interrupted)
         else:
             params = abstract_params(session)
@@ -140,10 +140,12 @@ def _reinforce(
     shapes = jax.eval_shape(fresh, params)
     shardings = state_shardings(shapes, mesh, session.rules)
     folder = run / "checkpoints"
-    if latest_step(folder) is None:
-        state = jax.jit(fresh, out_shardings=shardings)(params)
+    if begun(folder):
+        restored = restore(folder, as_abstract(shapes, shardings))
+        state = restored.state
+        set_aside(folder, above=restored.step)
     else:
-        state = restore(folder, as_abstract(shapes, shardings)).state
+        state = jax.jit(fresh, out_shardings=shardings)(params)
     gather = make_gather(session)
     compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     summarise = jax.jit(summary)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,13 @@ def add_commands(command: Any) -> None:
 def _audit(options: argparse.Namespace, console: Console) -> int:
     from steprl.audit import as_record, run_audit
     from steprl.audit.pictures import draw_audit, draw_trajectory
-    from steprl.checkpoint import all_steps
-    from steprl.session import load_params, setup
+    from steprl.session import load_step, setup
 
     session = setup(config_of_run(options))
-    steps = all_steps(options.run / "checkpoints")
-    params = load_params(session, options.run, options.step)
-    step = options.step if options.step is not None else max(steps, default=None)
-    earlier = [saved for saved in steps if step is not None and saved < step]
-    older = load_params(session, options.run, earlier[-1]) if earlier else None
+    params, step = load_step(session, options.run, options.step)
+    older, earlier = _older(session, options.run, step)
     # The critic of a warm start has learnt nothing yet.
-    critic = bool(steps) and "critic" in session.method.needs
+    critic = step is not None and "critic" in session.method.needs
     split = options.split or session.player.splits[1]
     with _bar(console) as watch:
         audit = run_audit(
@@ -59,7 +56,7 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
         "settings": {
             "split": split, "tasks": options.tasks, "attempts": options.attempts,
             "continuations": options.continuations, "checkpoint": step,
-            "older": earlier[-1] if earlier else None, "threshold": options.exact,
+            "older": earlier, "threshold": options.exact,
             "gamma": session.config.algorithm.gamma, "lam": session.config.algorithm.lam,
             "temperature": session.config.rollout.temperature,
         },
@@ -75,6 +72,20 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
     trajectory = draw_trajectory(audit, plots / "audit_trajectory.png", f"A trajectory: {title}")
     console.print(f"Written to {file}; pictures: {picture} and {trajectory}")
     return 0
+
+
+def _older(session, run: Path, step: int | None):  # type: ignore[no-untyped-def]
+    """The newest parameters before a step that can be read, and their step; None if there are none."""
+    from steprl.checkpoint import DamagedCheckpoint, all_steps
+    from steprl.session import load_params
+
+    earlier = [s for s in all_steps(run / "checkpoints") if step is not None and s < step]
+    for saved in reversed(earlier):
+        try:
+            return load_params(session, run, saved), saved
+        except DamagedCheckpoint as error:
+            logging.getLogger("steprl").warning("%s; an earlier step is taken", error)
+    return None, None
 
 
 def _bar(console: Console):  # type: ignore[no-untyped-def]

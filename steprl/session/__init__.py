@@ -6,6 +6,7 @@ from steprl.session.parameters import (
     abstract_params,
     initial_params,
     load_params,
+    load_step,
     open_policy,
 )
 from steprl.session.session import Session
@@ -16,6 +17,7 @@ __all__ = [
     "abstract_params",
     "initial_params",
     "load_params",
+    "load_step",
     "open_policy",
     "setup",
 ]
