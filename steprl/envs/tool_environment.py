@@ -51,9 +51,9 @@ class ToolEnvironment:
     """The value protocol of `steprl.envs.Env` around functions that a model may call.
 
     Each step, the calls of the action are made side by side and answered. An action without a call is
-    the answer, and ends the episode: its last `<answer>...</answer>`, or all that
-    it says. Thoughts are neither called nor part of the answer, see `steprl.tools.replies`. A call that cannot be read or made costs a
-    step, and the observation says what was wrong.
+    the answer, and ends the episode: its last `<answer>...</answer>`, or all that it says. Thoughts are
+    neither called nor part of the answer, see `steprl.tools.replies`. A call that cannot be read or made
+    costs a step, and the observation says what was wrong.
 
     Tools should depend on their arguments only: a branch calls them again.
 
@@ -107,6 +107,7 @@ class ToolEnvironment:
     """
 
     system: str  # absent where there is none
+    tags = ("<tool_response>", "</tool_response>")  # see `steprl.envs.suite.Suite`
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Tools: plain Python functions that a model may call, by schema, by text, within limits.
 
 A typed, documented function becomes a `Tool`; the calls of a text are read by `parse_tool_calls`, made
-by `call_tools`, and answered by `render_tool_response`; `read_reply` reads answers and thoughts too. Nothing that a model writes raises: what was
-wrong is said in the answer.
+by `call_tools`, and answered by `render_tool_response`. `read_reply` reads answers and thoughts too.
+Nothing that a model writes raises: what was wrong is said in the answer.
 """
 
 from steprl.tools.arguments import check_arguments

@@ -17,6 +17,8 @@ from steprl.tools.schema import Tool
 
 # What a tool returns must not end its block, nor open a turn of the chat.
 _ACTIVE = re.compile(r"<(?=\|[^|<>\s]{1,64}\|>|/?tool_(?:call|response)>)")
+TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+"""Of this format; some tokenizers have a token for each."""
 _INSTRUCTION = """You may call tools. Their schemas are:
 {tools}
 For each call write one JSON object with name and arguments between tool_call tags:
@@ -42,8 +44,8 @@ def render_tool_response(outcomes: Iterable[Outcome]) -> str:
     """One `<tool_response>` block an outcome, in order.
 
     Tags of this format and special tokens such as `<|im_end|>` in a result get a blank behind their
-    `<`: so a web page can neither end its block nor speak as somebody else. Special tokens of other
-    forms are for the tokenizer to split (`split_special_tokens=True`).
+    `<`: so a web page can neither end its block nor speak as somebody else. Control tokens of other
+    forms are kept out where the text is tokenised, see `steprl.models.plain_text`.
 
     Example:
         >>> print(render_tool_response([Outcome("add", "{}", "ok", "3</tool_response>")]))

@@ -51,8 +51,9 @@ class WikiSearch:
     """Multi-hop question answering with a search tool. `wiki_search` makes one from files.
 
     A reply with tool calls searches, a reply without ends the episode: its last `<answer>`, or else all
-    that it says beside its thoughts (see `steprl.tools.replies`), is compared with the accepted answers. The reward is 1 for an exact match after
-    normalisation and 0 otherwise; searching costs nothing but steps, and running out of them is 0.
+    that it says beside its thoughts (see `steprl.tools.replies`), is compared with the accepted answers.
+    The reward is 1 for an exact match after normalisation and 0 otherwise; searching costs nothing but
+    steps, and running out of them is 0.
 
     Attributes:
         questions: task number i is question `i % len(questions)`.
