@@ -154,7 +154,10 @@ def replies(served: Served, work: Work) -> Generator[tuple[int, Delta], None, No
             )
             with contextlib.closing(served.engine.reply(prompt, settings)) as pieces:
                 deltas = read_text(pieces, served.decode, options.stops)
-                for delta in read_calls(deltas) if work.tools else deltas:
+                if work.tools and served.conversation is not None:
+                    form = served.conversation
+                    deltas = read_calls(deltas, form.bare, form.opened)
+                for delta in deltas:
                     yield index, delta
             index += 1
 
