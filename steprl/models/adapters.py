@@ -19,10 +19,12 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
+from steprl.models.config_file import positive_integer, positive_number
+from steprl.models.files import open_file, read_json
 from steprl.models.lora import init_lora, lora_targets
 from steprl.models.policy import make_policy
 from steprl.models.presets import DecoderConfig
-from steprl.models.pretrained import on_host, open_file
+from steprl.models.pretrained import on_host
 from steprl.models.weights import Name, leaves_by_path, place_tree, transformers_name
 from steprl.types import Params
 
@@ -132,8 +134,8 @@ def load_adapter(
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: another kind of adapter, or tensors that the decoder lacks or that have another
-            shape; the message names them.
+        ValueError: another kind of adapter, a damaged file, or tensors that the decoder lacks, that
+            have another shape or are not finite; the message names them.
     """
     directory = Path(directory)
     for name in (_SETTINGS, _WEIGHTS):
@@ -141,9 +143,11 @@ def load_adapter(
             raise FileNotFoundError(
                 f"{directory / name} does not exist; is this the directory of an adapter?"
             )
-    settings = json.loads((directory / _SETTINGS).read_text(encoding="utf-8"))
-    _check_settings(settings, directory / _SETTINGS)
-    rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+    file = directory / _SETTINGS
+    settings = read_json(file)
+    _check_settings(settings, file)
+    rank = positive_integer(settings.get("r"), f"{file}: r")
+    alpha = positive_number(settings.get("lora_alpha"), f"{file}: lora_alpha")
     weights = open_file(directory / _WEIGHTS)
     base = jax.eval_shape(make_policy(config).init, jax.random.key(0))
     paths = {

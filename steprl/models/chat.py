@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from steprl.models.generation import end_ids
+
 Message = Mapping[str, Any]
 """`{"role": ..., "content": ...}`, and `tool_calls` as the template knows them."""
 
@@ -142,9 +144,18 @@ def chat_format(
             "token, so nothing would end the reply of a model"
         )
     stop = added[stop_id].content
-    eos = tokenizer.eos_token_id
-    stop_ids = (stop_id,) if eos in (None, stop_id) else (stop_id, eos)
+    stop_ids = tuple(dict.fromkeys((stop_id, *end_ids(tokenizer))))
     return ChatFormat(begin, extend, stop_ids, decode, render, encode, stop)
+
+
+def stop_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a reply: first the one that the chat template writes, where there is one."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return end_ids(tokenizer)
+    try:
+        return chat_format(tokenizer).stop_ids
+    except ValueError:  # a template without an end
+        return end_ids(tokenizer)
 
 
 def _render_template(
