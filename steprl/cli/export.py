@@ -38,14 +38,11 @@ def _export(options: argparse.Namespace, console: Console) -> int:
         )
         loader = "PeftModel.from_pretrained"
     else:
-        # A new model is made for what its run gave it to read.
-        trained = None if opened.config is None else opened.config.rollout.context_length
         save_pretrained(
             options.directory,
             opened.model,
             opened.params,
             tokenizer=opened.tokenizer,
-            context_length=opened.model.context_length or trained,
             dtype=options.dtype,
         )
         loader = "AutoModelForCausalLM.from_pretrained"

