@@ -8,6 +8,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
+from steprl.models.generation import end_ids
 from steprl.models.plain_text import unshield
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
@@ -53,7 +54,7 @@ def detokenize(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
     """
     numbers, end = [int(i) for i in ids], tokenizer.eos_token_id
     if not isinstance(tokenizer.backend_tokenizer.model, WordLevel):
-        numbers = numbers[:-1] if numbers[-1:] == [end] else numbers
+        numbers = numbers[:-1] if numbers and numbers[-1] in end_ids(tokenizer) else numbers
         return str(tokenizer.decode(numbers, clean_up_tokenization_spaces=False))
     words = tokenizer.convert_ids_to_tokens([i for i in numbers if i != end])
     return re.sub(r" ([,.?;:!])", r"\1", " ".join(words))
