@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options, console)
     except KeyboardInterrupt:
+        console.print("Interrupted.")
         return EXIT_INTERRUPTED
     except (ConfigError, RunDirectoryError, OSError, ImportError, ValueError) as error:
         console.print(f"[bold red]error:[/] {escape(_printable(error))}")

@@ -14,7 +14,6 @@ from steprl.config.environments import (
 from steprl.config.load import (
     load_config,
     save_config,
-    setting_names,
 )
 from steprl.config.settings import (
     KL_PENALTIES,
@@ -34,6 +33,7 @@ from steprl.config.settings import (
     RolloutConfig,
     SftConfig,
     TrainerConfig,
+    setting_values,
 )
 
 __all__ = [
@@ -68,5 +68,5 @@ __all__ = [
     "check_types",
     "load_config",
     "save_config",
-    "setting_names",
+    "setting_values",
 ]

@@ -21,7 +21,7 @@ from steprl.config.checks import (
     shorten,
     shown,
 )
-from steprl.config.settings import Config
+from steprl.config.settings import Config, setting_values
 from steprl.config.yaml_text import parse
 
 SHORT_NAMES = {"train.steps": "trainer.total_training_steps"}
@@ -56,17 +56,6 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def save_config(config: Config, path: Path) -> None:
     """Writes every setting, resolved, as YAML."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-
-
-def setting_names(kind: type = Config, prefix: str = "") -> list[str]:
-    """Dotted names of all settings."""
-    names = []
-    for field in dataclasses.fields(kind):
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            names += setting_names(field.type, f"{prefix}{field.name}.")
-        else:
-            names.append(prefix + field.name)
-    return names
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -111,8 +100,9 @@ def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
     both = dict(under)
     for key, value in over.items():
         below = both.get(key)
-        meet = isinstance(below, dict) and isinstance(value, dict)
-        both[key] = _laid_over(below, value) if meet else value
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _laid_over(below, value)
+        both[key] = value
     return both
 
 
@@ -162,7 +152,9 @@ def _check_known(tree: Any, kind: type, prefix: str) -> None:
         if key not in known:
             near = difflib.get_close_matches(str(key)[:80], known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
-            elsewhere = [] if near else [p for p in setting_names() if p.split(".")[-1] == key]
+            elsewhere = (
+                [] if near else [p for p in setting_values(Config()) if p.split(".")[-1] == key]
+            )
             hint += f" (or {elsewhere[0]}?)" if elsewhere else ""
             raise ConfigError(f"unknown setting {prefix}{shorten(str(key))}: {hint}")
         inner = known[key].type

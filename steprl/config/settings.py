@@ -246,3 +246,15 @@ class Config:
     eval: EvalConfig = EvalConfig()
     trainer: TrainerConfig = TrainerConfig()
     mesh: MeshConfig = MeshConfig()
+
+
+def setting_values(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The value of every setting, by its dotted name, such as "actor.lr"."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            values |= setting_values(value, f"{name}.")
+        else:
+            values[name] = value
+    return values
