@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from steprl.carried import share_spent
-from steprl.checkpoint import Checkpointer, begun, restore, set_aside
+from steprl.checkpoint import Checkpointer, begun, latest_step, restore, set_aside
 from steprl.config import load_config
 from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate_all

@@ -18,3 +18,14 @@ def config_of_run(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     if not file.is_file():
         raise FileNotFoundError(f"{options.run} is not a run: it has no config.resolved.yaml")
     return load_config(file, options.overrides)
+
+
+def session_of(config):  # type: ignore[no-untyped-def]
+    """The session of some settings; what they ask for and no machine has is an error of theirs."""
+    from steprl.session import setup
+
+    try:
+        return setup(config)
+    except (TypeError, OverflowError, MemoryError) as error:
+        text = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"the settings cannot be set up: {text}") from error

@@ -1,6 +1,7 @@
 """What a run is made of, before and after it has parameters: mesh, language, model, environment, method."""
 
 from steprl.session.assembly import setup
+from steprl.session.effects import acting_settings, idle_settings, notice_idle
 from steprl.session.parameters import (
     Opened,
     abstract_params,
@@ -15,9 +16,12 @@ __all__ = [
     "Opened",
     "Session",
     "abstract_params",
+    "acting_settings",
+    "idle_settings",
     "initial_params",
     "load_params",
     "load_step",
+    "notice_idle",
     "open_policy",
     "setup",
 ]
