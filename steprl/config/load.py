@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from steprl.config.environments import ADAPTERS, ENVIRONMENTS, EnvConfig
 from steprl.config.settings import LOGGERS, Config
+from steprl.config.shipped import config_file
 
 SHORT_NAMES = {"train.steps": "trainer.total_training_steps"}
 """Short forms of longer keys on the command line."""
@@ -30,7 +31,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """Reads a YAML file, applies `key=value` overrides, checks everything.
 
     Args:
-        path: YAML file, or None for the defaults.
+        path: YAML file, or the name of a configuration that ships, or None for the defaults.
         overrides: dotted settings such as ``algorithm.gamma=0.99``, or one of `SHORT_NAMES`.
 
     Raises:
@@ -39,8 +40,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"config file {str(path)!r} does not exist")
+        path = config_file(path)
         try:
             loaded = OmegaConf.to_container(OmegaConf.load(path))
         except yaml.YAMLError as error:

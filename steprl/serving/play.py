@@ -1,5 +1,6 @@
 """One task of an environment, step by step: what a policy read and did, and what was answered."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +15,15 @@ class PlayedStep(NamedTuple):
     observation: Observation
     info: dict[str, Any]
     over: bool
+    reward: float = 0.0
 
 
 def play(
-    env: Env, context: Context, task: int, reply: Callable[[Sequence[int]], Sequence[int]]
+    env: Env,
+    context: Context,
+    task: int,
+    reply: Callable[[Sequence[int]], Sequence[int]],
+    max_steps: int | None = None,
 ) -> Iterator[PlayedStep]:
     """Plays a task with the tokens that a rollout would have.
 
@@ -26,18 +32,38 @@ def play(
         context: how observations are read, see `steprl.rollout.contexts`.
         task: its number.
         reply: ids of an action, from the ids of its context.
+        max_steps: where it ends at the latest; None leaves that to the environment.
 
     Returns:
         The first observation, then one a step, until the environment says that it is over.
+
+    Raises:
+        ValueError: the environment failed, or did not give what the protocol says; names task and step.
     """
-    state, observation = env.reset(task)
+    place = f"{type(env).__name__}, task {task}: "
+    state, observation = _checked(place + "reset", 2, functools.partial(env.reset, task))
     yield PlayedStep(None, observation, {}, False)
-    ids = context.begin(observation)
+    ids, number = context.begin(observation), 0
     while True:
         action_ids = list(reply(ids))
-        action = context.decode(action_ids)
-        state, observation, _, terminated, truncated, info = env.step(state, action)
-        yield PlayedStep(action, observation, info, terminated or truncated)
-        if terminated or truncated:
+        action, number = context.decode(action_ids), number + 1
+        stepped = _checked(f"{place}step {number}", 6, functools.partial(env.step, state, action))
+        state, observation, reward, terminated, truncated, info = stepped
+        over = bool(terminated or truncated or number == max_steps)
+        yield PlayedStep(action, observation, info, over, float(reward))
+        if over:
             return
         ids, _ = next_context(context, [*ids, *action_ids], observation)
+
+
+def _checked(place: str, size: int, call: Callable[[], Any]) -> tuple[Any, ...]:
+    """What a call of the environment gives, as a tuple of that size."""
+    try:
+        returned = call()
+    except Exception as error:  # of the user's environment: any
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{place} failed: {what}") from error
+    if not isinstance(returned, tuple) or len(returned) != size:
+        values = len(returned) if isinstance(returned, tuple) else type(returned).__name__
+        raise ValueError(f"{place} gave {values} where {size} values were expected")
+    return returned

@@ -1,6 +1,7 @@
 """What a run is made of, before and after it has parameters: mesh, language, model, environment, method."""
 
 from steprl.session.assembly import setup
+from steprl.session.opening import Ready, open_session
 from steprl.session.parameters import (
     Opened,
     abstract_params,
@@ -12,10 +13,12 @@ from steprl.session.session import Session
 
 __all__ = [
     "Opened",
+    "Ready",
     "Session",
     "abstract_params",
     "initial_params",
     "load_params",
     "open_policy",
+    "open_session",
     "setup",
 ]
