@@ -36,7 +36,6 @@ def test_a_file_wins_over_a_name(monkeypatch, tmp_path):
         ("configs/quickstart.yaml", "did you mean `quickstart`, which ships with steprl?"),
         ("quickstrat", "did you mean `quickstart`"),
         ("zzz", "`steprl configs` lists those that ship"),
-        (".", "'.' is a folder"),
     ],
 )
 def test_what_is_not_there_is_named_with_what_is_near(name, said, monkeypatch, tmp_path):

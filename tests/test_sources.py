@@ -143,7 +143,7 @@ def test_a_model_as_it_comes_is_evaluated_in_an_environment_of_ones_own(home, ca
 @pytest.mark.full
 def test_a_model_as_it_comes_is_shown_step_by_step(home, capsys):
     before = sorted(home.rglob("*"))
-    assert main(["rollout", "model", "env.name=listener:Listener", *FEW, "--n", "2"]) == 0
+    assert main(["rollout", "model", "env.name=listener:Listener", *FEW, "--tasks", "2"]) == 0
     out = capsys.readouterr().out
     assert "task 0?" in out and "task 1?" in out and "task 2?" not in out
     assert out.count("+0.50") >= 4 and out.count("solved, terminated") == 2

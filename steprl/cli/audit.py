@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from steprl.cli.options import add_source, open_source
 
@@ -85,7 +86,7 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
     plots = folder / "plots"
     picture = draw_audit(audit, plots / "audit.png", f"Credit against the truth: {title}")
     trajectory = draw_trajectory(audit, plots / "audit_trajectory.png", f"A trajectory: {title}")
-    console.print(f"Written to {file}; pictures: {picture} and {trajectory}")
+    console.print(f"Written to {file}; pictures: {picture} and {trajectory}", markup=False)
     return 0
 
 
@@ -145,7 +146,7 @@ def _print(audit, console: Console) -> None:  # type: ignore[no-untyped-def]
                 f"{scores[k].correlation:5.2f} [{scores[k].low:.2f}, {scores[k].high:.2f}]"
                 for k in kinds
             ]
-            table.add_row(f"  {name}", *cells, f"{scores['linear'].correlation:5.2f}")
+            table.add_row(f"  {escape(name)}", *cells, f"{scores['linear'].correlation:5.2f}")
         halves, ceiling = audit.reliability[target]
         cells = [f"[dim]{ceiling:5.2f} (halves {halves:.2f})[/]" if k == CONTINUATIONS else ""
                  for k in kinds]  # fmt: skip

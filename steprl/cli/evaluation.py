@@ -18,12 +18,12 @@ def add_commands(command: Any) -> None:
         "eval", _eval, "Success of a run, or of a model as it comes, with 95 % intervals."
     )
     add_source(sub, "eval.temperature=0.7 ...")
-    sub.add_argument("--n", type=int, help="number of tasks (default: eval.num_tasks)")
+    sub.add_argument("--tasks", type=int, help="number of tasks (default: eval.num_tasks)")
     _add_places(sub, "eval.json")
     sub = command("rollout", _rollout, "Play some tasks and print what happens, with credit.")
     add_source(sub, "rollout.response_length=64 ...")
     _add_places(sub, "plots/credit.png")
-    sub.add_argument("--n", type=int, default=3, help="number of tasks (default: 3)")
+    sub.add_argument("--tasks", type=int, default=3, help="number of tasks (default: 3)")
     sub.add_argument("--split", help="train or an evaluation split (default: the main one)")
     sub.add_argument("--first", type=int, default=0, help="number of the first task")
     sub.add_argument("--greedy", action="store_true", help="take the most likely token")
@@ -42,12 +42,12 @@ def _add_places(sub: argparse.ArgumentParser, file: str) -> None:
 def _eval(options: argparse.Namespace, console: Console) -> int:
     from steprl.evaluation import evaluate_all
 
-    if options.n is not None and options.n < 1:
-        raise ValueError(f"--n {options.n}: must be at least 1")
+    if options.tasks is not None and options.tasks < 1:
+        raise ValueError(f"--tasks {options.tasks}: must be at least 1")
     ready = open_source(options, console)
     session = ready.session
     with console.status("Playing ..."):
-        results = evaluate_all(session.player, ready.params, session.config, options.n)
+        results = evaluate_all(session.player, ready.params, session.config, options.tasks)
     print_results(results, console)
     folder = options.output or ready.run
     if folder is not None:
@@ -63,8 +63,8 @@ def _rollout(options: argparse.Namespace, console: Console) -> int:
     from steprl.evaluation import inspect
     from steprl.transcripts import draw_credit, pick, transcript
 
-    if options.n < 1:
-        raise ValueError(f"--n {options.n}: must be at least 1")
+    if options.tasks < 1:
+        raise ValueError(f"--tasks {options.tasks}: must be at least 1")
     ready = open_source(options, console)
     session = ready.session
     split = options.split or session.player.splits[1]
@@ -72,7 +72,7 @@ def _rollout(options: argparse.Namespace, console: Console) -> int:
         raise ValueError(
             f"--split {split}: this environment has {', '.join(session.player.splits)}"
         )
-    rows = -(-options.n // session.mesh.size) * session.mesh.size
+    rows = -(-options.tasks // session.mesh.size) * session.mesh.size
     tasks = np.arange(options.first, options.first + rows)
     trajectories = inspect(
         session,
@@ -80,7 +80,7 @@ def _rollout(options: argparse.Namespace, console: Console) -> int:
         split,
         tasks,
         0.0 if options.greedy else None,
-    )[: options.n]
+    )[: options.tasks]
     for played in trajectories:
         console.print(transcript(played, f"{split} task {played.trajectory.task}"))
     folder = options.output or ready.run

@@ -1,6 +1,8 @@
 """What several commands share: their exit codes, and the settings they run with."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,7 +25,7 @@ def open_source(options: argparse.Namespace, console: Console):  # type: ignore[
     """The session and its parameters; says what they are where no run says it."""
     from steprl.session import open_session
 
-    with console.status(f"Opening {escape(options.source)} ..."):
+    with console.status(f"Opening {escape(options.source)} ..."), errors_of_settings():
         ready = open_session(options.source, options.overrides, options.step)
     if ready.run is None:
         name = ready.session.config.env.name
@@ -35,3 +37,21 @@ def config_of(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     from steprl.config import load_config
 
     return load_config(options.config, options.overrides)
+
+
+def session_of(config):  # type: ignore[no-untyped-def]
+    """The session of some settings; what they ask for and no machine has is an error of theirs."""
+    from steprl.session import setup
+
+    with errors_of_settings():
+        return setup(config)
+
+
+@contextmanager
+def errors_of_settings() -> Iterator[None]:
+    """What fails in ways that only settings can cause is said to be of the settings."""
+    try:
+        yield
+    except (TypeError, OverflowError, MemoryError) as error:
+        text = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"the settings cannot be set up: {text}") from error

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli.options import EXIT_INTERRUPTED, config_of
+from steprl.cli.options import EXIT_INTERRUPTED, config_of, session_of
 from steprl.cli.progress import Watch, print_results
 
 
@@ -32,22 +32,28 @@ def add_commands(command: Any) -> None:
         )
         sub.add_argument("--overwrite", action="store_true", help="delete the run that is there")
         sub.add_argument(
-            "--dry-run", action="store_true", help="check and print the settings, then stop"
+            "--dry-run",
+            action="store_true",
+            help="check and print the settings that act in this run, then stop",
+        )
+        sub.add_argument(
+            "--all", action="store_true", help="with --dry-run: print those without effect as well"
         )
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
     from steprl.config import ConfigError
     from steprl.run_directory import open_run
-    from steprl.session import setup
     from steprl.train import train
 
     config = config_of(options)
     if options.dry_run:
-        return _dry_run(config, console)
+        return _dry_run(config, options.all, console)
+    if options.all:
+        raise ConfigError("--all says what --dry-run prints: give both, or neither")
     if config.trainer.total_training_steps == 0:
         raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
-    session = setup(config)
+    session = session_of(config)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
     with Watch(console) as watch:
@@ -63,15 +69,16 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     from steprl.config import ConfigError
     from steprl.evaluation import evaluate_all
     from steprl.run_directory import open_run
-    from steprl.session import setup
     from steprl.train import interrupts, run_warm_start
 
     config = config_of(options)
     if options.dry_run:
-        return _dry_run(config, console)
+        return _dry_run(config, options.all, console)
+    if options.all:
+        raise ConfigError("--all says what --dry-run prints: give both, or neither")
     if config.sft.steps == 0:
         raise ConfigError("sft.steps=0: there is nothing to do")
-    session = setup(config)
+    session = session_of(config)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
     with Watch(console) as watch, interrupts() as interrupted:
@@ -80,17 +87,23 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
         except KeyboardInterrupt:
             return _interrupted(options, run, console)
         print_results(evaluate_all(session.player, params, config), console)
-    console.print(f"Start from it with [bold]trainer.init_from={run}[/]")
+    console.print(f"Start from it with [bold]trainer.init_from={escape(str(run))}[/]")
     return 0
 
 
-def _dry_run(config, console: Console) -> int:  # type: ignore[no-untyped-def]
+def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore[no-untyped-def]
     from omegaconf import OmegaConf
 
-    from steprl.session import abstract_params, setup
+    from steprl.session import abstract_params, acting_settings, idle_settings, notice_idle
 
-    session = setup(config)
-    console.print(escape(OmegaConf.to_yaml(OmegaConf.structured(config))))
+    session = session_of(config)
+    shown = OmegaConf.structured(config) if everything else acting_settings(session)
+    console.print(escape(OmegaConf.to_yaml(shown)))
+    if not everything:
+        hidden = len(idle_settings(session))
+        console.print(f"{hidden} settings without effect here are left out: --all prints them.")
+    if notice := notice_idle(session):
+        console.print(escape(notice))
     console.print(f"Settings are fine: {_parameters(abstract_params(session)):,} parameters.")
     return 0
 
@@ -104,21 +117,23 @@ def _parameters(tree) -> int:  # type: ignore[no-untyped-def]
 
 
 def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-untyped-def]
-    from steprl.session import abstract_params
+    from steprl.session import abstract_params, notice_idle
 
     config, devices = session.config, session.mesh.devices.flatten()
     console.print(
-        f"[bold]{config.algorithm.name}[/] on [bold]{config.env.name}[/]: "
+        f"[bold]{escape(config.algorithm.name)}[/] on [bold]{escape(config.env.name)}[/]: "
         f"{_parameters(abstract_params(session)):,} parameters, {len(devices)} x {devices[0].platform}, "
-        f"seed {config.trainer.seed}, run directory {run}"
+        f"seed {config.trainer.seed}, run directory {escape(str(run))}"
     )
+    if notice := notice_idle(session):
+        console.print(f"[dim]{escape(notice)}[/]")
 
 
 def _interrupted(options: argparse.Namespace, run: Path, console: Console) -> int:
     words = ["steprl", options.command_name, str(options.config), *options.overrides]
     resume_command = shlex.join([*words, "--resume", options.resume or "auto"])
     console.print(
-        f"Interrupted; the state is saved in {run}. Continue with:\n  [bold]{escape(resume_command)}[/]"
+        f"Interrupted; the state is saved in {escape(str(run))}. Continue with:\n  [bold]{escape(resume_command)}[/]"
     )
     return EXIT_INTERRUPTED
 
@@ -145,6 +160,7 @@ def _finish(session, run: Path, params, console: Console) -> None:  # type: igno
         if not name.endswith(("_low", "_high")) and "_low_" not in name and "_high_" not in name:
             first, last = measured[0].get(name), measured[-1][name]
             before = f"{first:.3f}" if first is not None else "  -  "
-            console.print(f"{name:40s} before {before}   after [bold]{last:.3f}[/]")
-    console.print(f"pictures: {curves} and {credit}")
-    console.print(f"look at more with: [bold]steprl rollout {run} --n 3[/]")
+            console.print(f"{escape(f'{name:40s}')} before {before}   after [bold]{last:.3f}[/]")
+    console.print(f"pictures: {curves} and {credit}", markup=False)
+    more = shlex.join(["steprl", "rollout", str(run), "--tasks", "3"])
+    console.print(f"look at more with: [bold]{escape(more)}[/]")

@@ -18,6 +18,7 @@ LOSS_AGG_MODES = (
 )
 _KL = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
 KL_PENALTIES: tuple[str, ...] = (*_KL, *(f"{kind}+" for kind in _KL))
+KL_WITHOUT_GRADIENT = ("kl", "k1")  # log-ratios: as a loss their gradient is 0 on average
 LOGGERS = ("jsonl", "tensorboard", "wandb")
 
 
@@ -213,11 +214,11 @@ class EvalConfig:
 class TrainerConfig:
     experiment_name: str = "run"
     output_dir: str = "runs"
-    seed: int = setting(0, 0)
+    seed: int = setting(0, 0, 2**32 - 1)
     total_training_steps: int = setting(40, 0)
     # A run ends with the iteration in which it has sampled this many tokens, those of branches counted,
     # if its steps are not over before; the learning rate falls with whichever is further on.
-    token_budget: int | None = setting(None, 1)  # None = no limit
+    token_budget: int | None = setting(None, 1, 2**62)  # None = no limit
     test_freq: int = setting(5, 0)  # 0 = at the end only
     save_freq: int = setting(10, 0)  # 0 = at the end only
     max_to_keep: int = setting(3, 1)
@@ -245,3 +246,15 @@ class Config:
     eval: EvalConfig = EvalConfig()
     trainer: TrainerConfig = TrainerConfig()
     mesh: MeshConfig = MeshConfig()
+
+
+def setting_values(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The value of every setting, by its dotted name, such as "actor.lr"."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            values |= setting_values(value, f"{name}.")
+        else:
+            values[name] = value
+    return values

@@ -21,21 +21,20 @@ def config_file(name: str | os.PathLike[str]) -> Path:
     """The file that a configuration on the command line means.
 
     Args:
-        name: path of a YAML file, or the name of a configuration that ships; a file wins.
+        name: path of a YAML file, or the name of a configuration that ships; what lies here wins.
 
     Raises:
         FileNotFoundError: there is neither; names what ships under a similar name.
     """
     path, shipped = Path(name), shipped_configs()
-    if path.is_file():
+    if path.exists():
         return path
     if os.fspath(name) in shipped:
         return shipped[os.fspath(name)]
     near = difflib.get_close_matches(path.stem, shipped, n=1)
     hint = f"; did you mean `{near[0]}`, which ships with steprl?" if near else ""
-    kind = " is a folder, not a file" if path.is_dir() else " does not exist"
     raise FileNotFoundError(
-        f"config file {os.fspath(name)!r}{kind}{hint or '; `steprl configs` lists those that ship'}"
+        f"config file {os.fspath(name)!r} does not exist{hint or '; `steprl configs` lists those that ship'}"
     )
 
 

@@ -1,6 +1,7 @@
 """What a run is made of, before and after it has parameters: mesh, language, model, environment, method."""
 
 from steprl.session.assembly import setup
+from steprl.session.effects import acting_settings, idle_settings, notice_idle
 from steprl.session.opening import Ready, open_session
 from steprl.session.parameters import (
     Opened,
@@ -16,8 +17,11 @@ __all__ = [
     "Ready",
     "Session",
     "abstract_params",
+    "acting_settings",
+    "idle_settings",
     "initial_params",
     "load_params",
+    "notice_idle",
     "open_policy",
     "open_session",
     "setup",
