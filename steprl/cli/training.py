@@ -19,7 +19,7 @@ def add_commands(command: Any) -> None:
         ("sft", _sft, "The supervised warm start alone."),
     ):
         sub = command(name, run, text)
-        sub.add_argument("config", type=Path, help="YAML file, such as configs/quickstart.yaml")
+        sub.add_argument("config", help="YAML file, or one of `steprl configs`, such as quickstart")
         sub.add_argument(
             "overrides", nargs="*", metavar="key=value", help="algorithm.gamma=0.99 ..."
         )

@@ -2,6 +2,7 @@
 
 from steprl.session.assembly import setup
 from steprl.session.effects import acting_settings, idle_settings, notice_idle
+from steprl.session.opening import Ready, open_session
 from steprl.session.parameters import (
     Opened,
     abstract_params,
@@ -14,6 +15,7 @@ from steprl.session.session import Session
 
 __all__ = [
     "Opened",
+    "Ready",
     "Session",
     "abstract_params",
     "acting_settings",
@@ -23,5 +25,6 @@ __all__ = [
     "load_step",
     "notice_idle",
     "open_policy",
+    "open_session",
     "setup",
 ]
