@@ -23,11 +23,13 @@ class MessageFormat(NamedTuple):
 
     encode(messages, tools) -> ids, with the generation prompt
     decode(ids) -> text of a reply, without its stop token
+    reasoning: whether the template reads the `reasoning_content` of messages
     """
 
     encode: Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], list[int]]
     decode: Callable[[Sequence[int]], str]
     stop_ids: tuple[int, ...]
+    reasoning: bool = False
 
 
 def message_format(tokenizer: Any) -> MessageFormat:
@@ -53,7 +55,8 @@ def message_format(tokenizer: Any) -> MessageFormat:
             return plain.begin(as_text(messages, tools))
         return (chat_format(tokenizer, tools) if tools else plain).begin(messages)
 
-    return MessageFormat(encode, plain.decode, plain.stop_ids)
+    reasoning = "reasoning_content" in str(tokenizer.chat_template)
+    return MessageFormat(encode, plain.decode, plain.stop_ids, reasoning)
 
 
 def as_text(
@@ -81,7 +84,10 @@ def as_text(
                 for call in message.get("tool_calls", ())
             ]
             text = "\n".join([content, *blocks] if content else blocks)
-            written.append({"role": role, "content": text})
+            kept = {
+                name: message[name] for name in ("name", "reasoning_content") if name in message
+            }
+            written.append({"role": role, "content": text, **kept})
         last = role
     if tools:
         instruction = _INSTRUCTION.format(tools=describe_tools(dict(tool) for tool in tools))
