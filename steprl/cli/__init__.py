@@ -1,4 +1,4 @@
-"""The command line: `steprl train | sft | eval | rollout | audit | export | chat | serve`."""
+"""The command line: `steprl train | sft | eval | rollout | report | audit | export | chat | serve`."""
 
 import argparse
 import os
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli import audit, chat, evaluation, export, serve, training
+from steprl.cli import audit, chat, evaluation, export, report, serve, training
 from steprl.cli.options import EXIT_ERROR, EXIT_INTERRUPTED
 
-_COMMANDS = (training, evaluation, audit, export, chat, serve)
+_COMMANDS = (training, evaluation, report, audit, export, chat, serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

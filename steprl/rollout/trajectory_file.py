@@ -86,7 +86,12 @@ def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     with path.open("rb") as file:  # lines end with \n only: text may hold other line ends
         for number, line in enumerate(file, 1):
-            row = _decode(line, path, number)
+            try:
+                row = _decode(line, path, number)
+            except ValueError:
+                if rows and "success" in rows[-1]:  # its last line
+                    yield rows
+                raise
             if rows and (row["traj_id"] != rows[-1]["traj_id"] or not row["step"]):
                 yield rows
                 rows = []
