@@ -22,17 +22,24 @@ from steprl.checkpoint import Checkpointer, begun, latest_step, restore, set_asi
 from steprl.config import load_config
 from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate_all
-from steprl.experience import make_gather
+from steprl.experience import are_saved, make_gather, save_experience
 from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
 from steprl.optimizer import make_optimizer
-from steprl.rollout import attempts, summary, write_trajectories
+from steprl.rollout import attempts, summary
 from steprl.rollout.faults import check_faults, first_fault
 from steprl.rollout.rollouts import Experience
 from steprl.session import Session, abstract_params, initial_params
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params, StepBatch
-from steprl.update import Metrics, TrainState, initial_state, make_update, sizes_in_rows
+from steprl.update import (
+    Metrics,
+    TokenRecord,
+    TrainState,
+    initial_state,
+    make_update,
+    sizes_in_rows,
+)
 
 
 class Event(NamedTuple):
@@ -131,11 +138,14 @@ def _reinforce(
 
     def update(
         state: TrainState, batch: StepBatch, key: jax.Array, sampled: float | None
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[TrainState, Metrics, TokenRecord]:
         spent = share_spent(config, state.carried)
         optimizer = make_optimizer(config.actor, config.critic, updates, spent)
         in_rows = sizes_in_rows(config, method.branching)
-        return make_update(policy, method, optimizer, in_rows, mesh)(state, batch, key, sampled)
+        # Recorded in every iteration, so that all are one program and have the same bits; what is not
+        # written never leaves the device.
+        learn = make_update(policy, method, optimizer, in_rows, mesh, recorded=True)
+        return learn(state, batch, key, sampled)
 
     shapes = jax.eval_shape(fresh, params)
     shardings = state_shardings(shapes, mesh, session.rules)
@@ -147,7 +157,7 @@ def _reinforce(
     else:
         state = jax.jit(fresh, out_shardings=shardings)(params)
     gather = make_gather(session)
-    compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None, None))
     summarise = jax.jit(summary)
     seed = jax.random.key(trainer.seed)
     play_key, update_key = jax.random.fold_in(seed, 2), jax.random.fold_in(seed, 3)
@@ -171,9 +181,6 @@ def _reinforce(
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
             experience = gather(state, play_key, *tasks)
-            if _due(iteration, trainer.save_trajectories):
-                file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-                write_trajectories(file, experience.trajectories(), iteration - 1, trainer.seed)
             metrics = experience.report | jax.device_get(summarise(experience.batch))
             clock.lap("gen")
             failed = faults.check(iteration, experience, metrics)
@@ -186,11 +193,17 @@ def _reinforce(
                 jax.random.fold_in(update_key, iteration),
                 experience.report.get("token/decoded"),
             )
-            state, learnt = compiled_update(state, experience.batch, key, sampled)
+            state, learnt, record = compiled_update(state, experience.batch, key, sampled)
             metrics |= jax.device_get(learnt)
             clock.lap("update")
             broken = bool(metrics["train/nonfinite"])
             last = iteration == total or metrics["token/total"] >= budget
+            if are_saved(trainer, iteration, last or broken):
+                file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
+                tokenizer = player.tokenizer
+                save_experience(file, experience, record, tokenizer, iteration, trainer)
+                clock.lap("save_trajectories")
+            del record  # its memory is free for the next rollout
             stop = interrupted()
             if not broken and (last or _due(iteration, trainer.test_freq)):
                 try:

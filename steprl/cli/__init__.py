@@ -1,4 +1,4 @@
-"""The command line: `steprl train | sft | eval | rollout | audit | export | chat | serve | configs`."""
+"""The command line: `steprl train | sft | eval | rollout | report | audit | export | ...`."""
 
 import argparse
 import os
@@ -8,10 +8,19 @@ from importlib.metadata import version
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli import audit, chat, configurations, evaluation, export, serve, training
+from steprl.cli import (
+    audit,
+    chat,
+    configurations,
+    evaluation,
+    export,
+    report,
+    serve,
+    training,
+)
 from steprl.cli.options import EXIT_ERROR, EXIT_INTERRUPTED
 
-_COMMANDS = (training, evaluation, audit, export, chat, serve, configurations)
+_COMMANDS = (training, evaluation, report, audit, export, chat, serve, configurations)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

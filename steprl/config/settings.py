@@ -232,7 +232,9 @@ class TrainerConfig:
     max_to_keep: int = setting(3, 1)
     val_before_train: bool = True
     logger: list[str] = dataclasses.field(default_factory=lambda: ["jsonl"])
-    save_trajectories: int = setting(0, 0)  # iterations between files of trajectories, 0 = none
+    # Iterations between files of trajectories, 0 = none. None = about ten files a run, the last iteration
+    # among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token, 10 a token read.
+    save_trajectories: int | None = setting(None, 0)
     init_from: str | None = None  # run directory whose newest parameters to start from
 
 

@@ -51,7 +51,9 @@ def message_format(tokenizer: Any) -> MessageFormat:
         return (chat_format(tokenizer, tools) if tools else plain).begin(messages)
 
     reasoning = "reasoning_content" in str(tokenizer.chat_template)
-    return MessageFormat(encode, plain.decode, plain.stop_ids, form == JSON, plain.opened, reasoning)
+    return MessageFormat(
+        encode, plain.decode, plain.stop_ids, form == JSON, plain.opened, reasoning
+    )
 
 
 def as_text(
