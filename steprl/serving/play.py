@@ -1,6 +1,5 @@
 """One task of an environment, step by step: what a policy read and did, and what was answered."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,14 +43,13 @@ def play(
         ValueError: the environment failed, or did not give what the protocol says; names task and step.
     """
     place = f"{type(env).__name__}, task {task}: "
-    state, observation = _called(place + "reset", lambda: checked_reset(env.reset(task)))
+    state, observation = _called(place + "reset", checked_reset, env.reset, task)
     yield PlayedStep(None, observation, {}, False)
     ids, number = context.begin(observation), 0
     while True:
         action_ids = list(reply(ids))
         action, number = context.decode(action_ids), number + 1
-        step = functools.partial(env.step, state, action)
-        answer = _called(f"{place}step {number}", lambda: checked_step(step()))
+        answer = _called(f"{place}step {number}", checked_step, env.step, state, action)
         state, observation, reward, terminated, truncated, info = answer
         over = terminated or truncated or number == max_steps
         yield PlayedStep(action, observation, info, over, reward)
@@ -60,9 +58,11 @@ def play(
         ids, _ = next_context(context, [*ids, *action_ids], observation)
 
 
-def _called(place: str, call: Callable[[], Answered]) -> Answered:
-    """What a call of the environment gives; any error of it names the place."""
+def _called(
+    place: str, check: Callable[[Any], Answered], call: Callable[..., Any], *arguments: Any
+) -> Answered:
+    """What a call of the environment gives, checked; any error of it names the place."""
     try:
-        return call()
+        return check(call(*arguments))
     except Exception as error:  # of the user's environment: any
         raise ValueError(f"{place}: {describe(error)}") from error
