@@ -73,7 +73,7 @@ def test_resume_of_a_path_without_a_run_is_refused(config, tmp_path, exists):
 def test_overwrite_deletes_a_run(config, run):
     checkpoint(run / "checkpoints", 3)
     assert open_run(config, overwrite=True) == run
-    assert [path.name for path in run.iterdir()] == ["config.resolved.yaml"]
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "config.resolved.yaml"]
 
 
 def test_overwrite_never_deletes_what_is_not_a_run(config, tmp_path):

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from steprl.cli import audit, chat, evaluation, export, serve, training
-from steprl.cli.options import EXIT_ERROR, EXIT_INTERRUPTED
+from steprl.cli.options import EXIT_ERROR, exit_code
 
 _COMMANDS = (training, evaluation, audit, export, chat, serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 on an error, 130 when interrupted."""
+    """Runs one command and returns its exit code: 0, 1 on an error, 128 + number after a signal."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes no second group of positionals: settings may stand behind options all the same.
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return options.command(options, console)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        return exit_code(interrupt)
     except (ConfigError, RunDirectoryError, OSError, ImportError, ValueError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         return EXIT_ERROR
