@@ -39,6 +39,7 @@ FLOORS = (
         "report",
         "transcripts",
         "run_directory",
+        "interrupts",
     ),  # fmt: skip
     ("cli",),
 )
