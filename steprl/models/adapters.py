@@ -102,7 +102,9 @@ def save_adapter(
     }
     broken = sorted(name for name, array in arrays.items() if not np.all(np.isfinite(array)))
     if broken:
-        raise ValueError(f"params: {broken[0]} holds NaN or infinite numbers; export an earlier step")
+        raise ValueError(
+            f"params: {broken[0]} holds NaN or infinite numbers; export an earlier step"
+        )
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

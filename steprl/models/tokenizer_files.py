@@ -71,7 +71,10 @@ def _check_end(
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict):
         return  # of a kind that lists pieces with scores
-    added = [described.get("added_tokens"), list((settings.get("added_tokens_decoder") or {}).values())]
+    added = [
+        described.get("added_tokens"),
+        list((settings.get("added_tokens_decoder") or {}).values()),
+    ]
     names = {one.get("content") for part in added for one in part or () if isinstance(one, dict)}
     if token not in vocabulary and token not in names | set(contents.get("added_tokens.json", ())):
         raise ValueError(

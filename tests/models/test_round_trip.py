@@ -12,15 +12,17 @@ from steprl.config.load import save_config
 from steprl.models import init_lora, load_model, merge_lora
 from steprl.models.chat import chat_format, stop_ids
 from steprl.models.generation import end_ids
+from steprl.rollout.contexts import chat_context
 from steprl.serving import serve_model
 from steprl.session import open_policy
 from tests.models.chat_models import CHATML
-from tests.models.random_models import FAMILIES, assert_same_bits
+from tests.models.random_models import FAMILIES, assert_same_bits, random_parameters
 from tests.models.small_model import (
     CONTEXT,
     ENDS,
     SAMPLING,
     TOKENIZER_CONTEXT,
+    change,
     said,
     shape_of,
     write_model,
@@ -72,7 +74,6 @@ def test_a_gguf_goes_out_with_all_that_it_says(tmp_path):
     from tests.models.test_gguf import their_tensors, tokenizer_writer, write
 
     config = shape_of("llama")
-    from tests.models.random_models import random_parameters
 
     def tokenizer(writer):
         tokenizer_writer()(writer)
@@ -140,8 +141,6 @@ def test_a_run_with_adapters_goes_out_merged_and_with_the_words_of_its_source(tm
     ],
 )
 def test_every_file_may_name_end_tokens(generation, config, ends, tmp_path):
-    from tests.models.small_model import change
-
     write_model(tmp_path / "in")
     change(tmp_path / "in" / "generation_config.json", eos_token_id=generation)
     change(tmp_path / "in" / "config.json", eos_token_id=config)
@@ -170,8 +169,6 @@ def test_the_server_and_chat_stop_at_each_of_them(template, tmp_path):
 
 
 def test_rollouts_stop_at_each_of_them(tmp_path):
-    from steprl.rollout.contexts import chat_context
-
     write_model(tmp_path / "in")
     tokenizer = load_model(tmp_path / "in").tokenizer
     context = chat_context(tokenizer)
