@@ -9,12 +9,14 @@ from steprl.checkpoint import Checkpointer
 from steprl.cli import main
 from steprl.config import load_config
 from steprl.config.load import save_config
+from steprl.envs.opening import open_suite
 from steprl.models import init_lora, load_model, merge_lora
 from steprl.models.chat import chat_format, stop_ids
 from steprl.models.generation import end_ids
 from steprl.rollout.contexts import chat_context
 from steprl.serving import serve_model
 from steprl.session import open_policy
+from steprl.session.language import language_of
 from tests.models.chat_models import CHATML
 from tests.models.random_models import FAMILIES, assert_same_bits, random_parameters
 from tests.models.small_model import (
@@ -166,6 +168,23 @@ def test_the_server_and_chat_stop_at_each_of_them(template, tmp_path):
     assert served.engine.context_length == CONTEXT
     with pytest.raises(ValueError, match=f"made for {CONTEXT}"):
         serve_model(opened, "m", CONTEXT + 1)
+
+
+def test_a_run_reads_no_further_than_its_model_was_made_for(tmp_path):
+    write_model(tmp_path / "in")
+    options = (f"model.path={tmp_path / 'in'}", f"rollout.context_length={CONTEXT + 1}")
+    config = load_config(None, [*options, "env.name=wiki_search"])
+    with pytest.raises(
+        ValueError, match=f"rollout.context_length={CONTEXT + 1}: .* {CONTEXT} tokens"
+    ):
+        language_of(config, open_suite(config.env))
+    assert language_of(config).config.context_length == CONTEXT  # a run that is there is opened
+
+
+def test_what_is_written_may_be_read_by_whoever_reads_the_folder(tmp_path):
+    write_model(tmp_path / "in")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "in").iterdir()}
+    assert set(modes.values()) == {(tmp_path / "in").stat().st_mode & 0o666}, modes
 
 
 def test_rollouts_stop_at_each_of_them(tmp_path):
