@@ -5,6 +5,7 @@ from steprl.session.effects import acting_settings, idle_settings, notice_idle
 from steprl.session.parameters import (
     Opened,
     abstract_params,
+    check_origin,
     initial_params,
     load_params,
     open_policy,
@@ -16,6 +17,7 @@ __all__ = [
     "Session",
     "abstract_params",
     "acting_settings",
+    "check_origin",
     "idle_settings",
     "initial_params",
     "load_params",
