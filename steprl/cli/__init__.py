@@ -1,4 +1,4 @@
-"""The command line: `steprl train | sft | eval | rollout | audit | export | chat | serve`."""
+"""The command line: `steprl train | sft | eval | rollout | report | audit | export | ...`."""
 
 import argparse
 import os
@@ -8,10 +8,19 @@ from importlib.metadata import version
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli import audit, chat, evaluation, export, serve, training
+from steprl.cli import (
+    audit,
+    chat,
+    configurations,
+    evaluation,
+    export,
+    report,
+    serve,
+    training,
+)
 from steprl.cli.options import EXIT_ERROR, EXIT_INTERRUPTED
 
-_COMMANDS = (training, evaluation, audit, export, chat, serve)
+_COMMANDS = (training, evaluation, report, audit, export, chat, serve, configurations)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # no PyTorch here is no news
     # Imports that load JAX come after the arguments are known, so that --help is quick.
     from steprl.config import ConfigError
+    from steprl.envs.answers import EnvironmentFailed
     from steprl.run_directory import RunDirectoryError
 
     try:
@@ -46,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, RunDirectoryError, OSError, ImportError, ValueError) as error:
         console.print(f"[bold red]error:[/] {escape(_printable(error))}")
         return EXIT_ERROR
-    except FloatingPointError as error:
+    except (FloatingPointError, EnvironmentFailed) as error:
         console.print(f"[bold red]stopped:[/] {escape(_printable(error))}")
         return EXIT_ERROR
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from steprl.cli.options import EXIT_INTERRUPTED, config_of, session_of
 from steprl.cli.progress import Watch, print_results
+from steprl.cli.report import report_of_run
 
 
 def add_commands(command: Any) -> None:
@@ -19,7 +20,7 @@ def add_commands(command: Any) -> None:
         ("sft", _sft, "The supervised warm start alone."),
     ):
         sub = command(name, run, text)
-        sub.add_argument("config", type=Path, help="YAML file, such as configs/quickstart.yaml")
+        sub.add_argument("config", help="YAML file, or one of `steprl configs`, such as quickstart")
         sub.add_argument(
             "overrides", nargs="*", metavar="key=value", help="algorithm.gamma=0.99 ..."
         )
@@ -61,6 +62,9 @@ def _train(options: argparse.Namespace, console: Console) -> int:
             params, _ = train(session, run, watch)
         except KeyboardInterrupt:
             return _interrupted(options, run, console)
+        except FloatingPointError:
+            report_of_run(run, console)  # where it went wrong can be looked at
+            raise
     _finish(session, run, params, console)
     return 0
 
@@ -173,5 +177,6 @@ def _finish(session, run: Path, params, console: Console) -> None:  # type: igno
             before = f"{first:.3f}" if first is not None else "  -  "
             console.print(f"{escape(f'{name:40s}')} before {before}   after [bold]{last:.3f}[/]")
     console.print(f"pictures: {curves} and {credit}", markup=False)
+    report_of_run(run, console)
     more = shlex.join(["steprl", "rollout", str(run), "--tasks", "3"])
     console.print(f"look at more with: [bold]{escape(more)}[/]")

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 # Each is a package of steprl.envs, whose `open` takes the section of `EnvConfig` of the same name.
-ENVIRONMENTS = ("multihop", "errand", "shop", "household", "wiki_search", "mini_shop")
+# The first are games on the device, each with a small language of its own.
+GAMES = ("multihop", "errand", "shop")
+ENVIRONMENTS = (*GAMES, "household", "wiki_search", "mini_shop")
 # Of other packages, set by env.options; each is a module of steprl.envs.adapters.
 ADAPTERS = (
     "alfworld",

@@ -22,6 +22,7 @@ from steprl.config.checks import (
     shown,
 )
 from steprl.config.settings import Config, setting_values
+from steprl.config.shipped import config_file
 from steprl.config.yaml_text import parse
 
 SHORT_NAMES = {"train.steps": "trainer.total_training_steps"}
@@ -32,7 +33,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """Reads a YAML file, applies `key=value` overrides, checks everything.
 
     Args:
-        path: YAML file, or None for the defaults.
+        path: YAML file, or the name of a configuration that ships, or None for the defaults.
         overrides: dotted settings such as ``algorithm.gamma=0.99``, or one of `SHORT_NAMES`. A list
             may be given as its only element.
 
@@ -40,7 +41,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         ConfigError: unknown key (names the nearest one), wrong type, out of range, contradiction.
         FileNotFoundError: there is no such file.
     """
-    parts = [] if path is None else [_read(Path(path))]
+    parts = [] if path is None else [_read(config_file(path))]
     parts += [_override(item) for item in overrides]
     tree: dict[str, Any] = {}
     for part in parts:
