@@ -72,7 +72,7 @@ def check_origin(config: Config) -> None:
         return
     if not Path(run).is_dir():
         raise FileNotFoundError(f"trainer.init_from={run}: there is no such run")
-    if all(latest_step(Path(run) / part) is None for part in ("checkpoints", "sft")):
+    if not any(begun(Path(run) / part) for part in ("checkpoints", "sft")):
         raise FileNotFoundError(
             f"trainer.init_from={run} holds no checkpoint, neither in checkpoints/ nor in sft/"
         )
