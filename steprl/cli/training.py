@@ -56,7 +56,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--all says what --dry-run prints: give both, or neither")
     if config.trainer.total_training_steps == 0:
         raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
-    session = session_of(config)
+    session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
     with Watch(console) as watch:
@@ -95,7 +95,7 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--all says what --dry-run prints: give both, or neither")
     if config.sft.steps == 0:
         raise ConfigError("sft.steps=0: there is nothing to do")
-    session = session_of(config)
+    session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
     with Watch(console) as watch:
@@ -111,12 +111,22 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _checked_session(config, resume: str | None = None):  # type: ignore[no-untyped-def]
+    """All that can fail before training has failed here: no directory is made for it."""
+    from steprl.session import check_origin
+
+    session = session_of(config)
+    if resume is None:  # else the run has its own parameters
+        check_origin(config)
+    return session
+
+
 def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore[no-untyped-def]
     from omegaconf import OmegaConf
 
     from steprl.session import abstract_params, acting_settings, idle_settings, notice_idle
 
-    session = session_of(config)
+    session = _checked_session(config)
     shown = OmegaConf.structured(config) if everything else acting_settings(session)
     console.print(escape(OmegaConf.to_yaml(shown)))
     if not everything:

@@ -52,6 +52,8 @@ class ModelConfig:
     d_ff: int | None = setting(None, 8)
     value_head: str = setting("shared", choices=("shared", "separate", "none"))
     dtype: str = setting("float32", choices=("float32", "bfloat16"))  # of computation
+    # Of parameters; the optimiser keeps what it trains in float32 as well, so bfloat16 saves memory
+    # where most of the model is frozen (adapters), and in the copies that acting and training read.
     param_dtype: str = setting("float32", choices=("float32", "bfloat16"))
     remat: bool = False
     logprob_chunk: int = setting(8192, 1)  # tokens whose logits exist at the same time

@@ -6,6 +6,7 @@ from steprl.session.opening import Ready, open_session
 from steprl.session.parameters import (
     Opened,
     abstract_params,
+    check_origin,
     initial_params,
     load_params,
     load_step,
@@ -19,6 +20,7 @@ __all__ = [
     "Session",
     "abstract_params",
     "acting_settings",
+    "check_origin",
     "idle_settings",
     "initial_params",
     "load_params",

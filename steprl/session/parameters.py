@@ -61,6 +61,23 @@ def initial_params(session: Session) -> Params:
     return jax.jit(session.policy.init, out_shardings=shardings)(key)
 
 
+def check_origin(config: Config) -> None:
+    """Whether `trainer.init_from` has parameters to start from; nothing is read.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    run = config.trainer.init_from
+    if run is None:
+        return
+    if not Path(run).is_dir():
+        raise FileNotFoundError(f"trainer.init_from={run}: there is no such run")
+    if not any(begun(Path(run) / part) for part in ("checkpoints", "sft")):
+        raise FileNotFoundError(
+            f"trainer.init_from={run} holds no checkpoint, neither in checkpoints/ nor in sft/"
+        )
+
+
 def _placed(session: Session, params: Params, key: jax.Array) -> Params:
     """Parameters of a decoder on the mesh, with new adapters where there are to be some."""
     lora = session.config.model.lora
