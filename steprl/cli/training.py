@@ -133,7 +133,8 @@ def _interrupted(options: argparse.Namespace, run: Path, console: Console) -> in
     words = ["steprl", options.command_name, str(options.config), *options.overrides]
     resume_command = shlex.join([*words, "--resume", options.resume or "auto"])
     console.print(
-        f"Interrupted; the state is saved in {escape(str(run))}. Continue with:\n  [bold]{escape(resume_command)}[/]"
+        f"Interrupted; the state is saved in {escape(str(run))}. Continue with:\n"
+        f"  [bold]{escape(resume_command)}[/]"
     )
     return EXIT_INTERRUPTED
 
