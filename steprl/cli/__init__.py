@@ -1,4 +1,5 @@
-"""The command line: `steprl train | sft | eval | rollout | audit | export | chat | serve | configs`."""
+"""The command line: `steprl train | sft | eval | rollout | audit | export | chat | serve | configs |
+help`."""
 
 import argparse
 import os
@@ -8,10 +9,10 @@ from importlib.metadata import version
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli import audit, chat, configurations, evaluation, export, serve, training
+from steprl.cli import audit, chat, configurations, evaluation, explain, export, serve, training
 from steprl.cli.options import EXIT_ERROR, EXIT_INTERRUPTED
 
-_COMMANDS = (training, evaluation, audit, export, chat, serve, configurations)
+_COMMANDS = (training, evaluation, audit, export, chat, serve, configurations, explain)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
