@@ -13,6 +13,7 @@ from steprl.cli import (
     chat,
     configurations,
     evaluation,
+    explain,
     export,
     report,
     serve,
@@ -20,7 +21,7 @@ from steprl.cli import (
 )
 from steprl.cli.options import EXIT_ERROR, exit_code
 
-_COMMANDS = (training, evaluation, report, audit, export, chat, serve, configurations)
+_COMMANDS = (training, evaluation, report, audit, export, chat, serve, configurations, explain)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
