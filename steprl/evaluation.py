@@ -9,6 +9,7 @@ import numpy as np
 from steprl.config import Config, EvalConfig
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.models.scoring import score
+from steprl.models.tokenizer import token_texts
 from steprl.rollout import Player, trajectories
 from steprl.rollout.faults import check_faults, faulty_rows, first_fault, without_rows
 from steprl.sampling import Sampling
@@ -214,7 +215,7 @@ def inspect(
             reward[token_places[-1]] = step.reward
             firsts.append(float(value[token_places[0]]))
             means.append(float(advantage[token_places].mean()))
-        words = player.tokenizer.convert_ids_to_tokens([int(i) for i in host.tokens_NT[row][real]])
+        words = token_texts(player.tokenizer, host.tokens_NT[row][real])
         inspected.append(
             Inspected(trajectory, words, step_ids, advantage, value, reward, firsts, means)
         )

@@ -1,6 +1,6 @@
 """Between records and arrays: collate trajectories into a batch, and read a batch back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -242,8 +242,12 @@ def _no_supports(trajectories: Sequence[Trajectory], length: int) -> np.ndarray 
 
 def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
     """The records of a batch; the text is a view of the ids, which stay exactly as they were."""
+    return list(each_trajectory(batch, tokenizer))
+
+
+def each_trajectory(batch: StepBatch, tokenizer: Any) -> Iterator[Trajectory]:
+    """`trajectories`, one after the other."""
     host: Any = jax.device_get(batch)
-    records = []
     for row in range(host.tokens_NT.shape[0]):
         real = np.flatnonzero(host.segment_ids_NT[row] > 0)
         ids, step_of = host.tokens_NT[row][real], host.step_ids_NT[row][real]
@@ -272,18 +276,15 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                 )
             )
             begin, context = last, context_of[first]
-        records.append(
-            Trajectory(
-                int(host.task_N[row]),
-                int(host.sample_N[row]),
-                tuple(steps),
-                bool(host.success_N[row]),
-                _parent(host, row),
-                final_observation_ids=ids[begin:],
-                metrics={k: float(v[row]) for k, v in (host.metrics_N or {}).items()},
-            )
+        yield Trajectory(
+            int(host.task_N[row]),
+            int(host.sample_N[row]),
+            tuple(steps),
+            bool(host.success_N[row]),
+            _parent(host, row),
+            final_observation_ids=ids[begin:],
+            metrics={k: float(v[row]) for k, v in (host.metrics_N or {}).items()},
         )
-    return records
 
 
 def _parent(host: StepBatch, row: int) -> Parent | None:
