@@ -11,6 +11,7 @@ import pytest
 
 from steprl.checkpoint import all_steps, restore
 from steprl.config import load_config
+from steprl.envs.answers import EnvironmentFailed
 from steprl.metrics import STEP, read_metrics
 from steprl.optimizer import make_optimizer
 from steprl.rollout import read_rows
@@ -327,27 +328,31 @@ def test_more_iterations_compile_nothing_more(whole, session, tmp_path, warm):
 # Not finite
 
 
-def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
-    whole, session, from_warm, tmp_path
-):
-    """The rewards of iteration 3 are NaN: what is saved is what iteration 2 left."""
+def spoiled(session, name, iteration=3):
+    """The session, in one iteration of which an array of the batch is NaN."""
 
     def gather(plan, sampling):
         rollouts = session.player.gather(plan, sampling)
 
-        def broken_rollouts(params, key, task_N, sample_N, before):
+        def spoiled_rollouts(params, key, task_N, sample_N, before):
             experience = rollouts(params, key, task_N, sample_N, before)
-            if task_N[0] == 2 * session.config.rollout.batch_size:
-                reward_NS = experience.batch.reward_NS * jnp.nan
-                batch = dataclasses.replace(experience.batch, reward_NS=reward_NS)
+            if task_N[0] == (iteration - 1) * session.config.rollout.batch_size:
+                nothing = getattr(experience.batch, name) * jnp.nan
+                batch = dataclasses.replace(experience.batch, **{name: nothing})
                 experience = experience._replace(batch=batch)
             return experience
 
-        return broken_rollouts
+        return spoiled_rollouts
 
-    broken = session._replace(player=session.player._replace(gather=gather))
+    return session._replace(player=session.player._replace(gather=gather))
+
+
+def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
+    whole, session, from_warm, tmp_path
+):
+    """The log-probs of iteration 3 are NaN: what is saved is what iteration 2 left."""
     with pytest.raises(FloatingPointError, match="iteration 3: loss or gradient is not finite"):
-        train(broken, from_warm)
+        train(spoiled(session, "logprob_NT"), from_warm)
     assert all_steps(from_warm / "checkpoints") == [3]
     saved = state_of(session, from_warm)
     good = tmp_path / "good"
@@ -359,6 +364,22 @@ def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
     last = rows_of(from_warm)[-1]
     assert last[STEP] == 3 and last["train/nonfinite"] == 2  # one mini-batch, two epochs
     assert rows_of(from_warm)[:3] == rows_of(whole[0])[:3]
+
+
+@pytest.mark.full
+def test_an_iteration_of_nothing_but_faults_stops_the_run_which_goes_on_when_mended(
+    whole, session, from_warm
+):
+    """All rewards of iteration 3 are NaN, as a broken environment may give them."""
+    with pytest.raises(EnvironmentFailed) as raised:
+        train(spoiled(session, "reward_NS"), from_warm)
+    said = str(raised.value)
+    assert said.startswith("iteration 3: the environment failed in all of ")
+    assert "step 0: the reward is nan" in said and "--resume auto" in said
+    assert all_steps(from_warm / "checkpoints") == [2] and rows_of(from_warm)[-1][STEP] == 2
+    train(session, from_warm)
+    assert_same_bits(state_of(session, from_warm).params, state_of(session, whole[0]).params)
+    assert rows_of(from_warm) == rows_of(whole[0])
 
 
 def test_a_warm_start_that_is_not_finite_stops_too(session, tmp_path):
