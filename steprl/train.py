@@ -145,8 +145,8 @@ def _reinforce(
         set_aside(folder, above=restored.step)
     else:
         state = jax.jit(fresh, out_shardings=shardings)(params)
-    record_settings(run, config)
     gather = make_gather(session)
+    record_settings(run, config)
     compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     summarise = jax.jit(summary)
     seed = jax.random.key(trainer.seed)
@@ -202,6 +202,7 @@ def _reinforce(
             writer.write(iteration, plain)
             watch(Event("rl", iteration, total, plain))
             if broken:
+                saver.wait()  # before it is said
                 raise FloatingPointError(
                     f"iteration {iteration}: loss or gradient is not finite; the last good parameters "
                     f"are saved in {folder}. Try a smaller actor.lr or a larger batch"
