@@ -32,11 +32,11 @@ class Context(NamedTuple):
     extend: Callable[[Observation], list[int]]
     encode: Callable[[str], list[int]]
     decode: Callable[[Iterable[int]], str]
-    measure: Callable[[str], int]
     stop_ids: tuple[int, ...]
     closing_ids: tuple[int, ...]  # put behind an action that its length cut off
     pad_id: int
     rebuild: bool  # every observation begins a context of its own
+    measure: Callable[[str], int] = len
 
 
 def suite_context(suite: Suite, tokenizer: Any, pretrained: bool) -> Context:
