@@ -12,6 +12,7 @@ from operator import index
 from typing import Any, NamedTuple
 
 from steprl.envs import CONTEXTS
+from steprl.envs.answers import checked_reward
 from steprl.tools import (
     CallError,
     Outcome,
@@ -207,7 +208,7 @@ class ToolEnvironment:
     ) -> tuple[ToolState, str, float, bool, bool, dict[str, Any]]:
         turns = (*state.turns, ToolTurn(action, ()))
         state = dataclasses.replace(state, turns=turns, answer=answer)
-        reward = float(self._reward(self._task(state), answer))
+        reward = checked_reward(self._reward(self._task(state), answer))
         reason = "" if answer else "there is neither a call nor an answer"
         info = _info((), 0, success=reward >= self._success, reason=reason)
         return state, "", reward, True, False, info

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from steprl.models.generation import end_ids
 from steprl.models.plain_text import PlainText, plain_text, shield_all, unshield
 from steprl.tools.replies import THOUGHTS
 
@@ -169,8 +170,7 @@ def chat_format(
             "token, so nothing would end the reply of a model"
         )
     stop = added[stop_id].content
-    eos = tokenizer.eos_token_id
-    stop_ids = (stop_id,) if eos in (None, stop_id) else (stop_id, eos)
+    stop_ids = tuple(dict.fromkeys((stop_id, *end_ids(tokenizer))))
     opened = _OPENED.search(render([_USER]))
     return ChatFormat(
         begin, extend, stop_ids, decode, render, encode, stop, write, plain, shows_tools(),
@@ -191,6 +191,16 @@ def _shielded(message: Message, plain: PlainText, tags: Sequence[str]) -> dict[s
                 said = shield_all(message[name], lambda text: plain.shield(text, plain.tags))
                 shielded[name] = said
     return shielded
+
+
+def stop_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a reply: first the one that the chat template writes, where there is one."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return end_ids(tokenizer)
+    try:
+        return chat_format(tokenizer).stop_ids
+    except ValueError:  # a template without an end
+        return end_ids(tokenizer)
 
 
 def _render_template(

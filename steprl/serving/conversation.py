@@ -13,6 +13,7 @@ class MessageFormat(NamedTuple):
 
     encode(messages, tools) -> ids, with the generation prompt
     decode(ids) -> text of a reply, without its stop token
+    reasoning: whether the template reads the `reasoning_content` of messages
     """
 
     encode: Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], list[int]]
@@ -20,6 +21,7 @@ class MessageFormat(NamedTuple):
     stop_ids: tuple[int, ...]
     bare: bool = False  # calls are written without tags, as Llama 3 does
     opened: str = ""  # see `ChatFormat`
+    reasoning: bool = False  # the template reads `reasoning_content` of messages
 
 
 def message_format(tokenizer: Any) -> MessageFormat:
@@ -48,7 +50,10 @@ def message_format(tokenizer: Any) -> MessageFormat:
             return plain.begin(as_text(messages, tools))
         return (chat_format(tokenizer, tools) if tools else plain).begin(messages)
 
-    return MessageFormat(encode, plain.decode, plain.stop_ids, form == JSON, plain.opened)
+    reasoning = "reasoning_content" in str(tokenizer.chat_template)
+    return MessageFormat(
+        encode, plain.decode, plain.stop_ids, form == JSON, plain.opened, reasoning
+    )
 
 
 def as_text(
@@ -76,7 +81,10 @@ def as_text(
                 for call in message.get("tool_calls", ())
             ]
             text = "\n".join([content, *blocks] if content else blocks)
-            written.append({"role": role, "content": text})
+            kept = {
+                name: message[name] for name in ("name", "reasoning_content") if name in message
+            }
+            written.append({"role": role, "content": text, **kept})
         last = role
     if tools:
         instruction = instruct_tools(dict(tool) for tool in tools)
