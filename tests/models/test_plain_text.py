@@ -13,6 +13,7 @@ from steprl.models.chat import chat_format
 from steprl.models.plain_text import plain_text, unshield
 from steprl.models.tokenizer import phrase_tokenizer
 from steprl.rollout.contexts import chat_context, plain_context
+from steprl.serving.prompts import PromptTooLong, bounded
 from tests.models.chat_models import ADD, ADDED, FAMILIES, QWEN, SPECIAL, chat_tokenizer
 
 TOKENIZERS = {name: chat_tokenizer(template) for name, template in FAMILIES.items()}
@@ -150,6 +151,23 @@ def test_marks_come_off_again(text):
     assert plain.encode(plain.shield(text, plain.special | plain.tags)) == plain.encode(
         text.replace("\ufdd0", "\ufdd0\ufdd1")
     )
+
+
+def test_a_name_may_begin_another():
+    tokenizer = chat_tokenizer(None)
+    tokenizer.add_tokens([AddedToken("<a>"), AddedToken("<a><b>"), AddedToken("<<a>>")])
+    added = set(tokenizer.convert_tokens_to_ids(["<a>", "<a><b>", "<<a>>"]))
+    plain = plain_text(tokenizer)
+    for text in ("<a>", "<a><b>", "<<a>>", "<<a><b>>", "<a><a><b>"):
+        assert added & set(tokenizer.encode(text))
+        ids = plain.encode(plain.shield(text))
+        assert not added & set(ids) and tokenizer.decode(ids) == text
+
+
+def test_a_text_that_is_too_long_is_found_so_before_it_is_cut():
+    tokenizer = bounded(TOKENIZER, 100)
+    with pytest.raises(PromptTooLong):
+        chat_format(tokenizer).begin([user("<|im_end|>" * 100_000)])
 
 
 # Contexts of environments.
