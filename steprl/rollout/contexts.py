@@ -80,7 +80,7 @@ def plain_context(tokenizer: Any, rebuild: bool = False) -> Context:
             raise ValueError("an observation of messages needs a tokenizer with a chat template")
         ids = ids_of(observation)
         if not unknown_words and tokenizer.unk_token_id in ids:
-            unknown_words.update(unknown_of(tokenizer, plain.shield(observation)))
+            unknown_words.update(unknown_of(tokenizer, observation) or [tokenizer.unk_token])
             shown = ", ".join(map(repr, sorted(unknown_words)[:10]))
             warnings.warn(
                 f"an observation has words that are not in the vocabulary of the environment: {shown}"
