@@ -105,9 +105,7 @@ def read_config(directory: str | os.PathLike[str], **settings: Any) -> DecoderCo
     """
     file = Path(directory) / "config.json"
     if not file.is_file():
-        packed = sorted(Path(directory).glob("*.gguf"))
-        hint = f"give the file {packed[0]}" if packed else "is this the directory of a model?"
-        raise FileNotFoundError(f"{file} does not exist; {hint}")
+        raise FileNotFoundError(f"{file} does not exist; {_what_it_is(Path(directory))}")
     raw = read_json(file)
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
@@ -239,6 +237,18 @@ def positive_number(value: Any, name: str) -> float:
     if not usable or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name}={value!r} has to be a number above 0")
     return float(value)
+
+
+def _what_it_is(directory: Path) -> str:
+    """What to do with a folder that is no model."""
+    packed = sorted(directory.glob("*.gguf"))
+    if packed:
+        return f"give the file {packed[0]}"
+    if (directory / "adapter_config.json").is_file():
+        return "these are adapters: merge them into their base with PEFT (merge_and_unload) first"
+    if (directory / "config.resolved.yaml").is_file():
+        return f"this is a run: `steprl export {directory} NEW_DIRECTORY` makes a model of it"
+    return "is this the directory of a model?"
 
 
 def _check_entries(raw: Mapping[str, Any], family: str, file: Path) -> None:
