@@ -107,6 +107,9 @@ def assert_refused(folder, *said):
         {"rope_parameters": {"rope_theta": 7.0}},  # and rope_theta says 500
         {"rope_theta": 0},
         {"rope_theta": "500"},
+        {"rope_theta": 1e39},  # infinite in float32
+        {"hidden_size": 30},  # which 4 heads do not divide
+        {"torch_dtype": ["float32"]},
         {"rms_norm_eps": -1.0},
         {"rms_norm_eps": None},
         {"vocab_size": 0},
@@ -246,6 +249,8 @@ def test_more_ids_than_rows_are_refused_and_fewer_are_fine(model, tmp_path):
     [
         ({"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}, "auto_map"),
         ({"eos_token": "<|unheard|>"}, "eos_token"),
+        ({"bos_token": {"content": "<|unheard|>", "__type": "AddedToken"}}, "bos_token"),
+        ({"eos_token": ["<|end|>"]}, "eos_token"),
         ({"model_max_length": "4096"}, "model_max_length"),
     ],
 )
