@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from steprl.checkpoint import Checkpointer, latest_step, restore
+from steprl.checkpoint import Checkpointer, begun, restore, set_aside
 from steprl.metrics import MetricWriter, truncate_after
 from steprl.models.scoring import score
 from steprl.optimizer import combine, make_sft_optimizer, split_trainable
@@ -16,6 +16,8 @@ from steprl.session import Session
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params, Policy, StepBatch
 from steprl.update import TrainState
+
+_KEPT = 2  # checkpoints, so that there is another one if the newest is damaged
 
 
 def make_sft_update(
@@ -88,13 +90,15 @@ def warm_start(
         out_shardings=(shardings, None),
     )
     folder = run / "sft"
-    if latest_step(folder) is not None:
-        state = restore(folder, as_abstract(state, shardings)).state
+    if begun(folder):
+        restored = restore(folder, as_abstract(state, shardings))
+        state = restored.state
+        set_aside(folder, above=restored.step)
     done = int(state.iteration)
     truncate_after(run / "sft.jsonl", done)
     key = jax.random.fold_in(jax.random.key(config.trainer.seed), 1)
     with (
-        Checkpointer(folder, max_to_keep=1) as saver,
+        Checkpointer(folder, max_to_keep=_KEPT) as saver,
         MetricWriter(run / "sft.jsonl") as writer,
     ):
         broken: list[jax.Array] = []

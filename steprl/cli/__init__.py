@@ -1,5 +1,4 @@
-"""The command line: `steprl train | sft | eval | rollout | audit | export | chat | serve | configs |
-help`."""
+"""The command line: `steprl train | sft | eval | rollout | report | audit | export | ...`."""
 
 import argparse
 import os
@@ -9,10 +8,20 @@ from importlib.metadata import version
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli import audit, chat, configurations, evaluation, explain, export, serve, training
+from steprl.cli import (
+    audit,
+    chat,
+    configurations,
+    evaluation,
+    explain,
+    export,
+    report,
+    serve,
+    training,
+)
 from steprl.cli.options import EXIT_ERROR, EXIT_INTERRUPTED
 
-_COMMANDS = (training, evaluation, audit, export, chat, serve, configurations, explain)
+_COMMANDS = (training, evaluation, report, audit, export, chat, serve, configurations, explain)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # no PyTorch here is no news
     # Imports that load JAX come after the arguments are known, so that --help is quick.
     from steprl.config import ConfigError
+    from steprl.envs.answers import EnvironmentFailed
     from steprl.run_directory import RunDirectoryError
 
     try:
@@ -47,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, RunDirectoryError, OSError, ImportError, ValueError) as error:
         console.print(f"[bold red]error:[/] {escape(_printable(error))}")
         return EXIT_ERROR
-    except FloatingPointError as error:
+    except (FloatingPointError, EnvironmentFailed) as error:
         console.print(f"[bold red]stopped:[/] {escape(_printable(error))}")
         return EXIT_ERROR
 

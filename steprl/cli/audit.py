@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,12 @@ def add_commands(command: Any) -> None:
 def _audit(options: argparse.Namespace, console: Console) -> int:
     from steprl.audit import as_record, run_audit
     from steprl.audit.pictures import draw_audit, draw_trajectory
-    from steprl.checkpoint import all_steps
-    from steprl.session import load_params
 
     ready = open_source(options, console)
-    session, params = ready.session, ready.params
-    steps = [] if ready.run is None else all_steps(ready.run / "checkpoints")
-    step = options.step if options.step is not None else max(steps, default=None)
-    earlier = [saved for saved in steps if step is not None and saved < step]
-    older = None
-    if ready.run is not None and earlier:
-        older = load_params(session, ready.run, earlier[-1])
+    session, params, step = ready.session, ready.params, ready.step
+    older, earlier = (None, None) if ready.run is None else _older(session, ready.run, step)
     # The critic of a warm start has learnt nothing yet.
-    critic = bool(steps) and "critic" in session.method.needs
+    critic = step is not None and "critic" in session.method.needs
     split = options.split or session.player.splits[1]
     with _bar(console) as watch:
         audit = run_audit(
@@ -71,7 +65,7 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
         "settings": {
             "split": split, "tasks": options.tasks, "attempts": options.attempts,
             "continuations": options.continuations, "checkpoint": step,
-            "older": earlier[-1] if earlier else None, "threshold": options.exact,
+            "older": earlier, "threshold": options.exact,
             "gamma": session.config.algorithm.gamma, "lam": session.config.algorithm.lam,
             "temperature": session.config.rollout.temperature,
         },
@@ -88,6 +82,20 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
     trajectory = draw_trajectory(audit, plots / "audit_trajectory.png", f"A trajectory: {title}")
     console.print(f"Written to {file}; pictures: {picture} and {trajectory}", markup=False)
     return 0
+
+
+def _older(session, run: Path, step: int | None):  # type: ignore[no-untyped-def]
+    """The newest parameters before a step that can be read, and their step; None if there are none."""
+    from steprl.checkpoint import DamagedCheckpoint, all_steps
+    from steprl.session import load_params
+
+    earlier = [s for s in all_steps(run / "checkpoints") if step is not None and s < step]
+    for saved in reversed(earlier):
+        try:
+            return load_params(session, run, saved), saved
+        except DamagedCheckpoint as error:
+            logging.getLogger("steprl").warning("%s; an earlier step is taken", error)
+    return None, None
 
 
 def _bar(console: Console):  # type: ignore[no-untyped-def]

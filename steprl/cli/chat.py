@@ -38,7 +38,7 @@ def _chat(options: argparse.Namespace, console: Console) -> int:
     from steprl.serving import serve_model
     from steprl.session import open_policy
 
-    if options.max_tokens < 1 or options.temperature < 0:
+    if options.max_tokens < 1 or not 0 <= options.temperature < float("inf"):
         raise ValueError("--max-tokens starts at 1, --temperature at 0")
     with console.status(f"Opening {escape(options.model)} ..."):
         opened = open_policy(options.model, options.step)

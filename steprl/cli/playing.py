@@ -161,7 +161,7 @@ def _read_as_in_the_run(talk: Talk, opened: Any, suite: Any) -> tuple[Any, Any]:
     if suite.limited is None:
         return suite, context
     try:
-        return suite.limited(room, lambda text: len(opened.tokenizer.encode(text))), context
+        return suite.limited(room, context.measure), context
     except ValueError as error:
         raise ValueError(
             f"--max-tokens {options.max_tokens} leaves {room} tokens of the context for a prompt; "

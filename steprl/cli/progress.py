@@ -96,6 +96,13 @@ def print_results(results: dict[str, float], console: Console) -> None:
                 f"{value_of('parse_error_frac'):.3f}",
             )
     console.print(table)
+    for name, failed in results.items():
+        if failed and name.removesuffix("_greedy").endswith("/faults"):
+            attempts = results[name.replace("/faults", "/attempts")]
+            console.print(
+                f"{name}: the environment failed in {failed:.0f} of {attempts:.0f} attempts, which are "
+                "left out"
+            )
     measured = _measured(results)
     if measured:
         table = Table(box=None)

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from steprl.cli.options import EXIT_INTERRUPTED, config_of, session_of
 from steprl.cli.progress import Watch, print_results
+from steprl.cli.report import report_of_run
 
 
 def add_commands(command: Any) -> None:
@@ -53,7 +54,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--all says what --dry-run prints: give both, or neither")
     if config.trainer.total_training_steps == 0:
         raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
-    session = session_of(config)
+    session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
     with Watch(console) as watch:
@@ -61,6 +62,9 @@ def _train(options: argparse.Namespace, console: Console) -> int:
             params, _ = train(session, run, watch)
         except KeyboardInterrupt:
             return _interrupted(options, run, console)
+        except FloatingPointError:
+            report_of_run(run, console)  # where it went wrong can be looked at
+            raise
     _finish(session, run, params, console)
     return 0
 
@@ -78,7 +82,7 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--all says what --dry-run prints: give both, or neither")
     if config.sft.steps == 0:
         raise ConfigError("sft.steps=0: there is nothing to do")
-    session = session_of(config)
+    session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
     with Watch(console) as watch, interrupts() as interrupted:
@@ -91,12 +95,22 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _checked_session(config, resume: str | None = None):  # type: ignore[no-untyped-def]
+    """All that can fail before training has failed here: no directory is made for it."""
+    from steprl.session import check_origin
+
+    session = session_of(config)
+    if resume is None:  # else the run has its own parameters
+        check_origin(config)
+    return session
+
+
 def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore[no-untyped-def]
     from omegaconf import OmegaConf
 
     from steprl.session import abstract_params, acting_settings, idle_settings, notice_idle
 
-    session = session_of(config)
+    session = _checked_session(config)
     shown = OmegaConf.structured(config) if everything else acting_settings(session)
     console.print(escape(OmegaConf.to_yaml(shown)))
     if not everything:
@@ -163,5 +177,6 @@ def _finish(session, run: Path, params, console: Console) -> None:  # type: igno
             before = f"{first:.3f}" if first is not None else "  -  "
             console.print(f"{escape(f'{name:40s}')} before {before}   after [bold]{last:.3f}[/]")
     console.print(f"pictures: {curves} and {credit}", markup=False)
+    report_of_run(run, console)
     more = shlex.join(["steprl", "rollout", str(run), "--tasks", "3"])
     console.print(f"look at more with: [bold]{escape(more)}[/]")

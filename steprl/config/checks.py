@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 from typing import Any, get_args, get_origin
 
 from steprl.config.environments import ADAPTERS, ENVIRONMENTS, EnvConfig
@@ -133,6 +134,16 @@ def check_consistency(config: Config) -> None:
             f"actor.kl_loss_type={kind}: the gradient of this estimate is 0 on average, so it would not "
             f"keep the policy anywhere; use {kind}+ (same value, gradient of the KL), k2 or low_var_kl"
         )
+    for key, pattern in (
+        ("model.freeze", config.model.freeze),
+        ("model.lora.target", config.model.lora.target),
+    ):
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ConfigError(
+                f"{key}={shown(pattern)} is not a regular expression: {error}"
+            ) from None
     strangers = [name for name in config.trainer.logger if name not in LOGGERS]
     if strangers:
         raise ConfigError(f"trainer.logger={shown(strangers[0])}: allowed are {', '.join(LOGGERS)}")

@@ -61,23 +61,30 @@ def save_config(config: Config, path: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     """The settings in a file."""
-    if path.is_dir():
-        raise ConfigError(f"config file {str(path)!r} is a directory: give the YAML file in it")
-    if not path.is_file():
-        raise FileNotFoundError(f"config file {str(path)!r} does not exist")
+    named = f"config file {shown(str(path))}"
     try:
+        if path.is_dir():
+            raise ConfigError(f"{named} is a directory: give the YAML file in it")
+        if not path.is_file():
+            raise FileNotFoundError(f"{named} does not exist")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigError(f"config file {str(path)!r} is not text in UTF-8") from None
+        raise ConfigError(f"{named} is not text in UTF-8") from None
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        raise ConfigError(f"{named} cannot be read: {error.strerror}") from None
     try:
         loaded = parse(text)
     except ValueError as error:
-        raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from None
+        raise ConfigError(f"{named} is not YAML: {error}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"config file {str(path)!r}: expected a mapping of settings")
-    return {str(key): value for key, value in loaded.items()}
+        raise ConfigError(f"{named}: expected a mapping of settings")
+    if strangers := [key for key in loaded if not isinstance(key, str)]:
+        raise ConfigError(f"{named}: the key {shown(strangers[0])} is no section of settings")
+    return loaded
 
 
 def _override(item: str) -> dict[str, Any]:
@@ -136,6 +143,8 @@ def _shaped(tree: dict[str, Any], kind: type, prefix: str = "") -> dict[str, Any
             value = [value] if isinstance(value, str) and "${" not in value else value
             if not isinstance(value, list):
                 raise ConfigError(f"{name}={shown(value)}: expected a list, such as [a, b]")
+        elif inner is bool and not isinstance(value, bool | str):
+            raise ConfigError(f"{name}={shown(value)}: expected true or false")
         elif declared.startswith("dict") and not isinstance(value, dict):
             raise ConfigError(f"{name}={shown(value)}: expected a mapping, such as {{a: 1}}")
         made[key] = value

@@ -139,6 +139,14 @@ class AlgorithmConfig:
     kl_ctrl: KlControlConfig = KlControlConfig()
     scale_rewards: bool = False  # divide them by the running deviation of the returns
     bootstrap_truncated: bool = False  # a limit is not an end: add the critic's value behind it
+    # Attempts that are no learning signal: they count in no loss, mean or deviation.
+    mask_faults: bool = True  # those that a fault of the environment ended
+    # "cut": an action reached rollout.response_length, or the context was full; "all": those that ran
+    # out of steps too
+    mask_truncated: str = setting("none", choices=("none", "cut", "all"))
+    # Advantage of a group of one, which has nothing to be compared with: "zero", or its raw "score" as in
+    # the papers' code.
+    singleton: str = setting("zero", choices=("zero", "score"))
     filter_groups: bool = False  # leave out tasks whose attempts all scored the same
     filter_groups_denominator: str = setting(
         "kept", choices=("kept", "all")
@@ -227,6 +235,7 @@ class RolloutConfig:
     env_timeout: float = setting(60.0, 0.0)  # seconds of a step, then it is truncated; 0 = no limit
     # Where environments run; in a process of their own they may crash or hang.
     env_isolate: str = setting("thread", choices=("thread", "process"))
+    observation_limit: int = setting(1_000_000, 1)  # characters; a longer observation is a fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +267,9 @@ class TrainerConfig:
     val_before_train: bool = True  # evaluate before the first iteration
     # Where metrics are written: jsonl, tensorboard, wandb.
     logger: list[str] = dataclasses.field(default_factory=lambda: ["jsonl"])
-    save_trajectories: int = setting(0, 0)  # iterations between files of trajectories, 0 = none
+    # Iterations between files of trajectories, 0 = none. None = about ten files a run, the last iteration
+    # among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token, 10 a token read.
+    save_trajectories: int | None = setting(None, 0)
     init_from: str | None = None  # run directory whose newest parameters to start from
 
 

@@ -16,6 +16,8 @@ import time
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+from steprl.envs.answers import describe
+
 START_LIMIT = 120.0  # seconds until a child has its environment, imports included
 CLOSE_LIMIT = 2.0  # seconds for `close` of an environment, before its child is killed
 REAP_LIMIT = 5.0  # seconds until a killed process is gone; the kernel needs milliseconds
@@ -38,7 +40,7 @@ def call_env(env: Any, name: str, arguments: tuple[Any, ...]) -> Any:
     try:
         return getattr(env, name)(*arguments)
     except BaseException as error:  # a thread or a child has no caller that would see it
-        return Fault("crash", f"{type(error).__name__}: {error}")
+        return Fault("crash", describe(error))
 
 
 def pickled(value: Any, what: str) -> bytes:
@@ -104,13 +106,10 @@ class EnvChild:
             ) from None
 
     def call(self, request: bytes) -> Any:
-        """What the environment returns, or a fault "crash".
+        """What the environment returns, or a fault "crash": also where that cannot be pickled.
 
         Args:
             request: pickled name and arguments.
-
-        Raises:
-            TypeError: what it returns cannot be pickled.
         """
         assert self._connection is not None
         try:
@@ -123,10 +122,8 @@ class EnvChild:
         try:
             unsent, value = pickle.loads(reply)
         except Exception as error:
-            raise TypeError(_unpicklable("what the environment returns", error)) from error
-        if unsent:
-            raise TypeError(unsent)
-        return value
+            return Fault("crash", _unpicklable("what the environment returns", error))
+        return Fault("crash", unsent) if unsent else value
 
     def kill(self) -> None:
         """Kills the child with its process group, for good; returns at once."""
@@ -200,7 +197,7 @@ def _serve(connection: Connection) -> None:
     except EOFError:
         return
     except BaseException as error:
-        connection.send_bytes(f"{type(error).__name__}: {error}".encode())
+        connection.send_bytes(describe(error).encode())
         return
     connection.send_bytes(b"")
     while True:

@@ -1,11 +1,13 @@
 """One task of an environment, step by step: what a policy read and did, and what was answered."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from steprl.envs import Env
+from steprl.envs.answers import checked_reset, checked_step, describe
 from steprl.rollout.contexts import Context, Observation, next_context
+
+Answered = TypeVar("Answered")
 
 
 class PlayedStep(NamedTuple):
@@ -41,29 +43,26 @@ def play(
         ValueError: the environment failed, or did not give what the protocol says; names task and step.
     """
     place = f"{type(env).__name__}, task {task}: "
-    state, observation = _checked(place + "reset", 2, functools.partial(env.reset, task))
+    state, observation = _called(place + "reset", checked_reset, env.reset, task)
     yield PlayedStep(None, observation, {}, False)
     ids, number = context.begin(observation), 0
     while True:
         action_ids = list(reply(ids))
         action, number = context.decode(action_ids), number + 1
-        stepped = _checked(f"{place}step {number}", 6, functools.partial(env.step, state, action))
-        state, observation, reward, terminated, truncated, info = stepped
-        over = bool(terminated or truncated or number == max_steps)
-        yield PlayedStep(action, observation, info, over, float(reward))
+        answer = _called(f"{place}step {number}", checked_step, env.step, state, action)
+        state, observation, reward, terminated, truncated, info = answer
+        over = terminated or truncated or number == max_steps
+        yield PlayedStep(action, observation, info, over, reward)
         if over:
             return
         ids, _ = next_context(context, [*ids, *action_ids], observation)
 
 
-def _checked(place: str, size: int, call: Callable[[], Any]) -> tuple[Any, ...]:
-    """What a call of the environment gives, as a tuple of that size."""
+def _called(
+    place: str, check: Callable[[Any], Answered], call: Callable[..., Any], *arguments: Any
+) -> Answered:
+    """What a call of the environment gives, checked; any error of it names the place."""
     try:
-        returned = call()
+        return check(call(*arguments))
     except Exception as error:  # of the user's environment: any
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{place} failed: {what}") from error
-    if not isinstance(returned, tuple) or len(returned) != size:
-        values = len(returned) if isinstance(returned, tuple) else type(returned).__name__
-        raise ValueError(f"{place} gave {values} where {size} values were expected")
-    return returned
+        raise ValueError(f"{place}: {describe(error)}") from error

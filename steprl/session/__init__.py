@@ -6,8 +6,10 @@ from steprl.session.opening import Ready, open_session
 from steprl.session.parameters import (
     Opened,
     abstract_params,
+    check_origin,
     initial_params,
     load_params,
+    load_step,
     open_policy,
 )
 from steprl.session.session import Session
@@ -18,9 +20,11 @@ __all__ = [
     "Session",
     "abstract_params",
     "acting_settings",
+    "check_origin",
     "idle_settings",
     "initial_params",
     "load_params",
+    "load_step",
     "notice_idle",
     "open_policy",
     "open_session",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from steprl.session.assembly import setup
-from steprl.session.parameters import initial_params, load_params
+from steprl.session.parameters import initial_params, load_step
 from steprl.session.session import Session
 from steprl.session.sources import RUN, kind_of, settings_of
 from steprl.types import Params
@@ -19,6 +19,7 @@ class Ready(NamedTuple):
     params: Params
     run: Path | None  # None: of a configuration or a model, as they come
     origin: str  # of the parameters, for people
+    step: int | None = None  # the iteration that they are of; None before training
 
 
 def open_session(
@@ -50,7 +51,8 @@ def open_session(
     session = setup(settings_of(source, overrides), **given)
     if kind == RUN:
         run = Path(source).expanduser()
-        return Ready(session, load_params(session, run, step), run, f"of {run}")
+        params, iteration = load_step(session, run, step)
+        return Ready(session, params, run, f"of {run}", iteration)
     model, start = session.config.model, session.config.trainer.init_from
     origin = (
         f"of {start}" if start else f"{model.path}, as it comes" if model.path else "new, random"

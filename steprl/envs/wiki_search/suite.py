@@ -10,6 +10,7 @@ from steprl.envs.wiki_search.environment import WikiSearch, wiki_search
 from steprl.envs.wiki_search.expert import demonstrate
 from steprl.envs.wiki_search.prompts import SYSTEM
 from steprl.envs.wiki_search.questions import Question
+from steprl.tools.hermes import TAGS
 
 _LEAST = 256  # tokens of a prompt with the question and a passage
 
@@ -50,6 +51,7 @@ def _suite(settings: WikiSearchConfig, splits: Mapping[str, WikiSearch]) -> Suit
         splits=splits,
         sizes={split: len(env.questions) for split, env in splits.items()},
         system=SYSTEM,
+        tags=TAGS,
         context=settings.context,
         max_steps=settings.max_steps,
         demonstrate=(lambda task, seed: demonstrate) if known else None,
