@@ -7,11 +7,8 @@ All randomness follows from the seed and the iteration, and so do the tasks: a c
 train state alone, and a run that was stopped resumes bit for bit.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +17,17 @@ import jax
 from steprl.carried import share_spent
 from steprl.checkpoint import Checkpointer, begun, latest_step, restore, set_aside
 from steprl.config import load_config
+from steprl.disk import writing
 from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate_all
 from steprl.experience import are_saved, make_gather, save_experience
+from steprl.interrupts import interrupts
 from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
 from steprl.optimizer import make_optimizer
 from steprl.rollout import attempts, summary
 from steprl.rollout.faults import check_faults, first_fault
 from steprl.rollout.rollouts import Experience
+from steprl.run_directory import locked, record_settings
 from steprl.session import Session, abstract_params, initial_params
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
@@ -65,9 +65,13 @@ def train(
         The trained parameters and the names of what was compiled.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted; its state is saved.
+        Stopped: a signal asked the run to stop; its state is saved.
+        KeyboardInterrupt: a second Ctrl-C; what was learnt since the last save is lost.
         FloatingPointError: something was not finite; the last good state is saved.
         EnvironmentFailed: all attempts of an iteration or an evaluation failed; the state is saved.
+        DamagedCheckpoint: no checkpoint that is there can be read.
+        RunDirectoryError: another process trains in `run`.
+        WriteError: the disk refuses; names the file, and the last saved step if it is a checkpoint.
     """
     config = session.config
     if config.trainer.total_training_steps == 0:
@@ -75,7 +79,7 @@ def train(
             "trainer.total_training_steps=0: there is nothing to train; use `steprl sft`"
         )
     _check_names(session, run)
-    with CompilationCounter() as compiled, interrupts() as interrupted:
+    with locked(run), CompilationCounter() as compiled, interrupts() as interrupted:
         if not begun(run / "checkpoints"):
             params = run_warm_start(session, run, watch, interrupted)
         else:
@@ -110,12 +114,10 @@ def run_warm_start(
     if config.sft.steps == 0:
         return initial_params(session)
 
-    def on_step(step: int, metrics: dict[str, float]) -> bool:
+    def on_step(step: int, metrics: dict[str, float]) -> None:
         watch(Event("sft", step, config.sft.steps, metrics))
-        return interrupted()
 
-    params = initial_params(session)
-    return warm_start(session, params, run, on_step)
+    return warm_start(session, initial_params(session), run, on_step, interrupted)
 
 
 def _reinforce(
@@ -156,6 +158,7 @@ def _reinforce(
         set_aside(folder, above=restored.step)
     else:
         state = jax.jit(fresh, out_shardings=shardings)(params)
+    record_settings(run, config)
     gather = make_gather(session)
     compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None, None))
     summarise = jax.jit(summary)
@@ -200,8 +203,8 @@ def _reinforce(
             last = iteration == total or metrics["token/total"] >= budget
             if are_saved(trainer, iteration, last or broken):
                 file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-                tokenizer = player.tokenizer
-                save_experience(file, experience, record, tokenizer, iteration, trainer)
+                with writing(file):
+                    save_experience(file, experience, record, player.tokenizer, iteration, trainer)
                 clock.lap("save_trajectories")
             del record  # its memory is free for the next rollout
             stop = interrupted()
@@ -282,23 +285,3 @@ class _Clock:
         self.laps[f"timing_s/{name}"] = now - self._last
         self.laps["timing_s/step"] = now - self._start
         self._last = now
-
-
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag that is read between steps; the second one acts at once."""
-    stop_requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop_requested.is_set
-        return
-
-    def note(*_: Any) -> None:
-        if stop_requested.is_set():
-            raise KeyboardInterrupt
-        stop_requested.set()
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield stop_requested.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

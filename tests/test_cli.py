@@ -55,7 +55,7 @@ def interrupt(monkeypatch):
     yield arrange
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["sft"], ["eval"], ["rollout"]])
+@pytest.mark.parametrize("arguments", [[], ["train"], ["sft"], ["eval"], ["rollout"], ["report"]])
 def test_help_is_printed(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--help"])
@@ -104,6 +104,8 @@ def test_training_fills_the_run_directory(trained, home):
     assert (trained / "checkpoints" / "2" / "state").is_dir()
     for picture in ("learning_curves.png", "credit.png"):
         assert (trained / "plots" / picture).read_bytes().startswith(b"\x89PNG")
+    assert "step_000002.jsonl" in {path.name for path in (trained / "trajectories").iterdir()}
+    assert (trained / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_training_shows_where_it_stands_and_what_came_of_it(trained, home, capsys):
@@ -113,6 +115,7 @@ def test_training_shows_where_it_stands_and_what_came_of_it(trained, home, capsy
     assert "steppo on multihop" in out and f"run directory {trained}" in out
     assert re.search(r"eval/success_rate_greedy +before \d\.\d{3} +after \d\.\d{3}", out)
     assert "a sample: heldout task" in out
+    assert f"report: {trained / 'report.html'}" in out
     command = re.search(r"look at more with: (steprl rollout .*)", out)[1]
     assert main(shlex.split(command)[1:]) == 0
 

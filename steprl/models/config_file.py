@@ -131,13 +131,18 @@ def read_config(directory: str | os.PathLike[str], **settings: Any) -> DecoderCo
             f"{file}: hidden_size={width} is no multiple of num_attention_heads={heads}, and there is no "
             "head_dim"
         )
+    kv_heads = count("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise ValueError(
+            f"{file}: num_key_value_heads={kv_heads} has to divide num_attention_heads={heads}"
+        )
     context = values.get("max_position_embeddings")
     shape = dict(
         vocab_size=count("vocab_size"),
         d_model=width,
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=count("num_key_value_heads", heads),
+        num_kv_heads=kv_heads,
         head_dim=count("head_dim", width // heads),
         d_ff=count("intermediate_size"),
         norm_eps=positive_number(values.get("rms_norm_eps", 1e-6), f"{file}: rms_norm_eps"),

@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
 from steprl.models.chat import stop_ids
 from steprl.models.config_file import RUN_SETTINGS, config_settings, read_config
-from steprl.models.files import INDEX, WEIGHTS, open_directory, open_file
+from steprl.models.files import INDEX, WEIGHTS, open_directory, open_file, write_file
 from steprl.models.generation import GENERATION_FILE, generation_config, generation_of
 from steprl.models.presets import DecoderConfig
 from steprl.models.tokenizer_files import check_vocabulary, save_tokenizer
@@ -136,7 +135,7 @@ def save_pretrained(
     if not writes:
         return
     if arrays:
-        save_file(arrays, target / VALUE_HEAD_FILE)
+        write_file(target / VALUE_HEAD_FILE, arrays)
     else:
         (target / VALUE_HEAD_FILE).parent.rmdir()
     if tokenizer is not None:
@@ -193,7 +192,7 @@ def _write_model(
             arrays[name] = np.ascontiguousarray(array.T if transposed else array)
             index[name] = file
         if writes:
-            save_file(arrays, target / file, metadata={"format": "pt"})
+            write_file(target / file, arrays)
     if writes and len(shards) > 1:
         record = {"metadata": {"total_size": sum(size.values())}, "weight_map": index}
         _write_json(target / INDEX, record)

@@ -153,10 +153,11 @@ def open_model(path: str | os.PathLike[str], **settings: Any) -> Source:
         check_vocabulary(tokenizer, config, f"{location}: tokenizer.ggml.tokens", location)
         return Source(config, tokenizer, functools.partial(load_gguf, file, config))
     config = read_config(location, **settings)
+    raw = read_json(location / "config.json")
+    generation = read_generation(location, raw, config.vocab_size)
     tokenizer = load_tokenizer(location)
     check_vocabulary(tokenizer, config, location / TOKENIZER_FILE, location / "config.json")
-    raw = read_json(location / "config.json")
-    keep_generation(tokenizer, read_generation(location, raw, config.vocab_size))
+    keep_generation(tokenizer, generation)
     return Source(config, tokenizer, functools.partial(load_pretrained, location, config))
 
 

@@ -34,7 +34,7 @@ def samples(run: Path, most: int) -> Samples:
         left_out += others
         if note:
             found.notes.append(note)
-        left_out += _add(found, kept, _iteration(file))
+        _add(found, kept, _iteration(file))
     if left_out:
         found.notes.append(
             f"{left_out} more trajectories are in the folder of the run; "
@@ -74,43 +74,31 @@ def _first_tasks(file: Path, most: int) -> tuple[list[Rows], int, str | None]:
     return [rows for task in by_task.values() for rows in task], others, note
 
 
-def _add(found: Samples, trajectories: Sequence[Rows], iteration: int | None) -> int:
-    """Appends the trajectories of a file; returns how many could not be shown."""
+def _add(found: Samples, trajectories: Sequence[Rows], iteration: int | None) -> None:
+    """Appends the trajectories of a file; one that cannot be shown is noted."""
     place_of: dict[str, int] = {}
-    failed = 0
     for rows in trajectories:
         try:
-            entry, detail = _entry(rows, iteration), _detail(rows)
+            entry, detail = _entry(rows, iteration, place_of), _detail(rows)
+            place_of.setdefault(entry["id"], len(found.entries))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            failed += 1
-            said = f"{rows[0].get('traj_id')} of iteration {iteration} is not as it was written"
-            found.notes.append(f"trajectory {said} ({type(error).__name__}: {error})")
+            said = (
+                f"trajectory {rows[0]['traj_id']} of iteration {iteration} is not as it was written"
+            )
+            found.notes.append(f"{said} ({type(error).__name__}: {error})")
             continue
-        parent = rows[-1].get("parent_id")
-        if parent is not None:
-            branch = rows[-1].get("parent") or {}
-            entry["parent"] = {
-                "at": None if parent == rows[-1]["traj_id"] else place_of.get(parent),
-                "id": None if parent == rows[-1]["traj_id"] else str(parent),
-                **{
-                    name: number(branch.get(name))
-                    for name in ("step", "token", "score", "preference")
-                },
-            }
-        place_of.setdefault(rows[-1]["traj_id"], len(found.entries))
         found.entries.append(entry)
         found.details.append(detail)
-    return failed
 
 
-def _entry(rows: Rows, iteration: int | None) -> dict[str, Any]:
+def _entry(rows: Rows, iteration: int | None, place_of: Mapping[str, int]) -> dict[str, Any]:
     steps, last = [row for row in rows if row["step"] is not None], rows[-1]
     faults = [_fault(row) for row in rows]
     stop = last.get("stop_reason", "env_crash")
     if last.get("terminated"):
         stop = "terminated"
     said = [row["action"] for row in steps if row["action"].strip()]
-    return {
+    entry = {
         "id": str(last["traj_id"]),
         "iteration": iteration,
         "task": last["task"],
@@ -122,6 +110,13 @@ def _entry(rows: Rows, iteration: int | None) -> dict[str, Any]:
         "fault": next((fault for fault in faults if fault), None),
         "said": " ".join(said[-1].split())[:160] if said else "",
     }
+    origin, branch = last.get("parent_id"), last.get("parent") or {}
+    if origin is None:
+        return entry
+    own = origin == last["traj_id"]
+    numbers = {name: number(branch.get(name)) for name in ("step", "token", "score", "preference")}
+    origin = {"at": None, "id": None} if own else {"at": place_of.get(origin), "id": str(origin)}
+    return entry | {"parent": origin | numbers}
 
 
 def _fault(row: Mapping[str, Any]) -> str | None:

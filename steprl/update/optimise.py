@@ -95,7 +95,11 @@ def micro_batch_gradient(
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, part)
         return jax.tree.map(jnp.add, total, gradient), metrics
 
-    gradient, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+    # The sum is float32 where parameters, and so their gradients, are narrower.
+    zeros = jax.tree.map(
+        lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params
+    )
+    gradient, metrics = jax.lax.scan(add, zeros, parts)
     # Losses are sums over micro-batches, the rest are fractions of each.
     return gradient, {
         name: jnp.sum(value) if name.endswith("loss") else jnp.mean(value)

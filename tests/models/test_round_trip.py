@@ -9,18 +9,22 @@ from steprl.checkpoint import Checkpointer
 from steprl.cli import main
 from steprl.config import load_config
 from steprl.config.load import save_config
+from steprl.envs.opening import open_suite
 from steprl.models import init_lora, load_model, merge_lora
 from steprl.models.chat import chat_format, stop_ids
 from steprl.models.generation import end_ids
+from steprl.rollout.contexts import chat_context
 from steprl.serving import serve_model
 from steprl.session import open_policy
+from steprl.session.language import language_of
 from tests.models.chat_models import CHATML
-from tests.models.random_models import FAMILIES, assert_same_bits
+from tests.models.random_models import FAMILIES, assert_same_bits, random_parameters
 from tests.models.small_model import (
     CONTEXT,
     ENDS,
     SAMPLING,
     TOKENIZER_CONTEXT,
+    change,
     said,
     shape_of,
     write_model,
@@ -72,7 +76,6 @@ def test_a_gguf_goes_out_with_all_that_it_says(tmp_path):
     from tests.models.test_gguf import their_tensors, tokenizer_writer, write
 
     config = shape_of("llama")
-    from tests.models.random_models import random_parameters
 
     def tokenizer(writer):
         tokenizer_writer()(writer)
@@ -140,8 +143,6 @@ def test_a_run_with_adapters_goes_out_merged_and_with_the_words_of_its_source(tm
     ],
 )
 def test_every_file_may_name_end_tokens(generation, config, ends, tmp_path):
-    from tests.models.small_model import change
-
     write_model(tmp_path / "in")
     change(tmp_path / "in" / "generation_config.json", eos_token_id=generation)
     change(tmp_path / "in" / "config.json", eos_token_id=config)
@@ -169,9 +170,24 @@ def test_the_server_and_chat_stop_at_each_of_them(template, tmp_path):
         serve_model(opened, "m", CONTEXT + 1)
 
 
-def test_rollouts_stop_at_each_of_them(tmp_path):
-    from steprl.rollout.contexts import chat_context
+def test_a_run_reads_no_further_than_its_model_was_made_for(tmp_path):
+    write_model(tmp_path / "in")
+    options = (f"model.path={tmp_path / 'in'}", f"rollout.context_length={CONTEXT + 1}")
+    config = load_config(None, [*options, "env.name=wiki_search"])
+    with pytest.raises(
+        ValueError, match=f"rollout.context_length={CONTEXT + 1}: .* {CONTEXT} tokens"
+    ):
+        language_of(config, open_suite(config.env))
+    assert language_of(config).config.context_length == CONTEXT  # a run that is there is opened
 
+
+def test_what_is_written_may_be_read_by_whoever_reads_the_folder(tmp_path):
+    write_model(tmp_path / "in")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "in").iterdir()}
+    assert set(modes.values()) == {(tmp_path / "in").stat().st_mode & 0o666}, modes
+
+
+def test_rollouts_stop_at_each_of_them(tmp_path):
     write_model(tmp_path / "in")
     tokenizer = load_model(tmp_path / "in").tokenizer
     context = chat_context(tokenizer)
