@@ -103,6 +103,9 @@ def test_what_lies_here_wins_over_what_ships(home, monkeypatch, tmp_path):
         ("quickstrat", "did you mean quickstart?"),
         ("nowhere.yaml", "'nowhere.yaml' does not exist"),
         ("empty", "empty is not a run (no config.resolved.yaml), and not a model (no config.json)"),
+        ("first", "did you mean runs/first?"),
+        ("x" * 5000, "xx...: there is no such run"),
+        ("a/" * 300, "there is no such run"),
         ("no such thing", "there is no such run, model or configuration"),
     ],
 )
