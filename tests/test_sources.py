@@ -209,9 +209,9 @@ def test_an_environment_that_never_ends_is_ended(capsys):
     [
         (
             ["--env", "listener:Broken", "--task", "2"],
-            "Broken, task 2: step 1 failed: RuntimeError",
+            "Broken, task 2: step 1: RuntimeError",
         ),
-        (["--env", "listener:Half", "--task", "2"], "task 2: step 1 gave NoneType where 6 values"),
+        (["--env", "listener:Half", "--task", "2"], "task 2: step 1: BadAnswer"),
         (["--env", "listener:Listener", "--question", "Who?"], "takes no typed questions"),
         (["--task", "2"], "in which environment? Add --env"),
         (["env.options.right=false"], "in which environment? Add --env"),

@@ -49,9 +49,10 @@ def kind_of(source: str | os.PathLike[str]) -> str:
     is_of_hub = len(path.parts) == 2 and not text.startswith((".", "~", os.sep))
     if is_of_hub and not os.path.isdir(path.parent) and len(text) < 200:
         return MODEL
-    folder = path.parent if os.path.isdir(path.parent) else Path("runs")
-    there = sorted(str(run.parent) for run in folder.glob(f"*/{_FILE}"))
-    near = difflib.get_close_matches(text, [*there, *shipped_configs()], n=1)
+    folders = [folder for folder in {path.parent, Path("runs")} if os.path.isdir(folder)]
+    there = sorted(str(file.parent) for folder in folders for file in folder.glob(f"*/{_FILE}"))
+    near = [run for run in there if Path(run).name == text]
+    near += difflib.get_close_matches(text, [*there, *shipped_configs()], n=1)
     raise FileNotFoundError(
         f"{shorten(text)}: there is no such run, model or configuration"
         + (f" (did you mean {near[0]}?)" if near else "")
