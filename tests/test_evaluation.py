@@ -1,6 +1,5 @@
 """Evaluation on a fixed panel: attempts, intervals, and what the environment measures."""
 
-import dataclasses
 import io
 
 import numpy as np
@@ -11,9 +10,9 @@ from steprl.cli.progress import print_results
 from steprl.config import EvalConfig
 from steprl.evaluation import evaluate
 from steprl.metrics import mean_interval, pass_at_k
-from steprl.rollout import Player, collate, read_trajectories, write_trajectories
+from steprl.rollout import Player, collate
 from steprl.sampling import Sampling
-from steprl.types import Parent, Step, Trajectory
+from steprl.types import Step, Trajectory
 
 
 def trajectory(task, sample, success, f1, steps=1):
@@ -88,25 +87,3 @@ def test_what_the_environment_measures_is_printed():
     results = {f"eval/{name}": value for name, value in found.items()}
     print_results(results, Console(file=written, width=120))
     assert "eval sampled" in written.getvalue() and "eval/f1" in written.getvalue()
-
-
-def test_trajectories_come_back_from_their_file(tmp_path):
-    made = [trajectory(4, 0, True, 0.5, steps=2), trajectory(4, 1, False, float("nan"))]
-    parents = [Parent(0, 1, preference=-1), Parent(0, 1, 2, 0.1, 1)]
-    pairs = zip(made, parents, strict=True)
-    made = [dataclasses.replace(one, parent=parent) for one, parent in pairs]
-    write_trajectories(tmp_path / "trajectories" / "step_1.jsonl", made, policy_version=0, seed=7)
-    file = tmp_path / "trajectories" / "step_1.jsonl"
-    assert "NaN" not in file.read_text()
-    found = read_trajectories(file)
-    assert [one.parent for one in found] == parents
-    assert found[0].metrics == {"f1": 0.5} and np.isnan(found[1].metrics["f1"])
-    assert [(t.task, t.sample, t.success, len(t.steps)) for t in found] == [
-        (4, 0, True, 2), (4, 1, False, 1),
-    ]  # fmt: skip
-    for one, other in zip(made, found, strict=True):
-        for a, b in zip(one.steps, other.steps, strict=True):
-            assert (a.action, a.info, a.reward) == (b.action, b.info, b.reward)
-            np.testing.assert_array_equal(a.action_ids, b.action_ids)
-            np.testing.assert_allclose(a.logprobs, b.logprobs)
-    assert list((tmp_path / "trajectories").iterdir()) == [tmp_path / "trajectories/step_1.jsonl"]

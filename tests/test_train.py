@@ -13,6 +13,7 @@ from steprl.checkpoint import all_steps, restore
 from steprl.config import load_config
 from steprl.metrics import STEP, read_metrics
 from steprl.optimizer import make_optimizer
+from steprl.rollout import read_rows
 from steprl.session import abstract_params, initial_params, load_params, setup
 from steprl.train import train
 from steprl.update import initial_state
@@ -260,6 +261,33 @@ def test_the_watcher_hears_of_every_tenth_step_and_every_iteration(session, from
     heard = []
     train(shorter(session, 2), from_warm, heard.append)
     assert [(e.phase, e.step, e.steps) for e in heard] == [("rl", 0, 2), ("rl", 1, 2), ("rl", 2, 2)]
+
+
+# Files of trajectories
+
+
+def test_the_trajectories_of_a_game_are_written_with_the_credit_that_was_trained_on(whole, session):
+    """StepPO whitens target minus value over the steps of the batch; all of them are in the file."""
+    files = sorted((whole[0] / "trajectories").iterdir())
+    assert [file.name for file in files] == [f"step_{i:06d}.jsonl" for i in (1, 2, 3, 4)]
+    for file, metrics in zip(files, rows_of(whole[0])[1:], strict=True):
+        steps = [row for rows in read_rows(file) for row in rows]
+        assert len(steps) == metrics["step/count"]
+        raw = np.array([row["target"] - row["value"] for row in steps])
+        advantage = np.array([row["advantage"] for row in steps])
+        np.testing.assert_allclose(
+            advantage, (raw - raw.mean()) / (raw.std(ddof=1) + 1e-8), atol=2e-3
+        )
+        of_tokens = [row["advantage"] for row in steps for _ in row["response_ids"]]
+        assert np.max(of_tokens) == pytest.approx(metrics["critic/advantages/max"], abs=1e-5)
+        assert np.mean(of_tokens) == pytest.approx(metrics["critic/advantages/mean"], abs=1e-5)
+        for row in steps:
+            assert row["learnt"] and "response_advantages" not in row
+            np.testing.assert_allclose(
+                row["response_train_logprobs"], row["response_logprobs"], atol=1e-4
+            )
+            words = "".join(token for token in row["response_tokens"] if token != "<end>")
+            assert words.replace(" ", "") == row["action"].replace(" ", "")
 
 
 # Compilations

@@ -15,6 +15,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from steprl.envs.answers import describe
 from steprl.processes import REAP_LIMIT, Child, start
 
 START_LIMIT = 120.0  # seconds until a child has its environment, imports included
@@ -37,7 +38,7 @@ def call_env(env: Any, name: str, arguments: tuple[Any, ...]) -> Any:
     try:
         return getattr(env, name)(*arguments)
     except BaseException as error:  # a thread or a child has no caller that would see it
-        return Fault("crash", f"{type(error).__name__}: {error}")
+        return Fault("crash", describe(error))
 
 
 def pickled(value: Any, what: str) -> bytes:
@@ -95,13 +96,10 @@ class EnvChild:
             ) from None
 
     def call(self, request: bytes) -> Any:
-        """What the environment returns, or a fault "crash".
+        """What the environment returns, or a fault "crash": also where that cannot be pickled.
 
         Args:
             request: pickled name and arguments.
-
-        Raises:
-            TypeError: what it returns cannot be pickled.
         """
         assert self._connection is not None
         try:
@@ -114,10 +112,8 @@ class EnvChild:
         try:
             unsent, value = pickle.loads(reply)
         except Exception as error:
-            raise TypeError(_unpicklable("what the environment returns", error)) from error
-        if unsent:
-            raise TypeError(unsent)
-        return value
+            return Fault("crash", _unpicklable("what the environment returns", error))
+        return Fault("crash", unsent) if unsent else value
 
     def kill(self) -> None:
         """Kills the child with all that it has started, for good; returns at once."""
@@ -171,7 +167,7 @@ def _serve(connection: Connection) -> None:
     except EOFError:
         return
     except BaseException as error:
-        connection.send_bytes(f"{type(error).__name__}: {error}".encode())
+        connection.send_bytes(describe(error).encode())
         return
     connection.send_bytes(b"")
     while True:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from typing import Any, NamedTuple, Protocol
 
+from steprl.envs.answers import describe
 from steprl.envs.child_process import CLOSE_LIMIT, EnvChild, Fault, call_env, pickled
 from steprl.processes import Scope
 
@@ -67,8 +68,8 @@ class EnvWorkers:
 
     Args:
         env: the environment. In threads it is shared, and its `close`, if it has one, is called at
-            the end; each process has a copy. For processes it, its states and whatever else a call
-            takes or gives can be pickled.
+            the end; each process has a copy. For processes it can be pickled; a call whose state or
+            answer cannot be is a fault.
         workers: calls at a time; 0 runs each in `submit`, without a deadline.
         timeout: seconds of a call from where it starts, which is not where it is submitted; None
             for no deadline.
@@ -123,7 +124,6 @@ class EnvWorkers:
         Raises:
             ChildError: processes cannot start.
             RuntimeError: the workers are closed.
-            TypeError: something of an earlier call, or of this one, cannot be pickled.
             ValueError: the ticket is in use, or there is no such call.
         """
         if call not in CALLS:
@@ -135,11 +135,19 @@ class EnvWorkers:
             self._done.append((ticket, result))
             return
         request: Any = (call, arguments)
+        fault: Fault | None = None
         if self._pickled is not None:
-            request = pickled(request, f"an argument of `{call}`")
+            try:
+                request = pickled(request, f"an argument of `{call}`")
+            except TypeError as error:
+                fault = Fault("crash", str(error))
         with self._lock:
             self._check(ticket)
             self._tickets.add(ticket)
+            if fault is not None:
+                self._done.append((ticket, fault))
+                self._finished.notify()
+                return
             self._waiting.append(_Call(ticket, call, arguments, request))
             self._staff()
 
@@ -151,7 +159,7 @@ class EnvWorkers:
                 once where nothing is pending.
 
         Raises:
-            ChildError, RuntimeError, TypeError: as of `submit`.
+            ChildError, RuntimeError: as of `submit`.
         """
         end = None if wait is None else time.monotonic() + wait
         with self._lock:
@@ -300,8 +308,10 @@ class EnvWorkers:
 def _inline(env: Any, call: str, arguments: tuple[Any, ...]) -> Any:
     try:
         return getattr(env, call)(*arguments)
-    except (Exception, SystemExit) as error:  # what the user interrupts is no fault
-        return Fault("crash", f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:  # what the user interrupts is no fault
+        raise
+    except BaseException as error:
+        return Fault("crash", describe(error))
 
 
 def _join(threads: list[threading.Thread], limit: float) -> None:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from steprl.models.generation import end_ids
 from steprl.sampling import sampling_of
 from steprl.serving.conversation import MessageFormat, message_format
 from steprl.serving.fields import ApiError
@@ -56,13 +57,14 @@ def serve_model(opened: Opened, name: str, context_length: int | None = None) ->
     Args:
         opened: see `steprl.session.open_policy`.
         name: what clients call it.
-        context_length: tokens of prompt and reply, at most; None for what the tokenizer says, or 4096.
+        context_length: tokens of prompt and reply, at most; None for what the model says, or
+            else its tokenizer, or 4096.
 
     Raises:
-        ValueError: the context is shorter than 2 tokens, or longer than the tokenizer says.
+        ValueError: the context is shorter than 2 tokens, or longer than the model is made for.
     """
     tokenizer: Any = opened.tokenizer
-    stated_limit = tokenizer.model_max_length
+    stated_limit = opened.model.context_length or tokenizer.model_max_length
     limit = stated_limit if 1 < stated_limit < 1 << 30 else None  # a huge number says "not known"
     length = context_length or limit or _CONTEXT
     if limit and length > limit:
@@ -72,7 +74,7 @@ def serve_model(opened: Opened, name: str, context_length: int | None = None) ->
         conversation = message_format(tokenizer)
     except ValueError:
         conversation = None
-    stop_ids = conversation.stop_ids if conversation else (tokenizer.eos_token_id,)
+    stop_ids = conversation.stop_ids if conversation else end_ids(tokenizer)
 
     def decode(ids: Sequence[int]) -> str:
         reply_ids = ids[:-1] if ids and ids[-1] in stop_ids else ids
@@ -180,7 +182,10 @@ def replies(served: Served, work: Work) -> Generator[tuple[int, Delta], None, No
             )
             with contextlib.closing(served.engine.reply(prompt, settings)) as pieces:
                 deltas = read_text(pieces, served.decode, options.stops)
-                for delta in read_calls(deltas) if work.tools else deltas:
+                if work.tools and served.conversation is not None:
+                    form = served.conversation
+                    deltas = read_calls(deltas, form.bare, form.opened)
+                for delta in deltas:
                     yield index, delta
             index += 1
 

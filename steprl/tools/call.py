@@ -9,7 +9,7 @@ from typing import Any
 
 from steprl.processes import Scope
 from steprl.tools.arguments import build_arguments
-from steprl.tools.hermes import CallError, ToolCall, check_call
+from steprl.tools.call_objects import CallError, ToolCall, check_call
 from steprl.tools.outcome import TEXT_LIMIT, Outcome, as_text, cut
 from steprl.tools.process import START_METHODS, run_in_process
 from steprl.tools.schema import MAX_TIME_LIMIT, Tool
