@@ -61,7 +61,7 @@ class Counting:
         return self._tokenizer.encode(text, **settings)
 
 
-@pytest.mark.parametrize("unit", ["a", "word ", " ", "🦉", "<|im_end|>", "\n"])
+@pytest.mark.parametrize("unit", ["a", "word ", " ", "🦉", "<|im_end|>", "\n", "<"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
 def test_a_prompt_that_no_context_holds_is_hardly_read(path, unit):
     opened = tiny_opened(length=512)
@@ -76,6 +76,18 @@ def test_a_prompt_that_no_context_holds_is_hardly_read(path, unit):
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"
     assert opened.tokenizer.read < 64 * 512  # of half a million
+
+
+def test_many_messages_are_one_prompt(monkeypatch):
+    """Each fits into the context, and together they do not: they are hardly read, nor written."""
+    opened = tiny_opened(length=512)
+    opened = opened._replace(tokenizer=Counting(opened.tokenizer))
+    app = make_app(serve_model(opened, "tiny"))
+    opened.tokenizer.read = 0
+    monkeypatch.setattr(opened.tokenizer._tokenizer, "apply_chat_template", None)
+    answer = post(app, CHAT, chat(messages=[{"role": "user", "content": "a" * 400}] * 400))
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert opened.tokenizer.read < 64 * 512
 
 
 @settings(max_examples=50, deadline=None)
