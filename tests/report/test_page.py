@@ -243,6 +243,18 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(tmp_path, line, said):
     assert data_of(Read(page(run)))["data"]["notes"] == found.notes
 
 
+@pytest.mark.parametrize("odd", ["NaN", "1e999", "-Infinity"])
+def test_numbers_that_are_not_finite_leave_gaps(tmp_path, odd):
+    run = written(tmp_path / "a", Trajectory(0, 0, (made(),), True))
+    file = run / "trajectories" / "step_000001.jsonl"
+    file.write_text(
+        file.read_text().replace("-0.5", odd).replace('"reward": 1.0', f'"reward": {odd}')
+    )
+    found = data_of(Read(page(run)))
+    assert found["t0"]["steps"][0]["logprob"] == [None, None]
+    assert len(found["data"]["entries"]) == 1
+
+
 # What it says of the run
 
 

@@ -169,6 +169,13 @@ def test_a_file_of_the_first_format_is_read(tmp_path):
     assert found.steps[0].action_ids.tolist() == [3, 1]
 
 
+def test_a_number_that_is_not_finite_in_a_file_of_the_first_format_is_read(tmp_path):
+    file = tmp_path / "old.jsonl"
+    file.write_text(json.dumps(OLD | {"reward": math.nan, "response_logprobs": [-math.inf, -1.0]}))
+    (found,) = read_trajectories(file)
+    assert math.isnan(found.steps[0].reward) and math.isnan(found.steps[0].logprobs[0])
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
