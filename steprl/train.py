@@ -7,24 +7,27 @@ All randomness follows from the seed and the iteration, and so do the tasks: a c
 train state alone, and a run that was stopped resumes bit for bit.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from steprl.carried import share_spent
-from steprl.checkpoint import Checkpointer, latest_step, restore
+from steprl.checkpoint import Checkpointer, begun, latest_step, restore, set_aside
 from steprl.config import load_config
+from steprl.disk import writing
+from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate_all
 from steprl.experience import are_saved, make_gather, save_experience
+from steprl.interrupts import interrupts
 from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
 from steprl.optimizer import make_optimizer
 from steprl.rollout import attempts, summary
+from steprl.rollout.faults import check_faults, first_fault
+from steprl.rollout.rollouts import Experience
+from steprl.run_directory import locked, record_settings
 from steprl.session import Session, abstract_params, initial_params
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
@@ -62,8 +65,13 @@ def train(
         The trained parameters and the names of what was compiled.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted; its state is saved.
+        Stopped: a signal asked the run to stop; its state is saved.
+        KeyboardInterrupt: a second Ctrl-C; what was learnt since the last save is lost.
         FloatingPointError: something was not finite; the last good state is saved.
+        EnvironmentFailed: all attempts of an iteration or an evaluation failed; the state is saved.
+        DamagedCheckpoint: no checkpoint that is there can be read.
+        RunDirectoryError: another process trains in `run`.
+        WriteError: the disk refuses; names the file, and the last saved step if it is a checkpoint.
     """
     config = session.config
     if config.trainer.total_training_steps == 0:
@@ -71,8 +79,8 @@ def train(
             "trainer.total_training_steps=0: there is nothing to train; use `steprl sft`"
         )
     _check_names(session, run)
-    with CompilationCounter() as compiled, interrupts() as interrupted:
-        if latest_step(run / "checkpoints") is None:
+    with locked(run), CompilationCounter() as compiled, interrupts() as interrupted:
+        if not begun(run / "checkpoints"):
             params = run_warm_start(session, run, watch, interrupted)
         else:
             params = abstract_params(session)
@@ -106,12 +114,10 @@ def run_warm_start(
     if config.sft.steps == 0:
         return initial_params(session)
 
-    def on_step(step: int, metrics: dict[str, float]) -> bool:
+    def on_step(step: int, metrics: dict[str, float]) -> None:
         watch(Event("sft", step, config.sft.steps, metrics))
-        return interrupted()
 
-    params = initial_params(session)
-    return warm_start(session, params, run, on_step)
+    return warm_start(session, initial_params(session), run, on_step, interrupted)
 
 
 def _reinforce(
@@ -146,17 +152,20 @@ def _reinforce(
     shapes = jax.eval_shape(fresh, params)
     shardings = state_shardings(shapes, mesh, session.rules)
     folder = run / "checkpoints"
-    if latest_step(folder) is None:
-        state = jax.jit(fresh, out_shardings=shardings)(params)
+    if begun(folder):
+        restored = restore(folder, as_abstract(shapes, shardings))
+        state = restored.state
+        set_aside(folder, above=restored.step)
     else:
-        state = restore(folder, as_abstract(shapes, shardings)).state
+        state = jax.jit(fresh, out_shardings=shardings)(params)
+    record_settings(run, config)
     gather = make_gather(session)
     compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None, None))
     summarise = jax.jit(summary)
     seed = jax.random.key(trainer.seed)
     play_key, update_key = jax.random.fold_in(seed, 2), jax.random.fold_in(seed, 3)
 
-    done = int(state.iteration)
+    faults, done = _Faults(), int(state.iteration)
     budget = float("inf") if trainer.token_budget is None else trainer.token_budget
     ended = done == total or float(state.carried["tokens"]) >= budget
     # A run that was killed before its first checkpoint evaluates again, so row 0 goes as well.
@@ -177,6 +186,12 @@ def _reinforce(
             experience = gather(state, play_key, *tasks)
             metrics = experience.report | jax.device_get(summarise(experience.batch))
             clock.lap("gen")
+            failed = faults.check(iteration, experience, metrics)
+            if failed is not None:
+                saver.wait()
+                if latest_step(folder) != iteration - 1:
+                    saver.save(iteration - 1, state, _meta(session))
+                raise failed
             key, sampled = (
                 jax.random.fold_in(update_key, iteration),
                 experience.report.get("token/decoded"),
@@ -188,15 +203,18 @@ def _reinforce(
             last = iteration == total or metrics["token/total"] >= budget
             if are_saved(trainer, iteration, last or broken):
                 file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-                tokenizer = player.tokenizer
-                save_experience(file, experience, record, tokenizer, iteration, trainer)
+                with writing(file):
+                    save_experience(file, experience, record, player.tokenizer, iteration, trainer)
                 clock.lap("save_trajectories")
             del record  # its memory is free for the next rollout
             stop = interrupted()
             if not broken and (last or _due(iteration, trainer.test_freq)):
-                metrics |= evaluate_all(player, state.params, config)
+                try:
+                    metrics |= evaluate_all(player, state.params, config)
+                except EnvironmentFailed as error:
+                    failed = error
                 clock.lap("testing")
-            if broken or stop or last or _due(iteration, trainer.save_freq):
+            if broken or failed or stop or last or _due(iteration, trainer.save_freq):
                 # An update that is not finite has changed nothing: what is saved is the good state.
                 saver.save(iteration, state, _meta(session))
                 clock.lap("save_checkpoint")
@@ -213,11 +231,37 @@ def _reinforce(
                     f"iteration {iteration}: loss or gradient is not finite; the last good parameters "
                     f"are saved in {folder}. Try a smaller actor.lr or a larger batch"
                 )
+            if failed is not None:
+                raise failed
             if last:
                 break
             if stop:
                 raise KeyboardInterrupt
     return state.params
+
+
+class _Faults:
+    """Warns once where the environment failed in many attempts, and tells where it failed in all."""
+
+    def __init__(self) -> None:
+        self._many = False
+
+    def check(
+        self, iteration: int, experience: Experience, metrics: Mapping[str, Any]
+    ) -> EnvironmentFailed | None:
+        failed, share = int(metrics["env/faults"]), float(metrics["env/fault_frac"])
+        if not failed:
+            return None
+        what, first = f"iteration {iteration}", first_fault(experience.faults, [experience.batch])
+        try:
+            attempts, warn = round(failed / share), not self._many
+            self._many |= check_faults(what, failed, attempts, first, warn)
+        except EnvironmentFailed as error:
+            return EnvironmentFailed(
+                f"{error}. Mend the environment and continue with --resume auto: the state behind "
+                f"iteration {iteration - 1} is saved"
+            )
+        return None
 
 
 def _due(iteration: int, frequency: int) -> bool:
@@ -241,23 +285,3 @@ class _Clock:
         self.laps[f"timing_s/{name}"] = now - self._last
         self.laps["timing_s/step"] = now - self._start
         self._last = now
-
-
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag that is read between steps; the second one acts at once."""
-    stop_requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop_requested.is_set
-        return
-
-    def note(*_: Any) -> None:
-        if stop_requested.is_set():
-            raise KeyboardInterrupt
-        stop_requested.set()
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield stop_requested.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -34,7 +34,7 @@ def transcript(seen: Inspected, title: str) -> Panel:
     ending = "terminated" if last.terminated else f"truncated ({last.stop_reason})"
     verdict = "solved" if seen.trajectory.success else "not solved"
     footer = Text(f"{verdict}, {ending}, return {seen.trajectory.total_reward:.2f}", style="dim")
-    return Panel(Group(table, footer), title=title, title_align="left")
+    return Panel(Group(table, footer), title=Text(title), title_align="left")
 
 
 def pick(seen: list[Inspected]) -> Inspected:

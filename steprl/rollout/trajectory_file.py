@@ -116,7 +116,7 @@ def _decode(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 def _rows(line: Line) -> Iterator[dict[str, Any]]:
     trajectory = line.trajectory
-    end = {"success": trajectory.success, "metrics": trajectory.metrics}
+    end = {"success": trajectory.success, "metrics": trajectory.metrics, "fault": trajectory.fault}
     if not trajectory.steps:
         yield _head(trajectory, None) | end
     remaining = sum(step.reward for step in trajectory.steps)
@@ -224,6 +224,7 @@ def _trajectory(rows: list[dict[str, Any]]) -> Trajectory:
         last["success"],
         parent,
         metrics={name: _number(value) for name, value in last["metrics"].items()},
+        fault=last.get("fault", ""),
     )
 
 
