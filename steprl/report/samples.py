@@ -92,7 +92,7 @@ def _add(found: Samples, trajectories: Sequence[Rows], iteration: int | None) ->
 
 def _entry(rows: Rows, iteration: int | None, place_of: Mapping[str, int]) -> dict[str, Any]:
     steps, last = [row for row in rows if row["step"] is not None], rows[-1]
-    faults = [_fault(row) for row in rows]
+    faults = [last.get("fault"), *map(_fault, rows)]
     stop = last.get("stop_reason", "env_crash")
     if last.get("terminated"):
         stop = "terminated"
@@ -120,7 +120,7 @@ def _entry(rows: Rows, iteration: int | None, place_of: Mapping[str, int]) -> di
 
 def _fault(row: Mapping[str, Any]) -> str | None:
     """What went wrong in the environment at a step, in its own words where there are some."""
-    told = (row.get("info") or {}).get("fault") or row.get("fault")
+    told = (row.get("info") or {}).get("fault")
     reason = row.get("stop_reason", "env_crash")
     if told:
         return str(told)

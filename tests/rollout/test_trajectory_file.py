@@ -94,9 +94,10 @@ def test_what_is_not_finite_is_null_wherever_it_stands(tmp_path, bad):
 
 
 def test_a_trajectory_that_never_began_is_not_lost(tmp_path):
-    empty = Trajectory(3, 1, (), False)
+    empty = Trajectory(3, 1, (), False, fault="lights, task 3, reset: KeyError")
     found = read_trajectories(written(tmp_path, empty, Trajectory(3, 2, (step(),), True)))
     assert [(t.sample, len(t.steps), t.success) for t in found] == [(1, 0, False), (2, 1, True)]
+    assert [t.fault for t in found] == [empty.fault, ""]
 
 
 def test_trajectories_of_one_name_stay_apart(tmp_path):
