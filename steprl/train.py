@@ -183,6 +183,12 @@ def _reinforce(
             before = evaluate_all(player, state.params, config)
             writer.write(0, before)
             watch(Event("rl", 0, total, before))
+
+        def write(iteration: int, experience: Experience, record: TokenRecord | None) -> None:
+            file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
+            with writing(file):
+                save_experience(file, experience, record, player.tokenizer, iteration, trainer)
+
         for iteration in range(done + 1, done + 1 if ended else total + 1):
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
@@ -191,6 +197,8 @@ def _reinforce(
             clock.lap("gen")
             failed = faults.check(iteration, experience, metrics)
             if failed is not None:
+                if are_saved(trainer, iteration, last=True):
+                    write(iteration, experience, None)  # what went wrong can be looked at
                 saver.wait()
                 if latest_step(folder) != iteration - 1:
                     saver.save(iteration - 1, state, _meta(session))
@@ -205,9 +213,7 @@ def _reinforce(
             broken = bool(metrics["train/nonfinite"])
             last = iteration == total or metrics["token/total"] >= budget
             if are_saved(trainer, iteration, last or broken):
-                file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-                with writing(file):
-                    save_experience(file, experience, record, player.tokenizer, iteration, trainer)
+                write(iteration, experience, record)
                 clock.lap("save_trajectories")
             del record  # its memory is free for the next rollout
             if not broken and (last or _due(iteration, trainer.test_freq)):

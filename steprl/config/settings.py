@@ -267,8 +267,9 @@ class TrainerConfig:
     val_before_train: bool = True  # evaluate before the first iteration
     # Where metrics are written: jsonl, tensorboard, wandb.
     logger: list[str] = dataclasses.field(default_factory=lambda: ["jsonl"])
-    # Iterations between files of trajectories, 0 = none. None = about ten files a run, the last iteration
-    # among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token, 10 a token read.
+    # Iterations between files of trajectories (docs/report.md), 0 = none. None = about ten files a run,
+    # the last iteration among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token
+    # and 10 a token read.
     save_trajectories: int | None = setting(None, 0)
     init_from: str | None = None  # run directory whose newest parameters to start from
 
