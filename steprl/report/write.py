@@ -64,10 +64,11 @@ def page(run: Path, trajectories: int = DEFAULT_TRAJECTORIES) -> str:
     found = samples(run, trajectories)
     details, size = [], 0
     for detail in found.details:
-        details.append(embedded(detail))
-        size += len(details[-1])
+        text = embedded(detail)
+        size += len(text)
         if size > MOST_CHARACTERS:
             break
+        details.append(text)
     if len(details) < len(found.details):
         found.notes.append(
             f"the last {len(found.details) - len(details)} trajectories are left out: the page would "
