@@ -98,7 +98,9 @@ def embedded(value: Any) -> str:
         text = json.dumps(value, **how)
     except ValueError:
         text = json.dumps(finite(value), **how)
-    return re.sub("[<>&]", lambda sign: _UNSAFE[sign[0]], text)
+    for sign, escape in _UNSAFE.items():
+        text = text.replace(sign, escape)
+    return text
 
 
 def _filled(name: str, slots: Mapping[str, str]) -> str:
