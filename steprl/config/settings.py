@@ -57,9 +57,9 @@ class ModelConfig:
     # The critic: a head on the policy's own hidden state, a network of its own, or none.
     value_head: str = setting("shared", choices=("shared", "separate", "none"))
     dtype: str = setting("float32", choices=("float32", "bfloat16"))  # of computation
-    # Of parameters; the optimiser keeps what it trains in float32 as well, so bfloat16 saves memory
-    # where most of the model is frozen (adapters), and in the copies that acting and training read.
-    param_dtype: str = setting("float32", choices=("float32", "bfloat16"))
+    param_dtype: str = setting(
+        "float32", choices=("float32", "bfloat16")
+    )  # of parameters and of their updates
     remat: bool = False  # compute activations again in the backward pass: less memory, more time
     logprob_chunk: int = setting(8192, 1)  # tokens whose logits exist at the same time
     # Regular expression; parameters in whose path it is found are not trained.
@@ -267,8 +267,9 @@ class TrainerConfig:
     val_before_train: bool = True  # evaluate before the first iteration
     # Where metrics are written: jsonl, tensorboard, wandb.
     logger: list[str] = dataclasses.field(default_factory=lambda: ["jsonl"])
-    # Iterations between files of trajectories, 0 = none. None = about ten files a run, the last iteration
-    # among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token, 10 a token read.
+    # Iterations between files of trajectories (docs/report.md), 0 = none. None = about ten files a run,
+    # the last iteration among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token
+    # and 10 a token read.
     save_trajectories: int | None = setting(None, 0)
     init_from: str | None = None  # run directory whose newest parameters to start from
 
