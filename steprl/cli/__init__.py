@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from steprl.cli import audit, chat, evaluation, export, serve, training
-from steprl.cli.options import EXIT_ERROR, exit_code
+from steprl.cli.options import EXIT_ERROR, exit_code, notices_on
 
 _COMMANDS = (training, evaluation, audit, export, chat, serve)
 
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from steprl.run_directory import RunDirectoryError
 
     try:
-        return options.command(options, console)
+        with notices_on(console):
+            return options.command(options, console)
     except KeyboardInterrupt as interrupt:
         return exit_code(interrupt)
     except (ConfigError, RunDirectoryError, OSError, ImportError, ValueError) as error:
