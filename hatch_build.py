@@ -1,15 +1,21 @@
-"""The long description of the package: README.md, as a page that stands outside the repository.
+"""What a package has beside its modules: a long description, and the configurations.
+
+The description is README.md, as a page that stands outside the repository.
 
 A package index shows the README without the files beside it, so links and pictures with a relative path
 lead nowhere there. Where the addresses of the repository's files are known, in pyproject.toml under
 `[tool.hatch.metadata.hooks.custom]`, the paths are completed; where not, pictures are left out with the
 caption beneath them, and links become plain text.
+
+The configurations of the folder `configs` are in a wheel as `steprl/configs`, where `steprl train NAME`
+finds them. An editable installation reads them where they are, so it gets no copies.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 _RELATIVE = r"(?!https?://|mailto:)(?P<path>[^()\s]+)"
@@ -60,3 +66,11 @@ class LongDescription(MetadataHookInterface):
             "content-type": "text/markdown",
             "text": long_description(readme, **addresses),
         }
+
+
+class Configurations(BuildHookInterface):
+    """Puts `configs` into wheels."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if version != "editable":
+            build_data["force_include"][str(Path(self.root) / "configs")] = "steprl/configs"

@@ -104,11 +104,19 @@ def scores(batch: StepBatch) -> jax.Array:
     return jnp.sum(jnp.where(batch.mask_NS, batch.reward_NS, 0.0), axis=1)
 
 
-def group_ids(batch: StepBatch) -> jax.Array:
-    """[N] int32 below N, the same for attempts at the same task; -1 for a row without any step."""
-    task_N = batch.task_N
-    ids_N = jnp.unique(task_N, return_inverse=True, size=task_N.shape[0])[1].reshape(task_N.shape)
-    return jnp.where(jnp.any(batch.mask_NS, axis=1), ids_N.astype(jnp.int32), -1)
+def group_ids(batch: StepBatch, singleton: str = "zero") -> jax.Array:
+    """[N] int32 below N, the same for attempts at the same task; -1 for a row without any step.
+
+    Args:
+        singleton: "zero": a row that is the only one of its task has no group either, as there is
+            nothing to compare it with; "score": it has one of its own.
+    """
+    task_N, there_N = batch.task_N, jnp.any(batch.mask_NS, axis=1)
+    rows = task_N.shape[0]
+    ids_N = jnp.unique(task_N, return_inverse=True, size=rows)[1].reshape(task_N.shape)
+    size_N = jax.ops.segment_sum(there_N.astype(jnp.int32), ids_N, rows)[ids_N]
+    grouped_N = there_N if singleton == "score" else there_N & (size_N > 1)
+    return jnp.where(grouped_N, ids_N.astype(jnp.int32), -1)
 
 
 # --- With a critic --------------------------------------------------------------------------------
@@ -167,7 +175,9 @@ def group_credit(kind: str) -> Callable[[StepBatch, jax.Array, AlgorithmConfig],
 
     def credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
         rows = batch.task_N.shape[0]
-        advantage_N = group_advantages(scores(batch), group_ids(batch), rows, kind)
+        advantage_N = group_advantages(
+            scores(batch), group_ids(batch, config.singleton), rows, kind
+        )
         active_NT = batch.step_ids_NT >= 0
         return _without_critic(jnp.where(active_NT, advantage_N[:, None], 0.0))
 
@@ -186,7 +196,7 @@ def reinforce_pp_baseline_credit(
     batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig
 ) -> Credit:
     """REINFORCE++ with the mean of the group as baseline, whitened over the tokens of the batch."""
-    ids_N, rows = group_ids(batch), batch.task_N.shape[0]
+    ids_N, rows = group_ids(batch, config.singleton), batch.task_N.shape[0]
     return _without_critic(
         reinforce_pp_baseline_advantages(scores(batch), ids_N, rows, batch.step_ids_NT)
     )
@@ -199,7 +209,7 @@ def gigpo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig)
     returns = jax.vmap(discounted_returns)
     advantage_NS = gigpo_advantages(
         scores(batch),
-        group_ids(batch),
+        group_ids(batch, config.singleton),
         batch.task_N.shape[0],
         returns(batch.reward_NS, step_discounts(batch, config.gamma)),
         batch.anchor_NS,
@@ -222,10 +232,11 @@ def branpo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig
         total_N / jnp.maximum(number_N, 1.0),
         score_N,
         branches.preference_N,
-        group_ids(batch),
+        group_ids(batch, config.singleton),
         rows,
         *masks,
         redundant=config.redundant,
+        singleton=config.singleton,
     )
     return _without_critic(advantage_NT)
 
@@ -246,7 +257,7 @@ def appo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) 
     )
     advantage_NT = appo_advantages(
         jnp.sum(reward_NT, axis=1),
-        group_ids(batch),
+        group_ids(batch, config.singleton),
         rows,
         is_original_N,
         batch.step_ids_NT >= 0,
@@ -258,12 +269,14 @@ def appo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) 
 
 
 def _branches(batch: StepBatch) -> Branches:
-    """Those of the batch; a row of a batch without any, or without a step, is its own origin."""
+    """Those of the batch; a row of a batch without any is its own origin, as is one without a step and
+    one whose origin has none, because it was left out."""
     branches, there_N = batch.branches, jnp.any(batch.mask_NS, axis=1)
     row_N = jnp.arange(there_N.shape[0], dtype=jnp.int32)
     if branches is None:
         zero_N = jnp.zeros_like(row_N)
         return Branches(row_N, zero_N, zero_N - 1, jnp.zeros(row_N.shape), zero_N)
+    there_N = there_N & there_N[branches.origin_N]
     return branches._replace(
         origin_N=jnp.where(there_N, branches.origin_N, row_N),
         token_N=jnp.where(there_N, branches.token_N, -1),

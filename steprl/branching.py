@@ -283,7 +283,7 @@ def begin_waves(
 
     Args:
         reward_N: return of each rollout, all attempts at a task one after the other.
-        steps_N: its number of steps.
+        steps_N: its number of steps, 0 where the environment failed.
         normal_N: it ended by the environment, or because it ran out of steps; others stay as they are.
         sample_N: its random stream.
     """
@@ -291,10 +291,13 @@ def begin_waves(
     assert isinstance(branching, Contrast)
     reward_N = jnp.asarray(reward_N, jnp.float32)
     correct = (reward_N >= threshold).reshape(-1, plan.attempts)
-    number = jnp.sum(correct, axis=1)
+    # Without steps there was no attempt: the environment failed.
+    there = jnp.reshape(jnp.asarray(steps_N) > 0, correct.shape)
+    correct = correct & there
+    number, tried = jnp.sum(correct, axis=1), jnp.maximum(jnp.sum(there, axis=1), 1)
     steps = jnp.sum(jnp.where(correct, jnp.reshape(steps_N, correct.shape), 0), axis=1)
     back = lambda x: jnp.repeat(x, plan.attempts, total_repeat_length=reward_N.shape[0])  # noqa: E731
-    accuracy_N, mean_N = back(number / plan.attempts), back(steps / jnp.maximum(number, 1))
+    accuracy_N, mean_N = back(number / tried), back(steps / jnp.maximum(number, 1))
     branches_NC, from_end_NC = branching.attempts(
         accuracy_N, mean_N, reward_N, steps_N, normal_N, threshold=threshold
     )

@@ -9,7 +9,9 @@ import numpy as np
 from steprl.config import Config, EvalConfig
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.models.scoring import score
+from steprl.models.tokenizer import token_texts
 from steprl.rollout import Player, trajectories
+from steprl.rollout.faults import check_faults, faulty_rows, first_fault, without_rows
 from steprl.sampling import Sampling
 from steprl.session import Session
 from steprl.types import Params, StepBatch, Trajectory
@@ -37,17 +39,24 @@ def evaluate(
     Returns:
         success_rate with its 95 % interval as success_rate_low and _high, over tasks; with n above 1
         also avg@n and pass@n; return, num_turns, parse_error_frac, truncated_frac; and each metric of
-        the environment with its interval, such as f1, f1_low, f1_high.
+        the environment with its interval, such as f1, f1_low, f1_high. All of these are of the attempts
+        in which the environment did not fail; attempts and faults say how many were made and how many
+        failed.
+
+    Raises:
+        EnvironmentFailed: the environment failed in all attempts.
     """
     n = config.n if temperature > 0 else 1
     num_tasks = min(config.num_tasks, player.sizes.get(split, config.num_tasks))
     parts: list[StepBatch] = []
+    faults: list[str] = []
     for first in range(0, num_tasks * n, rows):
         attempt = np.arange(first, first + rows)
-        batch = player.play(
-            params, jax.random.key(PANEL_KEY), attempt // n, attempt % n,
-            Sampling(temperature, config.top_k, config.top_p), split=split,
+        batch, found = _play(
+            player, params, attempt // n, attempt % n,
+            Sampling(temperature, config.top_k, config.top_p), split,
         )  # fmt: skip
+        faults += filter(None, found)
         # The supports are for training, and large.
         parts.append(jax.device_get(dataclasses.replace(batch, support_NTW=None)))
 
@@ -56,22 +65,58 @@ def evaluate(
         flat = np.concatenate([np.asarray(pick(part)) for part in parts])
         return flat[: num_tasks * n].reshape(num_tasks, n)
 
-    success = column(lambda b: b.success_N)
-    turns = column(lambda b: b.mask_NS.sum(axis=1))
-    metrics = _with_interval("success_rate", success.mean(axis=1))
+    failed = column(faulty_rows)
+    if failed.any():
+        fault = first_fault(faults, parts)
+        check_faults(f"evaluation of split {split!r}", int(failed.sum()), failed.size, fault)
+    fine = ~failed
+    of_fine = lambda pick: np.where(fine, column(pick), 0)  # noqa: E731
+    success, turns = of_fine(lambda b: b.success_N), of_fine(lambda b: b.mask_NS.sum(axis=1))
+    # A task in which the environment always failed is left out.
+    some, tried = fine.any(axis=1), np.maximum(fine.sum(axis=1), 1)
+    metrics = _with_interval("success_rate", (success.sum(axis=1) / tried)[some])
     if n > 1:
-        passed = [pass_at_k(n, int(solved), n) for solved in success.sum(axis=1)]
-        metrics |= {f"avg@{n}": metrics["success_rate"], f"pass@{n}": float(np.mean(passed))}
-    wrong = column(lambda b: (b.mask_NS & ~b.valid_NS).sum(axis=1))
+        passed = [
+            pass_at_k(of, int(solved), of)
+            for solved, of in zip(success.sum(axis=1), tried, strict=True)
+        ]
+        metrics |= {
+            f"avg@{n}": metrics["success_rate"],
+            f"pass@{n}": float(np.mean(np.asarray(passed)[some])),
+        }
+    wrong = of_fine(lambda b: (b.mask_NS & ~b.valid_NS).sum(axis=1))
     metrics |= {
-        "return": float(column(lambda b: b.reward_NS.sum(axis=1)).mean()),
-        "num_turns": float(turns.mean()),
-        "parse_error_frac": float(wrong.sum() / turns.sum()),
-        "truncated_frac": float(column(lambda b: b.truncated_NS.any(axis=1)).mean()),
+        "return": float(of_fine(lambda b: b.reward_NS.sum(axis=1)).sum() / fine.sum()),
+        "num_turns": float(turns.sum() / fine.sum()),
+        "parse_error_frac": float(wrong.sum() / max(turns.sum(), 1)),
+        "truncated_frac": float(of_fine(lambda b: b.truncated_NS.any(axis=1)).sum() / fine.sum()),
+        "attempts": float(failed.size),
+        "faults": float(failed.sum()),
     }
-    for name in parts[0].metrics_N or {}:
-        metrics |= _with_interval(name, _means(column(lambda b, name=name: b.metrics_N[name])))
+    for name in dict.fromkeys(name for part in parts for name in part.metrics_N or {}):
+        values = np.where(fine, column(lambda b, name=name: _metric(b, name)), np.nan)
+        metrics |= _with_interval(name, _means(values))
     return metrics
+
+
+def _play(
+    player: Player, params: Params, task_N: np.ndarray, sample_N: np.ndarray, sampling: Sampling,
+    split: str,
+) -> tuple[StepBatch, list[str]]:  # fmt: skip
+    """What was played, and what went wrong with the environment in each row, "" where nothing did."""
+    key = jax.random.key(PANEL_KEY)
+    if player.gather is not None or player.explore is None or player.collate is None:
+        return player.play(params, key, task_N, sample_N, sampling, split=split), [""] * len(task_N)
+    played = player.explore(
+        params, key, task_N, sample_N, sampling, split=split, remember=False
+    ).trajectories
+    return player.collate(played), [one.fault for one in played]
+
+
+def _metric(batch: StepBatch, name: str) -> np.ndarray:
+    """What the environment measured of each row, NaN where it did not."""
+    nothing_N = np.full(batch.task_N.shape, np.nan, np.float32)
+    return np.asarray((batch.metrics_N or {}).get(name, nothing_N))
 
 
 def _with_interval(name: str, values: np.ndarray) -> dict[str, float]:
@@ -134,24 +179,33 @@ def inspect(
 
     Args:
         temperature: of sampling, None for that of the evaluation.
+
+    Raises:
+        EnvironmentFailed: the environment failed in all of them.
     """
     config, player, method = session.config, session.player, session.method
     warm = config.eval.temperature if temperature is None else temperature
-    batch = player.play(
-        params, jax.random.key(PANEL_KEY), task_N, np.zeros(len(task_N), np.int32),
-        Sampling(warm), split=split,
-    )  # fmt: skip
-    raw = dataclasses.replace(config.algorithm, norm_adv=False)
+    batch, faults = _play(
+        player, params, task_N, np.zeros(len(task_N), np.int32), Sampling(warm), split
+    )
+    failed_N = np.asarray(faulty_rows(batch))
+    if failed_N.any():
+        first = first_fault([fault for fault in faults if fault], [batch])
+        check_faults(f"tasks of split {split!r}", int(failed_N.sum()), len(failed_N), first)
+    # One attempt at each task: methods of groups show its score.
+    raw = dataclasses.replace(config.algorithm, norm_adv=False, singleton="score")
 
     @jax.jit
     def credit_of(params: Params, batch: StepBatch) -> Any:
         value_NT = score(session.policy, params, batch, config.rollout.temperature).value_NT
-        return value_NT, method.credit(batch, value_NT, raw).advantage_NT
+        fine = without_rows(batch, faulty_rows(batch))
+        return value_NT, method.credit(fine, value_NT, raw).advantage_NT
 
     value_NT, advantage_NT = jax.device_get(credit_of(params, batch))
     host = jax.device_get(batch)
     inspected = []
     for row, trajectory in enumerate(trajectories(batch, player.tokenizer)):
+        trajectory = dataclasses.replace(trajectory, fault=faults[row])
         real = np.flatnonzero(host.segment_ids_NT[row] > 0)
         step_ids = host.step_ids_NT[row][real]
         value, advantage = value_NT[row][real], advantage_NT[row][real]
@@ -162,7 +216,7 @@ def inspect(
             reward[token_places[-1]] = step.reward
             firsts.append(float(value[token_places[0]]))
             means.append(float(advantage[token_places].mean()))
-        words = player.tokenizer.convert_ids_to_tokens([int(i) for i in host.tokens_NT[row][real]])
+        words = token_texts(player.tokenizer, host.tokens_NT[row][real])
         inspected.append(
             Inspected(trajectory, words, step_ids, advantage, value, reward, firsts, means)
         )

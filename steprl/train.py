@@ -8,28 +8,38 @@ train state alone, and a run that was stopped resumes bit for bit.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from steprl.carried import share_spent
-from steprl.checkpoint import Checkpointer, begun, restore, set_aside
+from steprl.checkpoint import Checkpointer, begun, latest_step, restore, set_aside
 from steprl.config import load_config
 from steprl.disk import writing
+from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate_all
-from steprl.experience import make_gather
+from steprl.experience import are_saved, make_gather, save_experience
 from steprl.interrupts import interrupts
 from steprl.metrics import STEP, CompilationCounter, MetricWriter, read_metrics, truncate_after
 from steprl.optimizer import make_optimizer
-from steprl.rollout import attempts, summary, write_trajectories
+from steprl.rollout import attempts, summary
+from steprl.rollout.faults import check_faults, first_fault
+from steprl.rollout.rollouts import Experience
 from steprl.run_directory import locked, record_settings
 from steprl.session import Session, abstract_params, initial_params
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params, StepBatch
-from steprl.update import Metrics, TrainState, initial_state, make_update, sizes_in_rows
+from steprl.update import (
+    Metrics,
+    TokenRecord,
+    TrainState,
+    initial_state,
+    make_update,
+    sizes_in_rows,
+)
 
 
 class Event(NamedTuple):
@@ -58,6 +68,7 @@ def train(
         Stopped: a signal asked the run to stop; its state is saved.
         KeyboardInterrupt: a second Ctrl-C; what was learnt since the last save is lost.
         FloatingPointError: something was not finite; the last good state is saved.
+        EnvironmentFailed: all attempts of an iteration or an evaluation failed; the state is saved.
         DamagedCheckpoint: no checkpoint that is there can be read.
         RunDirectoryError: another process trains in `run`.
         WriteError: the disk refuses; names the file, and the last saved step if it is a checkpoint.
@@ -129,11 +140,14 @@ def _reinforce(
 
     def update(
         state: TrainState, batch: StepBatch, key: jax.Array, sampled: float | None
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[TrainState, Metrics, TokenRecord]:
         spent = share_spent(config, state.carried)
         optimizer = make_optimizer(config.actor, config.critic, updates, spent)
         in_rows = sizes_in_rows(config, method.branching)
-        return make_update(policy, method, optimizer, in_rows, mesh)(state, batch, key, sampled)
+        # Recorded in every iteration, so that all are one program and have the same bits; what is not
+        # written never leaves the device.
+        learn = make_update(policy, method, optimizer, in_rows, mesh, recorded=True)
+        return learn(state, batch, key, sampled)
 
     shapes = jax.eval_shape(fresh, params)
     shardings = state_shardings(shapes, mesh, session.rules)
@@ -147,12 +161,12 @@ def _reinforce(
         state = jax.jit(fresh, out_shardings=shardings)(params)
     gather = make_gather(session)
     record_settings(run, config)
-    compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None, None))
     summarise = jax.jit(summary)
     seed = jax.random.key(trainer.seed)
     play_key, update_key = jax.random.fold_in(seed, 2), jax.random.fold_in(seed, 3)
 
-    done = int(state.iteration)
+    faults, done = _Faults(), int(state.iteration)
     budget = float("inf") if trainer.token_budget is None else trainer.token_budget
     ended = done == total or float(state.carried["tokens"]) >= budget
     # A run that was killed before its first checkpoint evaluates again, so row 0 goes as well.
@@ -169,31 +183,47 @@ def _reinforce(
             before = evaluate_all(player, state.params, config)
             writer.write(0, before)
             watch(Event("rl", 0, total, before))
+
+        def write(iteration: int, experience: Experience, record: TokenRecord | None) -> None:
+            file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
+            with writing(file):
+                save_experience(file, experience, record, player.tokenizer, iteration, trainer)
+
         for iteration in range(done + 1, done + 1 if ended else total + 1):
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
             experience = gather(state, play_key, *tasks)
-            if _due(iteration, trainer.save_trajectories):
-                file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-                with writing(file):
-                    played = experience.trajectories()
-                    write_trajectories(file, played, iteration - 1, trainer.seed)
             metrics = experience.report | jax.device_get(summarise(experience.batch))
             clock.lap("gen")
+            failed = faults.check(iteration, experience, metrics)
+            if failed is not None:
+                if are_saved(trainer, iteration, last=True):
+                    write(iteration, experience, None)  # what went wrong can be looked at
+                saver.wait()
+                if latest_step(folder) != iteration - 1:
+                    saver.save(iteration - 1, state, _meta(session))
+                raise failed
             key, sampled = (
                 jax.random.fold_in(update_key, iteration),
                 experience.report.get("token/decoded"),
             )
-            state, learnt = compiled_update(state, experience.batch, key, sampled)
+            state, learnt, record = compiled_update(state, experience.batch, key, sampled)
             metrics |= jax.device_get(learnt)
             clock.lap("update")
             broken = bool(metrics["train/nonfinite"])
             last = iteration == total or metrics["token/total"] >= budget
+            if are_saved(trainer, iteration, last or broken):
+                write(iteration, experience, record)
+                clock.lap("save_trajectories")
+            del record  # its memory is free for the next rollout
             if not broken and (last or _due(iteration, trainer.test_freq)):
-                metrics |= evaluate_all(player, state.params, config)
+                try:
+                    metrics |= evaluate_all(player, state.params, config)
+                except EnvironmentFailed as error:
+                    failed = error
                 clock.lap("testing")
             stop = interrupted()
-            if broken or stop or last or _due(iteration, trainer.save_freq):
+            if broken or failed or stop or last or _due(iteration, trainer.save_freq):
                 # An update that is not finite has changed nothing: what is saved is the good state.
                 row = _row(metrics, clock, compiled)
                 saver.save(iteration, state, _meta(session) | {"row": row})
@@ -207,11 +237,37 @@ def _reinforce(
                     f"iteration {iteration}: loss or gradient is not finite; the last good parameters "
                     f"are saved in {folder}. Try a smaller actor.lr or a larger batch"
                 )
+            if failed is not None:
+                raise failed
             if last:
                 break
             if stop:
                 raise KeyboardInterrupt
     return state.params
+
+
+class _Faults:
+    """Warns once where the environment failed in many attempts, and tells where it failed in all."""
+
+    def __init__(self) -> None:
+        self._many = False
+
+    def check(
+        self, iteration: int, experience: Experience, metrics: Mapping[str, Any]
+    ) -> EnvironmentFailed | None:
+        failed, share = int(metrics["env/faults"]), float(metrics["env/fault_frac"])
+        if not failed:
+            return None
+        what, first = f"iteration {iteration}", first_fault(experience.faults, [experience.batch])
+        try:
+            attempts, warn = round(failed / share), not self._many
+            self._many |= check_faults(what, failed, attempts, first, warn)
+        except EnvironmentFailed as error:
+            return EnvironmentFailed(
+                f"{error}. Mend the environment and continue with --resume auto: the state behind "
+                f"iteration {iteration - 1} is saved"
+            )
+        return None
 
 
 def _due(iteration: int, frequency: int) -> bool:

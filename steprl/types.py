@@ -86,6 +86,9 @@ class Trajectory:
     """What the last action was answered, which no step has read; empty where it was not kept."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     """What the environment says of it beside reward and success, such as F1."""
+    fault: str = ""
+    """What went wrong with the environment, with its name, the task, the step and the value; "" where
+    nothing did. Such an attempt is not learnt from, and its success is not counted."""
 
     @property
     def total_reward(self) -> float:
@@ -148,6 +151,7 @@ class StepBatch:
     anchor_NS: jax.Array | None = None  # int32, steps of a task that saw the same, -1 without step
     branches: Branches | None = None
     metrics_N: dict[str, jax.Array] | None = None  # float32, what the environment says of each row
+    fault_N: jax.Array | None = None  # bool, the environment failed, perhaps before any step
     tree: TreeLayout | None = None  # rows that share a beginning run as one; None: each on its own
     action_width: int = dataclasses.field(metadata=dict(static=True), default=0)
     # ^ at least the sampled tokens of any row: heads run on these only

@@ -1,11 +1,13 @@
 """The command line from end to end: what it writes, what it prints, and how it fails."""
 
+import contextlib
 import errno
 import json
 import re
 import shlex
 import shutil
 import signal
+from importlib import metadata
 
 import pytest
 
@@ -56,12 +58,32 @@ def interrupt(monkeypatch):
     yield arrange
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["sft"], ["eval"], ["rollout"]])
+@pytest.mark.parametrize("arguments", [[], ["train"], ["sft"], ["eval"], ["rollout"], ["report"]])
 def test_help_is_printed(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--help"])
     assert ended.value.code == 0
     assert "usage: steprl" in capsys.readouterr().out
+
+
+def test_without_a_command_the_help_is_printed(capsys):
+    assert main([]) == 0
+    assert "Step-level reinforcement learning" in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == f"steprl {metadata.version('steprl')}"
+
+
+def test_help_says_95_percent_as_it_is_written(capsys):
+    for arguments in ([], ["eval", "--help"]):
+        with contextlib.suppress(SystemExit):
+            main(arguments)
+        out = capsys.readouterr().out
+        assert "95 % intervals" in out and "%%" not in out
 
 
 def error_line(capsys, arguments):
@@ -85,6 +107,8 @@ def test_training_fills_the_run_directory(trained, home):
     assert (trained / "checkpoints" / "2" / "state").is_dir()
     for picture in ("learning_curves.png", "credit.png"):
         assert (trained / "plots" / picture).read_bytes().startswith(b"\x89PNG")
+    assert "step_000002.jsonl" in {path.name for path in (trained / "trajectories").iterdir()}
+    assert (trained / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_training_shows_where_it_stands_and_what_came_of_it(trained, home, capsys):
@@ -94,6 +118,7 @@ def test_training_shows_where_it_stands_and_what_came_of_it(trained, home, capsy
     assert "steppo on multihop" in out and f"run directory {trained}" in out
     assert re.search(r"eval/success_rate_greedy +before \d\.\d{3} +after \d\.\d{3}", out)
     assert "a sample: heldout task" in out
+    assert f"report: {trained / 'report.html'}" in out
     command = re.search(r"look at more with: (steprl rollout .*)", out)[1]
     assert main(shlex.split(command)[1:]) == 0
 
@@ -243,7 +268,7 @@ def test_the_warm_start_alone_is_where_another_run_starts_from(home, capsys, int
     assert setting == f"trainer.init_from={home / 'runs' / 'warm'}"
     assert (home / "runs" / "warm" / "sft" / "20").is_dir()
     assert not (home / "runs" / "warm" / "checkpoints").exists()
-    assert main(["eval", str(home / "runs" / "warm"), "--n", "8"]) == 0
+    assert main(["eval", str(home / "runs" / "warm"), "--tasks", "8"]) == 0
 
 
 def test_a_warm_start_without_steps_is_refused(home, capsys):
@@ -254,7 +279,7 @@ def test_a_warm_start_without_steps_is_refused(home, capsys):
 
 
 def test_eval_prints_and_writes_success_with_intervals(trained, capsys):
-    assert main(["eval", str(trained), "--n", "16"]) == 0
+    assert main(["eval", str(trained), "--tasks", "16"]) == 0
     out = capsys.readouterr().out
     results = json.loads((trained / "eval.json").read_text())
     for suffix, name in (("", "eval sampled"), ("_greedy", "eval greedy")):
@@ -275,7 +300,7 @@ def test_eval_of_the_newest_checkpoint_is_what_training_measured(trained):
 
 
 def test_rollout_prints_steps_with_reward_value_and_advantage(trained, capsys):
-    assert main(["rollout", str(trained), "--n", "2", "--first", "5"]) == 0
+    assert main(["rollout", str(trained), "--tasks", "2", "--first", "5"]) == 0
     out = capsys.readouterr().out
     for word in ("heldout task 5", "heldout task 6", "reward", "value", "advantage", "\u2502 "):
         assert word in out
@@ -288,7 +313,7 @@ def test_rollout_prints_steps_with_reward_value_and_advantage(trained, capsys):
 def test_rollout_of_the_training_tasks_greedily_is_the_same_each_time(trained, capsys):
     outs = []
     for _ in range(2):
-        assert main(["rollout", str(trained), "--n", "1", "--split", "train", "--greedy"]) == 0
+        assert main(["rollout", str(trained), "--tasks", "1", "--split", "train", "--greedy"]) == 0
         outs.append(capsys.readouterr().out)
     assert outs[0] == outs[1] and "train task 0" in outs[0]
 
@@ -335,9 +360,9 @@ def test_what_is_not_a_run_is_named(command, home, capsys):
     "arguments, said",
     [
         (["eval", "--step", "7"], "checkpoint of step 7"),
-        (["eval", "--n", "0"], "--n 0: must be at least 1"),
+        (["eval", "--tasks", "0"], "--tasks 0: must be at least 1"),
         (["eval", "model.d_ff=64"], "mlp/gate/kernel"),
-        (["rollout", "--n", "0"], "--n 0: must be at least 1"),
+        (["rollout", "--tasks", "0"], "--tasks 0: must be at least 1"),
         (["rollout", "--split", "test"], "this environment has train, heldout"),
     ],
 )
@@ -349,8 +374,10 @@ def test_questions_that_a_run_cannot_answer(trained, capsys, arguments, said):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["train"], ["train", "x.yaml", "--fast"], ["eval", "x", "--n", "y"]]
-)
+    "arguments",
+    [["fly"], ["train"], ["train", "x.yaml", "--fast"], ["eval", "x", "--tasks", "y"], ["--fast"],
+     ["eval", "x", "--n", "8"], ["train", "x.yaml", "--over"]],
+)  # fmt: skip
 def test_a_command_that_is_none_ends_with_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)

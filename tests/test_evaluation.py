@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import logging
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from rich.console import Console
 
 from steprl.cli.progress import print_results
 from steprl.config import EvalConfig
+from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate
 from steprl.metrics import mean_interval, pass_at_k
-from steprl.rollout import Player, collate, read_trajectories, write_trajectories
+from steprl.rollout import Player, Rollouts, Usage, collate
 from steprl.sampling import Sampling
-from steprl.types import Parent, Step, Trajectory
+from steprl.types import Step, Trajectory
 
 
 def trajectory(task, sample, success, f1, steps=1):
@@ -65,6 +67,58 @@ def test_greedy_makes_one_attempt_and_no_task_is_played_twice():
     assert calls[0][2]["sampling"] == Sampling(0.0) and calls[0][2]["split"] == "held"
 
 
+def failing(failed, n=2):
+    """A player on the host, in which the environment fails for some (task, sample)."""
+
+    def explore(params, key, task_N, sample_N, sampling, **how):
+        made = [
+            trajectory(t, s, s == 0, t / 10, steps=2)
+            if (t, s) not in failed
+            else dataclasses.replace(
+                trajectory(t, s, True, 9.0), metrics={}, fault=f"task {t} broke"
+            )
+            for t, s in zip(task_N.tolist(), sample_N.tolist(), strict=True)
+        ]
+        return Rollouts(made, Usage())
+
+    one = Player(
+        None, None, None, ("train", "held"), explore=explore,
+        collate=lambda made: collate(made, 2, [16]),
+    )  # fmt: skip
+    return evaluate(one, {}, EvalConfig(num_tasks=4, n=n), "held", 4, 1.0)
+
+
+def test_attempts_in_which_the_environment_failed_are_left_out_and_counted():
+    """Of task 0 the attempt that would be solved fails, of task 3 both do."""
+    found = failing({(0, 0), (3, 0), (3, 1)})
+    assert (found["attempts"], found["faults"]) == (8, 3)
+    assert found["success_rate"] == pytest.approx((0 + 0.5 + 0.5) / 3)
+    assert found["pass@2"] == pytest.approx((0 + 1 + 1) / 3)
+    assert found["return"] == pytest.approx(4 / 5) and found["num_turns"] == 2
+    assert found["f1"] == pytest.approx((0.0 + 0.1 + 0.2) / 3)
+    console = Console(file=io.StringIO(), width=200)
+    results = {f"eval/{name}": value for name, value in found.items()}
+    print_results(results, console)
+    assert "eval/faults: the environment failed in 3 of 8 attempts" in console.file.getvalue()
+
+
+def test_where_the_environment_always_failed_there_is_nothing_to_measure():
+    everywhere = {(task, sample) for task in range(4) for sample in range(2)}
+    with pytest.raises(
+        EnvironmentFailed, match="in all of 8 attempts.*The first fault: task 0 broke"
+    ):
+        failing(everywhere)
+
+
+def test_many_faults_are_warned_of_and_few_are_not(caplog):
+    with caplog.at_level(logging.WARNING):
+        failing({(0, 0)})  # 1 of 8 is more than a tenth
+        assert "failed in 1 of 8 attempts" in caplog.text
+        caplog.clear()
+        failing({(2, 3)}, n=4)
+        assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
     ("values", "low", "high"),
     [([1.0, 0.0], *mean_interval(np.array([0.0, 1.0]))), ([0.3] * 5, 0.3, 0.3), ([], None, None)],
@@ -88,25 +142,3 @@ def test_what_the_environment_measures_is_printed():
     results = {f"eval/{name}": value for name, value in found.items()}
     print_results(results, Console(file=written, width=120))
     assert "eval sampled" in written.getvalue() and "eval/f1" in written.getvalue()
-
-
-def test_trajectories_come_back_from_their_file(tmp_path):
-    made = [trajectory(4, 0, True, 0.5, steps=2), trajectory(4, 1, False, float("nan"))]
-    parents = [Parent(0, 1, preference=-1), Parent(0, 1, 2, 0.1, 1)]
-    pairs = zip(made, parents, strict=True)
-    made = [dataclasses.replace(one, parent=parent) for one, parent in pairs]
-    write_trajectories(tmp_path / "trajectories" / "step_1.jsonl", made, policy_version=0, seed=7)
-    file = tmp_path / "trajectories" / "step_1.jsonl"
-    assert "NaN" not in file.read_text()
-    found = read_trajectories(file)
-    assert [one.parent for one in found] == parents
-    assert found[0].metrics == {"f1": 0.5} and np.isnan(found[1].metrics["f1"])
-    assert [(t.task, t.sample, t.success, len(t.steps)) for t in found] == [
-        (4, 0, True, 2), (4, 1, False, 1),
-    ]  # fmt: skip
-    for one, other in zip(made, found, strict=True):
-        for a, b in zip(one.steps, other.steps, strict=True):
-            assert (a.action, a.info, a.reward) == (b.action, b.info, b.reward)
-            np.testing.assert_array_equal(a.action_ids, b.action_ids)
-            np.testing.assert_allclose(a.logprobs, b.logprobs)
-    assert list((tmp_path / "trajectories").iterdir()) == [tmp_path / "trajectories/step_1.jsonl"]

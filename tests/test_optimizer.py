@@ -143,3 +143,72 @@ def test_the_rate_falls_with_updates_or_budget_whichever_is_further(schedule, sp
 def test_a_budget_does_not_shorten_the_warm_up():
     actor = ActorConfig(lr_schedule="linear", lr_warmup_steps=4)
     assert float(learning_rate(actor, 1.0, 10, jnp.float32(0.5))(2)) == pytest.approx(0.5)
+
+
+# Parameters of fewer bits than their updates need.
+
+
+def walk(optimizer, params, steps):
+    """The parameters after that many steps of one compiled loop with a random gradient each."""
+
+    def step(carry, key):
+        params, state = carry
+        gradient = jax.tree.map(
+            lambda p: jax.random.normal(key, p.shape).astype(p.dtype) + p.dtype.type(0.5), params
+        )
+        change, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, change), state), None
+
+    keys = jax.random.split(jax.random.key(1), steps)
+    return jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), keys)[0])(params)
+
+
+def weights(dtype):
+    """Of the sizes of a decoder: normal with deviation 0.02, and norms of 1."""
+    normal = 0.02 * jax.random.normal(jax.random.key(0), (64, 16))
+    params = {"decoder": {"kernel": normal, "norm": jnp.ones(16)}, "value": {"out": normal[:1]}}
+    return jax.tree.map(lambda p: p.astype(jnp.bfloat16).astype(dtype), params)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        make_optimizer(ActorConfig(lr=5e-6, weight_decay=0.1), CriticConfig(lr=2e-5), 400),
+        make_sft_optimizer(SftConfig(lr=5e-6, steps=400, weight_decay=0.1)),
+    ],
+    ids=["rl", "sft"],
+)
+def test_a_small_rate_moves_every_bfloat16_weight_as_it_moves_a_float32_one(optimizer):
+    half, state = walk(optimizer, weights(jnp.bfloat16), 400)
+    single, _ = walk(optimizer, weights(jnp.float32), 400)
+    before = weights(jnp.float32)
+    for master, want, first, p in zip(
+        *map(jax.tree.leaves, (state.params, single, before, half)), strict=True
+    ):
+        assert master.dtype == jnp.float32 and p.dtype == jnp.bfloat16
+        assert np.all(np.asarray(master) != np.asarray(first))
+        # Gradients are rounded to 8 bits, so the way is nearly the same.
+        np.testing.assert_allclose(master - first, want - first, rtol=0.05, atol=2e-5)
+        np.testing.assert_array_equal(p, master.astype(jnp.bfloat16))
+    # Far enough to be seen in bfloat16: nearly all of the small weights, which stood still before.
+    moved = np.asarray(half["decoder"]["kernel"]) != np.asarray(before["decoder"]["kernel"])
+    assert moved.mean() > 0.95
+
+
+def test_the_norms_move_too_once_the_sum_of_their_updates_is_seen():
+    """A norm of 1 has a distance of 1/256 to the next bfloat16 number below."""
+    optimizer = make_optimizer(ActorConfig(lr=2e-5), NO, 400)
+    half, state = walk(optimizer, weights(jnp.bfloat16), 400)
+    norm = np.asarray(half["decoder"]["norm"], np.float32)
+    np.testing.assert_array_equal(norm, state.params["decoder"]["norm"].astype(jnp.bfloat16))
+    assert np.all(norm < 1)
+
+
+def test_over_float32_the_optimiser_is_what_it_was():
+    optimizer = make_optimizer(ActorConfig(), NO, 10)
+    assert not any("master" in str(type(x)).lower() for x in optimizer.init(params_of(0.5)))
+    mixed = {"decoder": {"kernel": jnp.ones(3, jnp.bfloat16), "head": jnp.ones(3)}, "value": {}}
+    state = optimizer.init(mixed)
+    assert [x.shape for x in jax.tree.leaves(state.params)] == [(3,)]  # one copy
+    change, _ = optimizer.update(jax.tree.map(jnp.ones_like, mixed), state, mixed)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(change))

@@ -67,7 +67,7 @@ def test_all_three_are_trained_evaluated_and_resumed_by_name(outside, capsys):
     assert (
         rows[0]["eval/success_rate"] < 0.3 and success > 0.6
     )  # on lights that training never ends with
-    assert main(["rollout", "runs/own", "--n", "1"]) == 0
+    assert main(["rollout", "runs/own", "--tasks", "1"]) == 0
 
     # Stopped in the middle and resumed, it is the same run.
     half = [*words, "trainer.experiment_name=half"]

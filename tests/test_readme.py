@@ -17,11 +17,15 @@ RELATIVE = r"\]\((?!https?://)[^)]*\)"
 @pytest.fixture
 def build_hook(monkeypatch):
     """hatch_build.py; the build backend itself is installed only where a package is built."""
-    interface = types.ModuleType("hatchling.metadata.plugin.interface")
-    interface.MetadataHookInterface = object
-    for name in ("hatchling", "hatchling.metadata", "hatchling.metadata.plugin"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    for path, interface in (
+        ("hatchling.metadata.plugin.interface", "MetadataHookInterface"),
+        ("hatchling.builders.hooks.plugin.interface", "BuildHookInterface"),
+    ):
+        parts = path.split(".")
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        setattr(sys.modules[path], interface, type(interface, (), {}))
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -16,9 +16,11 @@ import pytest
 from steprl.checkpoint import DamagedCheckpoint, all_steps, restore
 from steprl.config import load_config
 from steprl.disk import WriteError
+from steprl.envs.answers import EnvironmentFailed
 from steprl.interrupts import Stopped
 from steprl.metrics import STEP, read_metrics
 from steprl.optimizer import make_optimizer
+from steprl.rollout import read_rows
 from steprl.session import abstract_params, initial_params, load_params, load_step, setup
 from steprl.train import train
 from steprl.update import initial_state
@@ -449,6 +451,33 @@ def test_the_watcher_hears_of_every_tenth_step_and_every_iteration(session, from
     assert [(e.phase, e.step, e.steps) for e in heard] == [("rl", 0, 2), ("rl", 1, 2), ("rl", 2, 2)]
 
 
+# Files of trajectories
+
+
+def test_the_trajectories_of_a_game_are_written_with_the_credit_that_was_trained_on(whole, session):
+    """StepPO whitens target minus value over the steps of the batch; all of them are in the file."""
+    files = sorted((whole[0] / "trajectories").iterdir())
+    assert [file.name for file in files] == [f"step_{i:06d}.jsonl" for i in (1, 2, 3, 4)]
+    for file, metrics in zip(files, rows_of(whole[0])[1:], strict=True):
+        steps = [row for rows in read_rows(file) for row in rows]
+        assert len(steps) == metrics["step/count"]
+        raw = np.array([row["target"] - row["value"] for row in steps])
+        advantage = np.array([row["advantage"] for row in steps])
+        np.testing.assert_allclose(
+            advantage, (raw - raw.mean()) / (raw.std(ddof=1) + 1e-8), atol=2e-3
+        )
+        of_tokens = [row["advantage"] for row in steps for _ in row["response_ids"]]
+        assert np.max(of_tokens) == pytest.approx(metrics["critic/advantages/max"], abs=1e-5)
+        assert np.mean(of_tokens) == pytest.approx(metrics["critic/advantages/mean"], abs=1e-5)
+        for row in steps:
+            assert row["learnt"] and "response_advantages" not in row
+            np.testing.assert_allclose(
+                row["response_train_logprobs"], row["response_logprobs"], atol=1e-4
+            )
+            words = "".join(token for token in row["response_tokens"] if token != "<end>")
+            assert words.replace(" ", "") == row["action"].replace(" ", "")
+
+
 # Compilations
 
 PROGRAMS = {  # the large ones, and how often each is compiled in a run
@@ -486,27 +515,31 @@ def test_more_iterations_compile_nothing_more(whole, session, tmp_path, warm):
 # Not finite
 
 
-def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
-    whole, session, from_warm, tmp_path
-):
-    """The rewards of iteration 3 are NaN: what is saved is what iteration 2 left."""
+def spoiled(session, name, iteration=3):
+    """The session, in one iteration of which an array of the batch is NaN."""
 
     def gather(plan, sampling):
         rollouts = session.player.gather(plan, sampling)
 
-        def broken_rollouts(params, key, task_N, sample_N, before):
+        def spoiled_rollouts(params, key, task_N, sample_N, before):
             experience = rollouts(params, key, task_N, sample_N, before)
-            if task_N[0] == 2 * session.config.rollout.batch_size:
-                reward_NS = experience.batch.reward_NS * jnp.nan
-                batch = dataclasses.replace(experience.batch, reward_NS=reward_NS)
+            if task_N[0] == (iteration - 1) * session.config.rollout.batch_size:
+                nothing = getattr(experience.batch, name) * jnp.nan
+                batch = dataclasses.replace(experience.batch, **{name: nothing})
                 experience = experience._replace(batch=batch)
             return experience
 
-        return broken_rollouts
+        return spoiled_rollouts
 
-    broken = session._replace(player=session.player._replace(gather=gather))
+    return session._replace(player=session.player._replace(gather=gather))
+
+
+def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
+    whole, session, from_warm, tmp_path
+):
+    """The log-probs of iteration 3 are NaN: what is saved is what iteration 2 left."""
     with pytest.raises(FloatingPointError, match="iteration 3: loss or gradient is not finite"):
-        train(broken, from_warm)
+        train(spoiled(session, "logprob_NT"), from_warm)
     assert all_steps(from_warm / "checkpoints") == [3]
     saved = state_of(session, from_warm)
     good = tmp_path / "good"
@@ -518,6 +551,22 @@ def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
     last = rows_of(from_warm)[-1]
     assert last[STEP] == 3 and last["train/nonfinite"] == 2  # one mini-batch, two epochs
     assert rows_of(from_warm)[:3] == rows_of(whole[0])[:3]
+
+
+@pytest.mark.full
+def test_an_iteration_of_nothing_but_faults_stops_the_run_which_goes_on_when_mended(
+    whole, session, from_warm
+):
+    """All rewards of iteration 3 are NaN, as a broken environment may give them."""
+    with pytest.raises(EnvironmentFailed) as raised:
+        train(spoiled(session, "reward_NS"), from_warm)
+    said = str(raised.value)
+    assert said.startswith("iteration 3: the environment failed in all of ")
+    assert "step 0: the reward is nan" in said and "--resume auto" in said
+    assert all_steps(from_warm / "checkpoints") == [2] and rows_of(from_warm)[-1][STEP] == 2
+    train(session, from_warm)
+    assert_same_bits(state_of(session, from_warm).params, state_of(session, whole[0]).params)
+    assert rows_of(from_warm) == rows_of(whole[0])
 
 
 def test_a_warm_start_that_is_not_finite_stops_too(session, tmp_path):

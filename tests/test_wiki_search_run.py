@@ -10,7 +10,7 @@ from steprl.cli import main
 from steprl.config import load_config
 from steprl.metrics import read_metrics
 from steprl.models import DecoderConfig, load_model, make_policy, save_pretrained
-from steprl.rollout import read_trajectories
+from steprl.rollout import read_rows, read_trajectories
 from steprl.session import open_policy, setup
 from tests.models.chat_models import CHATML, chat_tokenizer
 
@@ -105,6 +105,11 @@ def test_trajectories_are_written_with_what_was_said_and_sampled(run):
             assert "## User Query" in step.observation
             assert step.observation in tokenizer.decode(step.observation_ids)
             assert len(step.logprobs) == len(step.action_ids)
+    for row in (row for rows in read_rows(file) for row in rows):
+        assert row["action"] in "".join(row["response_tokens"])
+        assert len(row["response_tokens"]) == len(row["response_ids"])
+        assert len(row["response_train_logprobs"]) == len(row["response_ids"])
+        assert np.isfinite(row["advantage"]) and row["trained_reward"] == row["reward"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from steprl.audit.comparison import (
     enumerated,
 )
 from steprl.audit.estimates import ADVANTAGE, CRITIC, RANDOM, STAKE, TARGETS, VALUE
-from steprl.report import _INK, _MUTED, PALETTE, _dress, _save
+from steprl.report.style import INK, MUTED, PALETTE, dress, save
 
 _TITLES = {
     VALUE: "Value of a state: V",
@@ -47,7 +47,7 @@ def draw_audit(audit: Audit, path: str | os.PathLike[str], title: str) -> Path:
     figure = Figure((15.0, 8.2), dpi=100, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.12)  # type: ignore[union-attr, call-arg]
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.0, 1.1)).ravel()
-    figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=_INK)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=INK)
     for axes, target in zip(above.subplots(1, 3), TARGETS, strict=True):
         rank_scores = [s for s in audit.scores if (s.target, s.kind) == (target, RANK)]
         kinds = [kind for kind in _COLORS if any(s.truth == kind for s in rank_scores)]
@@ -71,14 +71,14 @@ def draw_audit(audit: Audit, path: str | os.PathLike[str], title: str) -> Path:
         if name != RANDOM
     ][:5]
     note = "A dot a step; the line joins the means of tenths of the steps, by their estimate"
-    below.suptitle(note, x=0.012, ha="left", fontsize=10, color=_MUTED)
+    below.suptitle(note, x=0.012, ha="left", fontsize=10, color=MUTED)
     cells = below.subplots(1, max(len(shown), 1), squeeze=False)[0]
     for axes, (target, name) in zip(cells, shown, strict=False):
         truth_s = exact.get(target, of_target[target])
         _scatter(axes, audit.estimates[target][name], truth_s, name, target)
     if not shown:
         cells[0].axis("off")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_comparison(
@@ -95,7 +95,7 @@ def draw_comparison(
         The path.
     """
     figure = Figure((15.0, 11.5), dpi=100, layout="constrained", facecolor="white")
-    figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=_INK)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=INK)
     for kind, row in zip((RANK, LINEAR), figure.subplots(2, 3), strict=True):
         for axes, target in zip(row, TARGETS, strict=True):
             groups = {
@@ -103,7 +103,7 @@ def draw_comparison(
                 for name, of in found.items()
             }
             _forest(axes, groups, dict(zip(found, PALETTE, strict=False)), target)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _forest(
@@ -123,16 +123,16 @@ def _forest(
             labelled.add(group)
             axes.plot([score.low, score.high], [y, y], color=colors[group], linewidth=2.2)
             axes.plot([score.correlation], [y], "o", color=colors[group], markersize=6, label=label)
-    axes.axvline(0.0, color=_MUTED, linewidth=0.8)
-    _dress(axes, _TITLES[target], "")
+    axes.axvline(0.0, color=MUTED, linewidth=0.8)
+    dress(axes, _TITLES[target], "")
     axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", labelcolor=_INK, labelsize=9.5)
+    axes.tick_params(axis="y", labelcolor=INK, labelsize=9.5)
     axes.set_ylim(-0.7, len(names) - 0.2)
     low = min([0.0, *(s.low for s in scores if math.isfinite(s.low))])
     axes.set_xlim(low - 0.06, 1.03)
     axes.xaxis.set_major_locator(_ticks())
     whose = "Spearman's rank" if all(s.kind == RANK for s in scores) else "Pearson's"
-    axes.set_xlabel(f"{whose} correlation, 95 % interval", color=_MUTED, fontsize=9)
+    axes.set_xlabel(f"{whose} correlation, 95 % interval", color=MUTED, fontsize=9)
     if len(labelled) > 1 and target == VALUE:
         axes.legend(frameon=False, fontsize=8, loc="lower right")
 
@@ -163,10 +163,10 @@ def _scatter(
     x = [estimate_s[part].mean() for part in tenths]
     y = [truth_s[part].mean() for part in tenths]
     axes.plot(x, y, "-o", color=PALETTE[1], linewidth=1.8, markersize=4.5)
-    _dress(axes, name, "")
+    dress(axes, name, "")
     axes.margins(x=0.04)
-    axes.set_xlabel("estimate", color=_MUTED, fontsize=9)
-    axes.set_ylabel("true V" if target == VALUE else "true Q \N{MINUS SIGN} V", color=_MUTED)
+    axes.set_xlabel("estimate", color=MUTED, fontsize=9)
+    axes.set_ylabel("true V" if target == VALUE else "true Q \N{MINUS SIGN} V", color=MUTED)
     axes.xaxis.set_major_locator(_few())
 
 
@@ -212,7 +212,7 @@ def draw_trajectory(
     height = max(0.62, 0.17 * (len(credits) + 1) + 0.16)
     figure = Figure((14.0, 1.7 + height * len(steps)), dpi=100, layout="constrained",
                     facecolor="white")  # fmt: skip
-    figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=_INK)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=15, fontweight="bold", color=INK)
     words, values, credit = figure.subplots(1, 3, width_ratios=(1.15, 0.7, 1.3), sharey=True)
     for axes in (words, values, credit):
         axes.set_ylim(len(steps) - 0.5, -0.5)
@@ -222,16 +222,16 @@ def draw_trajectory(
     for number, step in enumerate(steps):
         lines = [*_wrapped(step.observation, ""), *_wrapped(step.action or "(empty)", "> ")]
         style = {"fontsize": 9, "va": "center", "parse_math": False, "family": "monospace"}
-        words.text(0.0, number, f"{number + 1}", fontweight="bold", color=_INK, **style)
-        words.text(0.05, number, "\n".join(lines), color=_INK, **style)
+        words.text(0.0, number, f"{number + 1}", fontweight="bold", color=INK, **style)
+        words.text(0.05, number, "\n".join(lines), color=INK, **style)
     _draw_values(values, audit, index_s)
     _draw_credit(credit, audit, index_s, credits)
     values.set_yticks([])
     ending = "solved" if audit.trajectories[row].success else "not solved"
     words.set_title(
-        f"task {audit.trajectories[row].task}, {ending}", loc="left", fontsize=10.5, color=_INK
+        f"task {audit.trajectories[row].task}, {ending}", loc="left", fontsize=10.5, color=INK
     )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _wrapped(text: str, mark: str, width: int = 54, lines: int = 2) -> list[str]:
@@ -251,7 +251,7 @@ def _draw_values(axes: Axes, audit: Audit, index_s: np.ndarray) -> None:
         y,
         xerr=error,
         fmt="o",
-        color=_INK,
+        color=INK,
         markersize=6,
         capsize=3,
         label="true V",
@@ -262,7 +262,7 @@ def _draw_values(axes: Axes, audit: Audit, index_s: np.ndarray) -> None:
     if CRITIC in audit.estimates[VALUE]:
         critic_s = audit.estimates[VALUE][CRITIC][index_s]
         axes.plot(critic_s, y - 0.16, "D", color=PALETTE[0], markersize=6, label="critic")
-    _dress(axes, "value before the step", "")
+    dress(axes, "value before the step", "")
     axes.margins(x=0.06)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(_few())
@@ -278,7 +278,7 @@ def _draw_credit(
     y = np.arange(len(index_s)) - 0.42 + thick / 2
     error = _Z_95 * np.sqrt(variance_s[index_s]) / unit
     axes.barh(
-        y, advantage_s[index_s] / unit, thick * 0.92, color=_INK, label="true Q \N{MINUS SIGN} V",
+        y, advantage_s[index_s] / unit, thick * 0.92, color=INK, label="true Q \N{MINUS SIGN} V",
         xerr=error, error_kw={"ecolor": "#999999", "capsize": 2, "elinewidth": 1.2},
     )  # fmt: skip
     if audit.bounds is not None:
@@ -298,8 +298,8 @@ def _draw_credit(
             y + thick * (number + 1), credit_s[index_s] / spread, thick * 0.92, color=PALETTE[number],
             label=name,
         )  # fmt: skip
-    axes.axvline(0.0, color=_MUTED, linewidth=0.8)
-    _dress(axes, "credit of the step, in its own standard deviations", "")
+    axes.axvline(0.0, color=MUTED, linewidth=0.8)
+    dress(axes, "credit of the step, in its own standard deviations", "")
     axes.margins(x=0.04)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_locator(_few())

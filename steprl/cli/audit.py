@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
-from steprl.cli.options import config_of_run
+from steprl.cli.options import add_source, open_source
 
 _THRESHOLD = 1e-5  # less likely is bounded, not enumerated
 
@@ -18,13 +19,18 @@ def add_commands(command: Any) -> None:
     sub = command(
         "audit", _audit, "Score critic, credit and branching of a run against continuations."
     )
-    sub.add_argument("run", type=Path, help="directory of a run")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="algorithm.gamma=0.9 ...")
+    add_source(sub, "algorithm.gamma=0.9 ...")
     sub.add_argument("--tasks", type=int, default=32, help="number of tasks (default: 32)")
     sub.add_argument("--attempts", type=int, default=8, help="at each task (default: 8)")
     sub.add_argument("--continuations", type=int, default=32, help="from each state (default: 32)")
     sub.add_argument("--split", help="train or an evaluation split (default: the main one)")
-    sub.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    sub.add_argument("--step", type=int, help="checkpoint of a run (default: the newest)")
+    sub.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where audit.json and pictures are written (default: into the run; otherwise nowhere)",
+    )
     sub.add_argument(
         "--exact",
         nargs="?",
@@ -38,11 +44,10 @@ def add_commands(command: Any) -> None:
 def _audit(options: argparse.Namespace, console: Console) -> int:
     from steprl.audit import as_record, run_audit
     from steprl.audit.pictures import draw_audit, draw_trajectory
-    from steprl.session import load_step, setup
 
-    session = setup(config_of_run(options))
-    params, step = load_step(session, options.run, options.step)
-    older, earlier = _older(session, options.run, step)
+    ready = open_source(options, console)
+    session, params, step = ready.session, ready.params, ready.step
+    older, earlier = (None, None) if ready.run is None else _older(session, ready.run, step)
     # The critic of a warm start has learnt nothing yet.
     critic = step is not None and "critic" in session.method.needs
     split = options.split or session.player.splits[1]
@@ -52,6 +57,10 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
             critic, older, options.exact, watch,
         )  # fmt: skip
     _print(audit, console)
+    folder = options.output or ready.run
+    if folder is None:
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
     record = {
         "settings": {
             "split": split, "tasks": options.tasks, "attempts": options.attempts,
@@ -62,15 +71,16 @@ def _audit(options: argparse.Namespace, console: Console) -> int:
         },
         **as_record(audit),
     }  # fmt: skip
-    file = options.run / "audit.json"
+    file = folder / "audit.json"
     file.write_text(json.dumps(record, allow_nan=False) + "\n")
     name = session.config.algorithm.name
-    stage = "warm start" if step is None else f"iteration {step}"
+    stage = "before training" if ready.run is None else "warm start"
+    stage = stage if step is None else f"iteration {step}"
     title = f"{name} on {session.config.env.name}, {stage}, {split}"
-    plots = options.run / "plots"
+    plots = folder / "plots"
     picture = draw_audit(audit, plots / "audit.png", f"Credit against the truth: {title}")
     trajectory = draw_trajectory(audit, plots / "audit_trajectory.png", f"A trajectory: {title}")
-    console.print(f"Written to {file}; pictures: {picture} and {trajectory}")
+    console.print(f"Written to {file}; pictures: {picture} and {trajectory}", markup=False)
     return 0
 
 
@@ -144,7 +154,7 @@ def _print(audit, console: Console) -> None:  # type: ignore[no-untyped-def]
                 f"{scores[k].correlation:5.2f} [{scores[k].low:.2f}, {scores[k].high:.2f}]"
                 for k in kinds
             ]
-            table.add_row(f"  {name}", *cells, f"{scores['linear'].correlation:5.2f}")
+            table.add_row(f"  {escape(name)}", *cells, f"{scores['linear'].correlation:5.2f}")
         halves, ceiling = audit.reliability[target]
         cells = [f"[dim]{ceiling:5.2f} (halves {halves:.2f})[/]" if k == CONTINUATIONS else ""
                  for k in kinds]  # fmt: skip

@@ -47,5 +47,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
         )
         loader = "AutoModelForCausalLM.from_pretrained"
     size = sum(file.stat().st_size for file in options.directory.rglob("*") if file.is_file())
-    console.print(f"Written to {options.directory}, {size / 1e6:.1f} MB; load it with {loader}")
+    console.print(
+        f"Written to {options.directory}, {size / 1e6:.1f} MB; load it with {loader}", markup=False
+    )
     return 0

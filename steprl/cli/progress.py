@@ -1,6 +1,7 @@
 """Progress and results on the terminal."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
@@ -58,7 +59,7 @@ def _evaluation_line(event) -> str:  # type: ignore[no-untyped-def]
         line += f"  greedy {metrics['eval/success_rate_greedy']:.3f}"
     for name, value in metrics.items():
         if name.count("/") == 2 and name.endswith("/success_rate"):
-            line += f"  {name.split('/')[1]} {value:.3f}"
+            line += f"  {escape(name.split('/')[1])} {value:.3f}"
     if "num_turns/mean" in metrics:
         line += f"  turns {metrics['num_turns/mean']:.1f}  clip {metrics['actor/pg_clipfrac']:.3f}"
         line += f"  entropy {metrics['actor/entropy']:.3f}{_tokens(metrics)}"
@@ -88,13 +89,20 @@ def print_results(results: dict[str, float], console: Console) -> None:
             prefix, suffix = name.rsplit("/", 1)[0], "_greedy" if name.endswith("_greedy") else ""
             value_of = lambda key, p=prefix, s=suffix: results[f"{p}/{key}{s}"]  # noqa: E731
             table.add_row(
-                prefix + (" greedy" if suffix else " sampled"),
+                escape(prefix) + (" greedy" if suffix else " sampled"),
                 f"{rate:.3f}",
                 f"{value_of('success_rate_low'):.3f} .. {value_of('success_rate_high'):.3f}",
                 f"{value_of('num_turns'):.1f}",
                 f"{value_of('parse_error_frac'):.3f}",
             )
     console.print(table)
+    for name, failed in results.items():
+        if failed and name.removesuffix("_greedy").endswith("/faults"):
+            attempts = results[name.replace("/faults", "/attempts")]
+            console.print(
+                f"{name}: the environment failed in {failed:.0f} of {attempts:.0f} attempts, which are "
+                "left out"
+            )
     measured = _measured(results)
     if measured:
         table = Table(box=None)
@@ -103,7 +111,7 @@ def print_results(results: dict[str, float], console: Console) -> None:
         for name in measured:
             base, suffix = name.removesuffix("_greedy"), "_greedy" if "_greedy" in name else ""
             low, high = results[f"{base}_low{suffix}"], results[f"{base}_high{suffix}"]
-            table.add_row(name, f"{results[name]:.3f}", f"{low:.3f} .. {high:.3f}")
+            table.add_row(escape(name), f"{results[name]:.3f}", f"{low:.3f} .. {high:.3f}")
         console.print(table)
 
 

@@ -28,10 +28,12 @@ def add_commands(command: Any) -> None:
     sub.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1; others need a token")
     sub.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
     sub.add_argument(
-        "--token",
-        default=os.environ.get("STEPRL_SERVE_TOKEN"),
-        help="what clients give as api_key (default: $STEPRL_SERVE_TOKEN)",
+        "--token-file",
+        metavar="FILE",
+        help="holds what clients give as api_key (default: $STEPRL_SERVE_TOKEN)",
     )
+    # Not an option, but refused by name: `ps` would show the secret.
+    sub.add_argument("--token", nargs="?", const="", help=argparse.SUPPRESS)
     sub.add_argument("--name", help="name of the model (default: that of its directory or file)")
 
 
@@ -48,10 +50,12 @@ def add_model(sub: argparse.ArgumentParser) -> None:
 
 def _serve(options: argparse.Namespace, console: Console) -> int:
     from steprl.serving import make_app, serve_model
-    from steprl.serving.access import check_exposure
+    from steprl.serving.access import check_exposure, read_token
+    from steprl.serving.connections import server_config
     from steprl.session import open_policy
 
-    check_exposure(options.host, options.token)
+    token = read_token(options.token, options.token_file, os.environ)
+    check_exposure(options.host, token)
     try:
         import uvicorn
     except ImportError as error:
@@ -68,9 +72,9 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
         def report(line: str) -> None:
             console.print(f"[dim]{time.strftime('%H:%M:%S')}  {escape(line)}[/]")
 
-        app = make_app(served, host=options.host, token=options.token, report=report)
-        _announce(options, served, listening.getsockname()[1], seconds, console)
-        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=3)
+        app = make_app(served, host=options.host, token=token, report=report)
+        _announce(options, served, listening.getsockname()[1], token, seconds, console)
+        config = server_config(app, log_config=None, timeout_graceful_shutdown=3)
         try:
             uvicorn.Server(config).run(sockets=[listening])
         except KeyboardInterrupt:  # uvicorn has ended its connections, and tells us why
@@ -102,19 +106,24 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _announce(
-    options: argparse.Namespace, served: Any, port: int, seconds: float, console: Console
+    options: argparse.Namespace,
+    served: Any,
+    port: int,
+    token: str | None,
+    seconds: float,
+    console: Console,
 ) -> None:
     host = f"[{options.host}]" if ":" in options.host.strip("[]") else options.host
     url = f"http://{host}:{port}/v1"
     console.print(
         f"[bold]{escape(served.name)}[/] at [bold]{escape(url)}[/]: context of "
         f"{served.engine.context_length:,} tokens, compiled in {seconds:.1f} s, "
-        + ("a token is needed" if options.token else "for this machine only")
+        + ("a token is needed" if token else "for this machine only")
     )
     if served.conversation is None:
         console.print("It has no chat template: only /v1/completions can be asked.")
-    header = ' \\\n  -H "Authorization: Bearer $STEPRL_SERVE_TOKEN"' if options.token else ""
-    key = 'os.environ["STEPRL_SERVE_TOKEN"]' if options.token else '"none"'
+    header = ' \\\n  -H "Authorization: Bearer $STEPRL_SERVE_TOKEN"' if token else ""
+    key = 'os.environ["STEPRL_SERVE_TOKEN"]' if token else '"none"'
     snippet = _SNIPPET.format(url=url, name=served.name, header=header, key=key)
     console.print(escape(snippet), style="dim")
     console.print("Ctrl-C ends it.")

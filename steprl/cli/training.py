@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli.options import EXIT_ERROR, config_of, exit_code
+from steprl.cli.options import EXIT_ERROR, config_of, exit_code, session_of
 from steprl.cli.progress import Watch, print_results
+from steprl.cli.report import report_of_run
 
 
 def add_commands(command: Any) -> None:
@@ -19,7 +20,7 @@ def add_commands(command: Any) -> None:
         ("sft", _sft, "The supervised warm start alone."),
     ):
         sub = command(name, run, text)
-        sub.add_argument("config", type=Path, help="YAML file, such as configs/quickstart.yaml")
+        sub.add_argument("config", help="YAML file, or one of `steprl configs`, such as quickstart")
         sub.add_argument(
             "overrides", nargs="*", metavar="key=value", help="algorithm.gamma=0.99 ..."
         )
@@ -32,7 +33,12 @@ def add_commands(command: Any) -> None:
         )
         sub.add_argument("--overwrite", action="store_true", help="delete the run that is there")
         sub.add_argument(
-            "--dry-run", action="store_true", help="check and print the settings, then stop"
+            "--dry-run",
+            action="store_true",
+            help="check and print the settings that act in this run, then stop",
+        )
+        sub.add_argument(
+            "--all", action="store_true", help="with --dry-run: print those without effect as well"
         )
 
 
@@ -40,17 +46,18 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     from steprl.config import ConfigError
     from steprl.disk import WriteError
     from steprl.run_directory import open_run, run_path
-    from steprl.session import setup
     from steprl.train import train
 
     _read_resume(options)
     config = config_of(options)
     run_path(config)  # a name that cannot be is told at once
     if options.dry_run:
-        return _dry_run(config, console)
+        return _dry_run(config, options.all, console)
+    if options.all:
+        raise ConfigError("--all says what --dry-run prints: give both, or neither")
     if config.trainer.total_training_steps == 0:
         raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
-    session = setup(config)
+    session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
     with Watch(console) as watch:
@@ -58,6 +65,9 @@ def _train(options: argparse.Namespace, console: Console) -> int:
             params, _ = train(session, run, watch)
         except KeyboardInterrupt as interrupt:
             return _interrupted(options, run, console, interrupt)
+        except FloatingPointError:
+            report_of_run(run, console)  # where it went wrong can be looked at
+            raise
         except WriteError as error:
             return _not_written(options, run, console, error)
     try:
@@ -76,17 +86,18 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     from steprl.evaluation import evaluate_all
     from steprl.interrupts import interrupts
     from steprl.run_directory import open_run, run_path
-    from steprl.session import setup
     from steprl.train import run_warm_start
 
     _read_resume(options)
     config = config_of(options)
     run_path(config)
     if options.dry_run:
-        return _dry_run(config, console)
+        return _dry_run(config, options.all, console)
+    if options.all:
+        raise ConfigError("--all says what --dry-run prints: give both, or neither")
     if config.sft.steps == 0:
         raise ConfigError("sft.steps=0: there is nothing to do")
-    session = setup(config)
+    session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
     with Watch(console) as watch:
@@ -98,7 +109,7 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
         except WriteError as error:
             return _not_written(options, run, console, error)
         print_results(evaluate_all(session.player, params, config), console)
-    console.print(f"Start from it with [bold]trainer.init_from={run}[/]")
+    console.print(f"Start from it with [bold]trainer.init_from={escape(str(run))}[/]")
     return 0
 
 
@@ -109,13 +120,29 @@ def _read_resume(options: argparse.Namespace) -> None:
         options.resume, options.overrides = "auto", [*options.overrides, word]
 
 
-def _dry_run(config, console: Console) -> int:  # type: ignore[no-untyped-def]
+def _checked_session(config, resume: str | None = None):  # type: ignore[no-untyped-def]
+    """All that can fail before training has failed here: no directory is made for it."""
+    from steprl.session import check_origin
+
+    session = session_of(config)
+    if resume is None:  # else the run has its own parameters
+        check_origin(config)
+    return session
+
+
+def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore[no-untyped-def]
     from omegaconf import OmegaConf
 
-    from steprl.session import abstract_params, setup
+    from steprl.session import abstract_params, acting_settings, idle_settings, notice_idle
 
-    session = setup(config)
-    console.print(escape(OmegaConf.to_yaml(OmegaConf.structured(config))))
+    session = _checked_session(config)
+    shown = OmegaConf.structured(config) if everything else acting_settings(session)
+    console.print(escape(OmegaConf.to_yaml(shown)))
+    if not everything:
+        hidden = len(idle_settings(session))
+        console.print(f"{hidden} settings without effect here are left out: --all prints them.")
+    if notice := notice_idle(session):
+        console.print(escape(notice))
     console.print(f"Settings are fine: {_parameters(abstract_params(session)):,} parameters.")
     return 0
 
@@ -129,14 +156,16 @@ def _parameters(tree) -> int:  # type: ignore[no-untyped-def]
 
 
 def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-untyped-def]
-    from steprl.session import abstract_params
+    from steprl.session import abstract_params, notice_idle
 
     config, devices = session.config, session.mesh.devices.flatten()
     console.print(
-        f"[bold]{config.algorithm.name}[/] on [bold]{config.env.name}[/]: "
+        f"[bold]{escape(config.algorithm.name)}[/] on [bold]{escape(config.env.name)}[/]: "
         f"{_parameters(abstract_params(session)):,} parameters, {len(devices)} x {devices[0].platform}, "
-        f"seed {config.trainer.seed}, run directory {run}"
+        f"seed {config.trainer.seed}, run directory {escape(str(run))}"
     )
+    if notice := notice_idle(session):
+        console.print(f"[dim]{escape(notice)}[/]")
 
 
 def _interrupted(
@@ -199,6 +228,8 @@ def _finish(session, run: Path, params, console: Console) -> None:  # type: igno
         if not name.endswith(("_low", "_high")) and "_low_" not in name and "_high_" not in name:
             first, last = measured[0].get(name), measured[-1][name]
             before = f"{first:.3f}" if first is not None else "  -  "
-            console.print(f"{name:40s} before {before}   after [bold]{last:.3f}[/]")
-    console.print(f"pictures: {curves} and {credit}")
-    console.print(f"look at more with: [bold]steprl rollout {run} --n 3[/]")
+            console.print(f"{escape(f'{name:40s}')} before {before}   after [bold]{last:.3f}[/]")
+    console.print(f"pictures: {curves} and {credit}", markup=False)
+    report_of_run(run, console)
+    more = shlex.join(["steprl", "rollout", str(run), "--tasks", "3"])
+    console.print(f"look at more with: [bold]{escape(more)}[/]")

@@ -1,5 +1,6 @@
 """Settings of a run: dataclasses, and how they are read from a file and the command line."""
 
+from steprl.config.checks import ConfigError, check_consistency, check_ranges, check_types
 from steprl.config.environments import (
     EnvConfig,
     ErrandConfig,
@@ -11,9 +12,6 @@ from steprl.config.environments import (
     WikiSearchConfig,
 )
 from steprl.config.load import (
-    ConfigError,
-    check_consistency,
-    check_ranges,
     load_config,
     save_config,
 )
@@ -35,6 +33,7 @@ from steprl.config.settings import (
     RolloutConfig,
     SftConfig,
     TrainerConfig,
+    setting_values,
 )
 
 __all__ = [
@@ -66,6 +65,8 @@ __all__ = [
     "WikiSearchConfig",
     "check_consistency",
     "check_ranges",
+    "check_types",
     "load_config",
     "save_config",
+    "setting_values",
 ]

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from steprl.config.import_rules import problem_of_function, problem_of_module
+
 GIVEN = "python"
 """In place of the module where a value was given in Python, such as `python:MyEnvironment`."""
 
@@ -30,7 +32,8 @@ def find_function(name: str, setting: str) -> Callable[..., Any]:
         setting: where the name was given, such as "env.name", for messages.
 
     Raises:
-        ValueError: there is no such module or function, or the import fails.
+        ValueError: there is no such module or function, the import fails, or it is not the user's to
+            be called, see `steprl.config.import_rules`.
     """
     module_name, _, path = name.partition(":")
     if module_name == GIVEN:
@@ -56,6 +59,8 @@ def find_function(name: str, setting: str) -> Callable[..., Any]:
             f"{setting}={name!r}: {path} is no function but a value of type {kind}: give a function "
             "that returns it"
         )
+    if problem := problem_of_function(function):
+        raise ValueError(f"{setting}={name!r} is not called: {problem}")
     return function
 
 
@@ -91,7 +96,7 @@ def call_function(
         raise ValueError(f"{setting}.name={name!r} needs {setting}.options.{missing[0]}")
     try:
         return function(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         called = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         call = f"{name.partition(':')[2]}({called})"
         raise ValueError(f"{setting}.name={name!r}: {_failure(call, error)}") from error
@@ -128,7 +133,9 @@ def _import(name: str, module_name: str, setting: str) -> Any:
     sys.path.insert(0, here)
     importlib.invalidate_caches()  # the file may be younger than the last look into its folder
     try:
-        return importlib.import_module(module_name)
+        problem = problem_of_module(module_name)
+        if problem is None:
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ValueError(f"{setting}={name!r}: {_failure(module_name, error)}") from error
@@ -136,16 +143,17 @@ def _import(name: str, module_name: str, setting: str) -> Any:
             f"{setting}={name!r}: there is no module {error.name!r}, neither installed nor in the "
             f"current directory {here}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{setting}={name!r}: {_failure(module_name, error)}") from error
     finally:
         # Behind all others: from here on it must not hide what is installed.
         sys.path.remove(here)
         if not {here, ""} & set(sys.path):
             sys.path.append(here)
+    raise ValueError(f"{setting}={name!r} is not imported: {problem}")
 
 
-def _failure(what: str, error: Exception) -> str:
+def _failure(what: str, error: BaseException) -> str:
     """What failed, and the line where it did."""
     if isinstance(error, SyntaxError):
         return f"{what} failed: {type(error).__name__}: {error}"

@@ -26,8 +26,14 @@ def load_suite(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> 
             what it returns is none of these.
     """
     name = f"steprl.envs.adapters.{name}:environment" if name in ADAPTERS else name
+    function = find_function(name, "env.name")
+    if isinstance(function, type) and not _makes_environments(function):
+        raise ValueError(
+            f"env.name={name!r} is not called: the class {function.__name__} has no reset and step "
+            "(steprl.envs.Env)"
+        )
     returned: Any
-    if "split" in options or "split" not in parameters_of(find_function(name, "env.name")):
+    if "split" in options or "split" not in parameters_of(function):
         returned = call_function(name, options, "env")
     else:
         returned = {
@@ -39,3 +45,9 @@ def load_suite(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> 
                 "own, so the function takes no `split`"
             )
     return suite_of(returned, source=f"env.name={name!r}")
+
+
+def _makes_environments(kind: type) -> bool:
+    return issubclass(kind, Suite | Game) or all(
+        callable(getattr(kind, name, None)) for name in ("reset", "step")
+    )

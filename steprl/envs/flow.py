@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from operator import index
 from typing import Any
 
 from steprl.envs import CONTEXTS
+from steprl.envs.answers import checked_flag, checked_reward, describe, shown
 from steprl.tools import Tool, make_tools
 
 Prompt = str | list[dict[str, Any]]
@@ -249,9 +249,10 @@ class FlowEnvironment:
         """Adds the place in the flow to its errors."""
         try:
             yield
-        except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise FlowError(f"{self._where(state)}: {what}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a flow that calls exit() must not end the run
+            raise FlowError(f"{self._where(state)}: {describe(error)}") from error
 
     def _where(self, state: FlowState) -> str:
         name = getattr(self._flow, "__qualname__", None) or repr(self._flow)
@@ -297,27 +298,30 @@ def _turn(value: Any) -> Turn:
         for message in prompt:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise TypeError(
-                    f"it yielded the message {message!r}: expected a dict with 'role' and 'content'"
+                    f"it yielded the message {shown(message)}: expected a dict with 'role' and 'content'"
                 )
         # A flow may change its list later: what was read stays as it was.
         prompt = json.loads(json.dumps(prompt))
-    return dataclasses.replace(turn, prompt=prompt, reward=_reward(turn.reward))
+    return dataclasses.replace(turn, prompt=prompt, reward=_checked(turn))
 
 
 def _ending(value: Any) -> Ending:
     if value is None:
         raise TypeError("it returned nothing: return the reward of the last reply, or an Ending")
     ending = value if isinstance(value, Ending) else Ending(value)
-    return dataclasses.replace(ending, reward=_reward(ending.reward))
+    return dataclasses.replace(ending, reward=_checked(ending))
 
 
-def _reward(value: Any) -> float:
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        raise TypeError(f"the reward {value!r} is no number")
-    reward = float(value)
-    if not math.isfinite(reward):
-        raise ValueError(f"the reward is {reward}")
-    return reward
+def _checked(item: Turn | Ending) -> float:
+    """The reward, where all beside the prompt is what it should be."""
+    if not isinstance(item.info, Mapping):
+        raise TypeError(f"the info is {shown(item.info)}; expected a dict of numbers and texts")
+    if not isinstance(item.reason, str):
+        raise TypeError(f"the reason is {shown(item.reason)}; expected text")
+    checked_flag(item.valid, "valid", numbers=True)
+    if isinstance(item, Ending) and item.success is not None:
+        checked_flag(item.success, "success", numbers=True)
+    return checked_reward(item.reward)
 
 
 def _digest(item: Turn | Ending) -> str:

@@ -15,6 +15,7 @@ from operator import index
 from typing import Any, NamedTuple, Protocol
 
 from steprl.envs import CONTEXTS, Observation
+from steprl.envs.answers import checked_engine_step, checked_observation
 from steprl.envs.engine_pool import EnginePool, Lent
 
 
@@ -242,7 +243,7 @@ class ReplayedEnvironment:
         self, lent: Lent[Engine, ReplayedState], task: int
     ) -> tuple[ReplayedState, Observation]:
         lent.place = None
-        observation = _observation(lent.engine.reset(task))
+        observation = _copied(checked_observation(lent.engine.reset(task)))
         self._count(resets=1)
         state = ReplayedState(task, digests=(_digest(observation),))
         return self._save(lent.engine, state), observation
@@ -287,26 +288,15 @@ def _step(
     engine: Engine, action: str
 ) -> tuple[tuple[Observation, float, bool, bool, dict[str, Any]], str]:
     """The result of a step in Python's own types, and its digest."""
-    observation, reward, terminated, truncated, info = engine.step(action)
-    observation, reward = _observation(observation), float(reward)
-    if not math.isfinite(reward):
-        raise ValueError(f"an engine gave the reward {reward}; it has to be finite")
-    if "success" not in info:
-        raise ValueError("an engine gave info without 'success': say whether the task is solved")
-    terminated, truncated = bool(terminated), bool(truncated)
+    observation, reward, terminated, truncated, info = checked_engine_step(engine.step(action))
+    observation = _copied(observation)
     digest = _digest(observation, reward, terminated, truncated)
-    full = {"valid": True, "reason": "", **info, "success": bool(info["success"])}
-    return (observation, reward, terminated, truncated, full), digest
+    return (observation, reward, terminated, truncated, info), digest
 
 
-def _observation(value: Any) -> Observation:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, Sequence) or not all(isinstance(item, Mapping) for item in value):
-        raise TypeError(
-            f"an engine gave {type(value).__name__} as an observation; expected text or messages"
-        )
-    return json.loads(json.dumps(list(value)))  # the engine may change its list later
+def _copied(observation: Observation) -> Observation:
+    """The engine may change its list of messages later."""
+    return observation if isinstance(observation, str) else json.loads(json.dumps(observation))
 
 
 def _digest(*seen: Any) -> str:

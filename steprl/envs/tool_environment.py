@@ -7,24 +7,23 @@ value, and a branch is another step from it.
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from operator import index
 from typing import Any, NamedTuple
 
 from steprl.envs import CONTEXTS
+from steprl.envs.answers import checked_reward
 from steprl.tools import (
     CallError,
     Outcome,
     Tool,
     ToolCall,
     call_tools,
+    last_answer,
     make_tools,
     parse_tool_calls,
     render_tool_response,
 )
-
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class ToolTurn(NamedTuple):
@@ -53,9 +52,9 @@ class ToolEnvironment:
     """The value protocol of `steprl.envs.Env` around functions that a model may call.
 
     Each step, the calls of the action are made side by side and answered. An action without a call is
-    the answer, and ends the episode: its last `<answer>...</answer>`, or all of it. Text before
-    the last `</think>` is neither called nor part of the answer. A call that cannot be read or made costs a
-    step, and the observation says what was wrong.
+    the answer, and ends the episode: its last `<answer>...</answer>`, or all that it says. Thoughts are
+    neither called nor part of the answer, see `steprl.tools.replies`. A call that cannot be read or made
+    costs a step, and the observation says what was wrong.
 
     Tools should depend on their arguments only: a branch calls them again.
 
@@ -109,6 +108,7 @@ class ToolEnvironment:
     """
 
     system: str  # absent where there is none
+    tags = ("<tool_response>", "</tool_response>")  # see `steprl.envs.suite.Suite`
 
     def __init__(
         self,
@@ -185,10 +185,9 @@ class ToolEnvironment:
         """
         if state.answer is not None or len(state.turns) >= self.max_steps:
             raise ValueError("the episode is over: step again from an earlier state, or reset")
-        reply = action.rpartition("</think>")[2]
-        calls, errors = parse_tool_calls(reply, self._tools)
+        calls, errors = parse_tool_calls(action, self._tools)
         if not calls and not errors:
-            return self._end(state, action, _answer(reply))
+            return self._end(state, action, last_answer(action)[0])
         for call in calls[self.max_calls :]:
             text = f"Not called: only {self.max_calls} calls are made in one step."
             errors.append(CallError(call.place, "too_many", text, call.name))
@@ -209,18 +208,13 @@ class ToolEnvironment:
     ) -> tuple[ToolState, str, float, bool, bool, dict[str, Any]]:
         turns = (*state.turns, ToolTurn(action, ()))
         state = dataclasses.replace(state, turns=turns, answer=answer)
-        reward = float(self._reward(self._task(state), answer))
+        reward = checked_reward(self._reward(self._task(state), answer))
         reason = "" if answer else "there is neither a call nor an answer"
         info = _info((), 0, success=reward >= self._success, reason=reason)
         return state, "", reward, True, False, info
 
     def _task(self, state: ToolState) -> Any:
         return self.tasks[state.task % len(self.tasks)]
-
-
-def _answer(reply: str) -> str:
-    marked = _ANSWER.findall(reply)
-    return (marked[-1] if marked else reply).strip()
 
 
 def _info(

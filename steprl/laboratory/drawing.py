@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from steprl.algorithms import ALGORITHMS, BRANCHES, GROUP, STEP, TOKEN
 from steprl.laboratory.statistics import Curve
-from steprl.report import _INK, _MUTED, PALETTE, _dress
+from steprl.report.style import INK, MUTED, PALETTE, dress
 
 OTHER = "other"
 
@@ -91,8 +91,8 @@ def page(title: str, note: str, height: float) -> Figure:
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]
     # The layout keeps room for the headline only, so that has a second line for the note.
     headline = f"{title}\n "
-    figure.suptitle(headline, x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK)
-    figure.text(0.012, 1 - 0.31 / height, note, va="top", fontsize=8.5, color=_MUTED)
+    figure.suptitle(headline, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.text(0.012, 1 - 0.31 / height, note, va="top", fontsize=8.5, color=MUTED)
     return figure
 
 
@@ -156,12 +156,12 @@ def panels_figure(
     figure = page(title, note, 0.55 + height + below)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for i, (axes, (cell, curves)) in enumerate(zip(grid, panels.items(), strict=False)):
-        _dress(axes, cell, "")
+        dress(axes, cell, "")
         draw(axes, cell, {name: curves[name] for name in looks if name in curves}, looks)
         if i + columns >= len(panels):
-            axes.set_xlabel(labels[0], color=_MUTED, fontsize=FONT)
+            axes.set_xlabel(labels[0], color=MUTED, fontsize=FONT)
         if i % columns == 0:
-            axes.set_ylabel(labels[1], color=_MUTED, fontsize=FONT)
+            axes.set_ylabel(labels[1], color=MUTED, fontsize=FONT)
     for axes in grid[len(panels) :]:
         axes.remove()
     if direct:
@@ -237,7 +237,7 @@ def _names_beside(
         line.set_data([1.045, 1.075, 1.105], [place] * 3)
         axes.add_artist(line)
         axes.text(
-            1.118, place, name, transform=axes.transAxes, va="center", fontsize=FONT, color=_INK
+            1.118, place, name, transform=axes.transAxes, va="center", fontsize=FONT, color=INK
         )
 
 
@@ -260,7 +260,7 @@ def _names_below(figure: Figure, looks: Mapping[str, Style]) -> None:
         labels += [*family_looks, *[""] * short]
     legend = figure.legend(
         handles, labels, loc="outside lower left", ncols=len(count) if headed else 4,
-        frameon=False, fontsize=FONT - 0.5, handlelength=3.2, labelcolor=_INK, columnspacing=1.6,
+        frameon=False, fontsize=FONT - 0.5, handlelength=3.2, labelcolor=INK, columnspacing=1.6,
     )  # fmt: skip
     for i in heads:
-        legend.get_texts()[i].set(fontweight="bold", color=_MUTED)
+        legend.get_texts()[i].set(fontweight="bold", color=MUTED)

@@ -29,7 +29,7 @@ from steprl.laboratory.drawing import (
     percent as percent_of,
 )
 from steprl.laboratory.statistics import Curve, Estimate, mean_curve
-from steprl.report import _INK, _MUTED, _dress, _save
+from steprl.report.style import INK, MUTED, dress, save
 
 Runs = tuple[Sequence[ArrayLike], Sequence[ArrayLike]]
 """xs and ys of the runs of one method, as `mean_curve` takes them."""
@@ -70,7 +70,7 @@ def plot_curves(
         ValueError: nothing to draw, runs that have no stretch in common, or no shares.
     """
     figure = curves_figure(curves, title, x_label, y_label, percent=percent, families=families)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def curves_figure(
@@ -160,7 +160,7 @@ def plot_intervals(
     Raises:
         ValueError: nothing to draw, methods with other columns, or a number that is not finite.
     """
-    return _save(intervals_figure(table, title, percent=percent, families=families), path)
+    return save(intervals_figure(table, title, percent=percent, families=families), path)
 
 
 def intervals_figure(
@@ -197,14 +197,14 @@ def intervals_figure(
             axes.plot([estimate], [y], style.marker, color=style.color, markersize=6.5, label=name)
             axes.text(
                 1.02, y, write(estimate), transform=axes.get_yaxis_transform(), va="center",
-                fontsize=FONT - 1, color=_MUTED,
+                fontsize=FONT - 1, color=MUTED,
             )  # fmt: skip
-        _dress(axes, column, "")
+        dress(axes, column, "")
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.04)
         axes.set_ylim(-0.7, len(names) - 0.3)
         axes.set_yticks(range(len(names)), names)
-        axes.tick_params(axis="y", labelcolor=_INK, labelsize=FONT)
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=FONT)
         axes.xaxis.set_major_locator(MaxNLocator(5 if len(columns) < 3 else 3, steps=_STEPS))
         if percent:
             axes.xaxis.set_major_formatter(percent_of)
@@ -238,7 +238,7 @@ def plot_profiles(
     Raises:
         ValueError: nothing to draw.
     """
-    return _save(profiles_figure(profiles, title, x_label, y_label, families=families), path)
+    return save(profiles_figure(profiles, title, x_label, y_label, families=families), path)
 
 
 def profiles_figure(
@@ -300,7 +300,7 @@ def plot_effects(
     Raises:
         ValueError: nothing to draw, a length that is not above 0, or a number that is not finite.
     """
-    return _save(effects_figure(effects, title, x_label, y_label, families=families), path)
+    return save(effects_figure(effects, title, x_label, y_label, families=families), path)
 
 
 def effects_figure(
@@ -330,7 +330,7 @@ def effects_figure(
                 curve.x, curve.estimate, color=style.color, linestyle=style.line, marker=style.marker,
                 markersize=6, linewidth=1.6, label=name,
             )  # fmt: skip
-        axes.axhline(0.0, color=_INK, linewidth=1.0, zorder=1.5)
+        axes.axhline(0.0, color=INK, linewidth=1.0, zorder=1.5)
         axes.set_xscale("log", base=2)
         lengths = sorted({length for estimates in cells[cell].values() for length in estimates})
         axes.set_xticks(lengths, [f"{x:g}" for x in lengths])

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
+from steprl.models.config_file import positive_integer, positive_number
+from steprl.models.files import open_file, read_json, write_file
 from steprl.models.lora import init_lora, lora_targets
 from steprl.models.policy import make_policy
 from steprl.models.presets import DecoderConfig
-from steprl.models.pretrained import on_host, open_file
+from steprl.models.pretrained import on_host
 from steprl.models.weights import Name, leaves_by_path, place_tree, transformers_name
 from steprl.types import Params
 
@@ -84,7 +85,7 @@ def save_adapter(
 
     Raises:
         FileExistsError: the directory has something in it.
-        ValueError: there are no adapters, or their ranks differ.
+        ValueError: there are no adapters, their ranks differ, or numbers are not finite.
     """
     directory = Path(directory)
     if "lora" not in params:
@@ -98,6 +99,11 @@ def save_adapter(
     arrays = {
         peft_name(p).name: np.ascontiguousarray(on_host(x, None).T) for p, x in leaves.items()
     }
+    broken = sorted(name for name, array in arrays.items() if not np.all(np.isfinite(array)))
+    if broken:
+        raise ValueError(
+            f"params: {broken[0]} holds NaN or infinite numbers; export an earlier step"
+        )
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -111,7 +117,7 @@ def save_adapter(
     }
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, directory / _WEIGHTS, metadata={"format": "pt"})
+        write_file(directory / _WEIGHTS, arrays)
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (directory / _SETTINGS).write_text(text, encoding="utf-8")
 
@@ -132,8 +138,8 @@ def load_adapter(
 
     Raises:
         FileNotFoundError: one of the two files is missing.
-        ValueError: another kind of adapter, or tensors that the decoder lacks or that have another
-            shape; the message names them.
+        ValueError: another kind of adapter, a damaged file, or tensors that the decoder lacks, that
+            have another shape or are not finite; the message names them.
     """
     directory = Path(directory)
     for name in (_SETTINGS, _WEIGHTS):
@@ -141,9 +147,11 @@ def load_adapter(
             raise FileNotFoundError(
                 f"{directory / name} does not exist; is this the directory of an adapter?"
             )
-    settings = json.loads((directory / _SETTINGS).read_text(encoding="utf-8"))
-    _check_settings(settings, directory / _SETTINGS)
-    rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+    file = directory / _SETTINGS
+    settings = read_json(file)
+    _check_settings(settings, file)
+    rank = positive_integer(settings.get("r"), f"{file}: r")
+    alpha = positive_number(settings.get("lora_alpha"), f"{file}: lora_alpha")
     weights = open_file(directory / _WEIGHTS)
     base = jax.eval_shape(make_policy(config).init, jax.random.key(0))
     paths = {

@@ -2,12 +2,20 @@
 
 A reply is kept as sampled. So a context is never rendered twice: it begins with `begin(messages)`,
 then the ids of the reply with its stop token, then `extend(new messages)`, and so on.
+
+Only the template writes control tokens. In messages and tools their names are text (`plain_text`), but
+for tags such as `<think>` in what the assistant said.
 """
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from steprl.models.generation import end_ids
+from steprl.models.plain_text import PlainText, plain_text, shield_all, unshield
+from steprl.tools.replies import THOUGHTS
 
 Message = Mapping[str, Any]
 """`{"role": ..., "content": ...}`, and `tool_calls` as the template knows them."""
@@ -23,6 +31,7 @@ _PROBE = {
         "parameters": {"type": "object", "properties": {}},
     },
 }
+_OPENED = re.compile(rf"<(?:{'|'.join(THOUGHTS)})>\s*\Z")
 
 
 class ChatFormat(NamedTuple):
@@ -34,6 +43,10 @@ class ChatFormat(NamedTuple):
     render(messages, prompt=True, tools=None) -> text, with the generation prompt or without
     encode(text) -> ids; the names of special tokens become these tokens, and none is added
     stop: text of the first of `stop_ids`
+    write(messages, prompt=True, tools=None) -> as `render`, for `encode`: with the marks of `plain_text`
+    plain: how text is kept from becoming control tokens
+    shows_tools: whether the template shows tools to the model
+    opened: what the generation prompt has begun and the reply goes on with, such as "<think>\\n", or ""
     """
 
     begin: Callable[[Sequence[Message]], list[int]]
@@ -43,16 +56,25 @@ class ChatFormat(NamedTuple):
     render: Callable[..., str]
     encode: Callable[[str], list[int]]
     stop: str
+    write: Callable[..., str]
+    plain: PlainText
+    shows_tools: bool
+    opened: str
 
 
 def chat_format(
-    tokenizer: Any, tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any
+    tokenizer: Any,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    tags: Sequence[str] = (),
+    **variables: Any,
 ) -> ChatFormat:
     """The chat template of a tokenizer, exact about tokens.
 
     Args:
         tokenizer: of `transformers`, with a chat template.
         tools: schemas that the template shows to the model, such as `Tool.schema`.
+        tags: names of tokens that messages may hold, such as "<tool_response>"; none of special tokens.
         **variables: what else the template reads, such as `enable_thinking=False` (Qwen3) or
             `date_string="26 Jul 2024"` (Llama 3, which otherwise may write the date of today).
 
@@ -77,7 +99,9 @@ def chat_format(
             "instruction-tuned model, or set `tokenizer.chat_template`"
         )
 
-    def render(
+    plain = plain_text(tokenizer)
+
+    def write(
         messages: Sequence[Message],
         prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = tools,
@@ -87,15 +111,20 @@ def chat_format(
                 "tools: the chat template does not show them to the model; describe them in the "
                 "system message, see `steprl.tools.describe_tools`"
             )
-        return _render_template(tokenizer, messages, prompt, tools, variables)
+        shielded = [_shielded(message, plain, tags) for message in messages]
+        shown = shield_all(tools, plain.shield) if tools else None
+        return _render_template(tokenizer, shielded, prompt, shown, variables)
+
+    def render(*arguments: Any, **options: Any) -> str:
+        return unshield(write(*arguments, **options))
 
     @functools.cache
     def shows_tools() -> bool:
-        with_tools, without_tools = (
-            _render_template(tokenizer, [_USER], True, tools, variables)
-            for tools in ([_PROBE], None)
-        )
-        return with_tools != without_tools
+        try:
+            with_tools = _render_template(tokenizer, [_USER], True, [_PROBE], variables)
+        except ValueError:
+            return False
+        return with_tools != _render_template(tokenizer, [_USER], True, None, variables)
 
     @functools.cache
     def takes_system() -> bool:
@@ -104,18 +133,17 @@ def chat_format(
         except ValueError:
             return False
 
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
+    encode = plain.encode
 
     def begin(messages: Sequence[Message]) -> list[int]:
-        return encode(render(messages))
+        return encode(write(messages))
 
     def extend(messages: Sequence[Message]) -> list[int]:
         if not messages:
             raise ValueError("messages: there is none to reply to")
-        text, problem = _continuation(render, stop, [_USER], messages)
+        text, problem = _continuation(write, stop, [_USER], messages)
         if not problem and takes_system():
-            if _continuation(render, stop, [_SYSTEM, _USER], messages) != (text, ""):
+            if _continuation(write, stop, [_SYSTEM, _USER], messages) != (text, ""):
                 problem = "they are written differently behind a system message"
         if problem:
             raise ValueError(
@@ -142,9 +170,37 @@ def chat_format(
             "token, so nothing would end the reply of a model"
         )
     stop = added[stop_id].content
-    eos = tokenizer.eos_token_id
-    stop_ids = (stop_id,) if eos in (None, stop_id) else (stop_id, eos)
-    return ChatFormat(begin, extend, stop_ids, decode, render, encode, stop)
+    stop_ids = tuple(dict.fromkeys((stop_id, *end_ids(tokenizer))))
+    opened = _OPENED.search(render([_USER]))
+    return ChatFormat(
+        begin, extend, stop_ids, decode, render, encode, stop, write, plain, shows_tools(),
+        opened.group() if opened else "",
+    )  # fmt: skip
+
+
+def _shielded(message: Message, plain: PlainText, tags: Sequence[str]) -> dict[str, Any]:
+    """A message whose texts are no control tokens, but for tags in what the assistant said."""
+
+    def shield(text: str) -> str:
+        return plain.shield(text, plain.tags.intersection(tags))
+
+    shielded = {name: shield_all(value, shield) for name, value in message.items()}
+    if message.get("role") == "assistant":
+        for name in ("content", "reasoning_content"):
+            if name in message:
+                said = shield_all(message[name], lambda text: plain.shield(text, plain.tags))
+                shielded[name] = said
+    return shielded
+
+
+def stop_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a reply: first the one that the chat template writes, where there is one."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return end_ids(tokenizer)
+    try:
+        return chat_format(tokenizer).stop_ids
+    except ValueError:  # a template without an end
+        return end_ids(tokenizer)
 
 
 def _render_template(

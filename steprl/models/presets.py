@@ -16,7 +16,7 @@ class Llama3Scaling(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that fixes the shapes and the arithmetic of one decoder."""
+    """Everything that fixes the shapes and the arithmetic of one decoder, and how far it reaches."""
 
     vocab_size: int
     d_model: int
@@ -36,6 +36,8 @@ class DecoderConfig:
     param_dtype: str = "float32"
     attention_block: int = 128  # queries whose scores exist at the same time, 0 = all
     remat: bool = False  # recompute each layer in the backward pass
+    # Tokens that the model is made for; None: nobody says. Two configs that differ here compute the same.
+    context_length: int | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

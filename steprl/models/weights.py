@@ -47,6 +47,7 @@ class Weight(NamedTuple):
     shape: tuple[int, ...]
     read: Callable[[tuple[slice, ...]], np.ndarray]
     """The part with these slices, one a dimension, in any floating type."""
+    file: str = ""  # that it is in, for messages
 
 
 class Name(NamedTuple):
@@ -118,13 +119,15 @@ def place_tree(
         A pytree as `abstract`.
 
     Raises:
-        ValueError: tensors are missing, not expected, or of another shape; the message names them.
-            Nothing was read yet.
+        ValueError: tensors are missing, not expected, or of another shape, and nothing was read yet;
+            or one holds NaN or infinite numbers. The message names them.
     """
     leaves = leaves_by_path(abstract, prefix)
     names = {path: name_of(path) for path in leaves}
     _check_same_weights(leaves, names, weights, where)
-    arrays = [_place(path, leaf, names[path], weights, mesh) for path, leaf in leaves.items()]
+    arrays = [
+        _place(path, leaf, names[path], weights, mesh, where) for path, leaf in leaves.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
@@ -152,7 +155,7 @@ def place_parameters(
         Nested dicts as from `make_policy(config).init`.
 
     Raises:
-        ValueError: names or shapes differ.
+        ValueError: names or shapes differ, or numbers are not finite.
     """
     abstract = abstract_params(config)
     weights = _without_copy_of_embedding(config, weights, where)
@@ -186,13 +189,26 @@ def place_parameters(
 
 
 def _place(
-    path: str, leaf: Any, name: Name, weights: Mapping[str, Weight], mesh: Mesh | None
+    path: str,
+    leaf: Any,
+    name: Name,
+    weights: Mapping[str, Weight],
+    mesh: Mesh | None,
+    where: str,
 ) -> jax.Array:
     weight = weights[name.name]
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         part = weight.read(index[::-1] if name.transposed else index)
-        return np.array(part.T if name.transposed else part, dtype=leaf.dtype, order="C")
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            array = np.array(part.T if name.transposed else part, dtype=leaf.dtype, order="C")
+        if not np.all(np.isfinite(array)):
+            damaged = "" if not np.all(np.isfinite(part)) else f" in {leaf.dtype}"
+            raise ValueError(
+                f"{weight.file or where}: {name.name} holds NaN or infinite numbers{damaged}: "
+                + ("choose a wider model.param_dtype" if damaged else "these weights are of no use")
+            )
+        return array
 
     if mesh is None:
         return jnp.array(read((slice(None),) * len(leaf.shape)))
@@ -223,7 +239,8 @@ def _check_same_weights(
         if name not in expected:
             lines.append(f"{name}: unexpected, of shape {weights[name].shape}")
         elif name not in weights:
-            lines.append(f"{name}: missing, expected of shape {expected[name]}")
+            tied = " (or tie_word_embeddings is true)" if name == "lm_head.weight" else ""
+            lines.append(f"{name}: missing, expected of shape {expected[name]}{tied}")
         elif weights[name].shape != expected[name]:
             lines.append(f"{name}: of shape {weights[name].shape}, expected {expected[name]}")
     if lines:

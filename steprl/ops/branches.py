@@ -92,6 +92,7 @@ def branpo_advantages(
     kind: str = "grpo",
     redundant: str = "first_step",
     epsilon: float = 1e-6,
+    singleton: str = "score",
     axis_name: AxisName = None,
 ) -> jax.Array:
     """Credit prefixes among prefixes and suffixes among suffixes of a prompt.
@@ -119,6 +120,7 @@ def branpo_advantages(
         redundant: "first_step" takes the credit C from the first step of a redundant suffix,
             "suffix" from all of it.
         epsilon: added to the standard deviation.
+        singleton: what the only prefix, or suffix, of a prompt gets, see `group_advantages`.
         axis_name: mapped axis over which the rows of a prompt are spread.
 
     Returns:
@@ -159,6 +161,7 @@ def branpo_advantages(
             kind,
             mask_nt.any(axis=1),
             epsilon=epsilon,
+            singleton=singleton,
             axis_name=axis_name,
         )
 

@@ -10,13 +10,21 @@ from steprl.rollout.rollouts import BranchPoint, Rollouts, Usage
 from steprl.rollout.scripted import scripted
 from steprl.rollout.statistics import attempts, summary
 from steprl.rollout.text_player import Player, text_player
-from steprl.rollout.trajectory_file import read_trajectories, write_trajectories
+from steprl.rollout.trajectory_file import (
+    Line,
+    StepCredit,
+    read_rows,
+    read_trajectories,
+    write_trajectories,
+)
 
 __all__ = [
     "BranchPoint",
     "HostPlayer",
+    "Line",
     "Player",
     "Rollouts",
+    "StepCredit",
     "Usage",
     "attempts",
     "collate",
@@ -24,6 +32,7 @@ __all__ = [
     "device_player",
     "make_player",
     "pack",
+    "read_rows",
     "read_trajectories",
     "rollout",
     "scripted",

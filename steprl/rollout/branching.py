@@ -7,7 +7,7 @@ the attempts at a task on branches from the tokens that score highest. What is d
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,7 @@ class Grown(NamedTuple):
     rows: int  # room of a group
     usage: Usage  # of all: what a branch samples counts
     report: dict[str, float]
+    faults: tuple[str, ...]  # of all, also of continuations that were not kept
 
 
 def host_gather(player: Player, plan: Plan | None, sampling: Sampling) -> Callable[..., Experience]:
@@ -61,11 +62,12 @@ def host_gather(player: Player, plan: Plan | None, sampling: Sampling) -> Callab
             assert player.collate_groups is not None
             batch = player.collate_groups(grown.groups, grown.rows)
             records = [one for group in grown.groups for one in group]
-            return Experience(batch, grown.report, lambda: records)
+            return Experience(batch, grown.report, lambda: records, grown.faults)
         assert player.explore is not None and player.collate is not None
         played = player.explore(params, key, task_N, sample_N, sampling, remember=False)
         batch = player.collate(played.trajectories)
-        return Experience(batch, token_report(played.usage), lambda: played.trajectories)
+        records = played.trajectories
+        return Experience(batch, token_report(played.usage), lambda: records, _faults(records))
 
     return gather
 
@@ -109,11 +111,13 @@ def _grow_by_contrast(
     sample_N = np.asarray(sample_N, np.int32)
     originals, wave = _begin_waves(plan, *_outcomes(first.trajectories), sample_N)
     contrasts: dict[int, Trajectory] = {}
+    faults = _faults(first.trajectories)
     usage, played = first.usage, 0
     while not is_over(originals, wave):
         points = jax.device_get(_due_points(originals, wave))
         rows = np.flatnonzero(points.there_K)
         new = player.branch(params, key, first, _as_list(points), sampling)
+        faults += _faults(new.trajectories)
         usage, played = add_usage(usage, new.usage), played + len(rows)
         outcomes = [np.zeros(len(sample_N), x.dtype) for x in _outcomes(new.trajectories)]
         for all_N, some in zip(outcomes, _outcomes(new.trajectories), strict=True):
@@ -137,17 +141,18 @@ def _grow_by_contrast(
             group.append(dataclasses.replace(contrasts[row], parent=parent))
         groups.append(group)
     report = _plain(contrast_report(originals, wave, played)) | token_report(usage, first.usage)
-    return Grown(groups, 2, usage, report)
+    return Grown(groups, 2, usage, report, faults)
 
 
 def _outcomes(trajectories: list[Trajectory]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return and number of steps of each, and whether it ended normally: by the environment, or
-    because it ran out of steps."""
+    because it ran out of steps. One in which the environment failed has no steps: it is neither
+    right nor wrong."""
     cut_off = ("context_full", "env_timeout", "env_crash")
     last = [one.steps[-1].stop_reason if one.steps else "env_crash" for one in trajectories]
     return (
         np.array([one.total_reward for one in trajectories], np.float32),
-        np.array([len(one.steps) for one in trajectories], np.int32),
+        np.array([0 if one.fault else len(one.steps) for one in trajectories], np.int32),
         np.array([reason not in cut_off for reason in last], bool),
     )
 
@@ -182,7 +187,12 @@ def _grow_by_score(
         parent = trajectory.parent._replace(score=float(place_score))
         groups[point.origin // initial].append(dataclasses.replace(trajectory, parent=parent))
     usage = add_usage(first.usage, new.usage)
-    return Grown(groups, n, usage, _plain(report) | token_report(usage, first.usage))
+    faults = _faults(first.trajectories) + _faults(new.trajectories)
+    return Grown(groups, n, usage, _plain(report) | token_report(usage, first.usage), faults)
+
+
+def _faults(trajectories: Sequence[Trajectory]) -> tuple[str, ...]:
+    return tuple(one.fault for one in trajectories if one.fault)
 
 
 def _as_list(points: Points) -> list[BranchPoint]:

@@ -3,6 +3,7 @@
 A context is extended, or written anew each step. What was sampled is never tokenised again.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,8 +12,10 @@ import numpy as np
 from steprl.envs import Observation
 from steprl.envs.suite import Suite
 from steprl.models.chat import ChatFormat, chat_format
-from steprl.models.tokenizer import detokenize
-from steprl.tools import describe_tools
+from steprl.models.plain_text import plain_text
+from steprl.models.tokenizer import detokenize, unknown_of
+from steprl.models.tool_forms import tool_form
+from steprl.tools import instruct_tools
 
 
 class Context(NamedTuple):
@@ -22,6 +25,7 @@ class Context(NamedTuple):
     extend(observation) -> ids that it adds behind an action with its stop token
     encode(action text) -> ids as a policy samples them, stop token included
     decode(action ids) -> the text that the environment is given
+    measure(text) -> how many tokens it has in an observation
     """
 
     begin: Callable[[Observation], list[int]]
@@ -32,6 +36,7 @@ class Context(NamedTuple):
     closing_ids: tuple[int, ...]  # put behind an action that its length cut off
     pad_id: int
     rebuild: bool  # every observation begins a context of its own
+    measure: Callable[[str], int] = len
 
 
 def suite_context(suite: Suite, tokenizer: Any, pretrained: bool) -> Context:
@@ -41,20 +46,19 @@ def suite_context(suite: Suite, tokenizer: Any, pretrained: bool) -> Context:
         suite: on the host.
         tokenizer: of the policy.
         pretrained: the policy chats; else it speaks the small language of the suite.
+
+    Raises:
+        ValueError: there is no chat template, or it asks for tool calls in a form that is not read.
     """
     rebuild = suite.context == "rebuild"
     if not pretrained:
         return plain_context(tokenizer, rebuild)
-    try:
-        return chat_context(tokenizer, suite.system, suite.tools, rebuild)
-    except ValueError:
-        if not suite.tools:
-            raise
-    # A template that shows no tools; they are described instead.
-    described = "\n\n".join(
-        part for part in (suite.system, describe_tools(map(dict, suite.tools))) if part
-    )
-    return chat_context(tokenizer, described or None, None, rebuild)
+    system, tools = suite.system, suite.tools or None
+    if tools and not tool_form(tokenizer):
+        # A template that shows no tools; they are described instead, and how to call them.
+        described = instruct_tools(map(dict, tools))
+        system, tools = "\n\n".join(part for part in (system, described) if part), None
+    return chat_context(tokenizer, system, tools, rebuild, suite.tags)
 
 
 def plain_context(tokenizer: Any, rebuild: bool = False) -> Context:
@@ -63,15 +67,31 @@ def plain_context(tokenizer: Any, rebuild: bool = False) -> Context:
     Args:
         rebuild: every observation is the whole of what the policy sees, not what is new.
     """
-    end = tokenizer.eos_token_id
+    end, plain = tokenizer.eos_token_id, plain_text(tokenizer)
+    frame = list(tokenizer.encode(""))  # what the tokenizer itself puts around a text
+    unknown_words: set[str] = set()
+
+    def ids_of(text: str) -> list[int]:
+        shielded = plain.shield(text)
+        return list(tokenizer.encode(text)) if shielded == text else frame + plain.encode(shielded)
 
     def read(observation: Observation) -> list[int]:
         if not isinstance(observation, str):
             raise ValueError("an observation of messages needs a tokenizer with a chat template")
-        return list(tokenizer.encode(observation))
+        ids = ids_of(observation)
+        if not unknown_words and tokenizer.unk_token_id in ids:
+            unknown_words.update(unknown_of(tokenizer, observation) or [tokenizer.unk_token])
+            shown = ", ".join(map(repr, sorted(unknown_words)[:10]))
+            warnings.warn(
+                f"an observation has words that are not in the vocabulary of the environment: {shown}"
+                f"{', ...' if len(unknown_words) > 10 else ''}; the policy reads {tokenizer.unk_token} for "
+                "each. Add them to the vocabulary (said once; there may be others)",
+                stacklevel=2,
+            )
+        return ids
 
     def encode(action: str) -> list[int]:
-        ids = list(tokenizer.encode(action))
+        ids = ids_of(action)
         if tokenizer.unk_token_id in ids:
             raise ValueError(
                 f"the action {action!r} has words that are not in the vocabulary of the environment"
@@ -83,6 +103,7 @@ def plain_context(tokenizer: Any, rebuild: bool = False) -> Context:
         extend=read,
         encode=encode,
         decode=lambda ids: detokenize(tokenizer, ids),
+        measure=lambda text: len(ids_of(text)),
         stop_ids=(end,),
         closing_ids=(),
         pad_id=tokenizer.pad_token_id,
@@ -95,6 +116,7 @@ def chat_context(
     system: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     rebuild: bool = False,
+    tags: Sequence[str] = (),
 ) -> Context:
     """Observations as messages of the user, actions as replies of the assistant.
 
@@ -103,11 +125,12 @@ def chat_context(
         system: the system message; None leaves it to the template.
         tools: schemas that the template shows.
         rebuild: every observation is the whole of what the policy sees, not what is new.
+        tags: see `Suite.tags`.
 
     Raises:
         ValueError: as of `steprl.models.chat.chat_format`.
     """
-    chat: ChatFormat = chat_format(tokenizer, tools)
+    chat: ChatFormat = chat_format(tokenizer, tools, tags=tags)
     first = [] if system is None else [{"role": "system", "content": system}]
 
     def messages(observation: Observation) -> list[Mapping[str, Any]]:
@@ -119,12 +142,22 @@ def chat_context(
         needs_system = isinstance(observation, str) or observation[0]["role"] != "system"
         return chat.begin([*(first if needs_system else []), *messages(observation)])
 
+    def encode(action: str) -> list[int]:
+        if opened := chat.opened:
+            if action.startswith(opened.strip()):
+                action = action.removeprefix(opened).removeprefix(opened.strip())
+            else:  # it has no thought
+                action = f"\n{opened.strip().replace('<', '</')}\n\n{action}"
+        return [*chat.encode(chat.plain.shield(action, chat.plain.tags)), chat.stop_ids[0]]
+
     pad = tokenizer.pad_token_id
     return Context(
         begin=begin,
         extend=lambda observation: chat.extend(messages(observation)),
-        encode=lambda action: [*chat.encode(action), chat.stop_ids[0]],
-        decode=chat.decode,
+        encode=encode,
+        # A thought that the prompt has begun: without its tag it would read as what is said.
+        decode=lambda ids: chat.opened + chat.decode(ids),
+        measure=lambda text: len(chat.encode(chat.plain.shield(text, tags))),
         stop_ids=chat.stop_ids,
         closing_ids=chat.stop_ids[:1],
         pad_id=chat.stop_ids[0] if pad is None else pad,

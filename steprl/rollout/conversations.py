@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from steprl.models.chat import ChatFormat
+from steprl.models.plain_text import unshield
 from steprl.rollout.conversation_files import Conversation, read_conversations
 from steprl.rollout.records import pack
 from steprl.rollout.text_player import apart
@@ -53,13 +54,13 @@ def as_trajectory(conversation: Conversation, chat: ChatFormat) -> Trajectory:
             raise ValueError(f"{conversation.place}: message {index + 1}: {error}") from error
         ids = [*chat.encode(reply), chat.stop_ids[0]]
         fresh = not context.startswith(so_far)
-        observation = context if fresh else context[len(so_far) :]
+        new_text = context if fresh else context[len(so_far) :]
         unknown = np.zeros(len(ids), np.float32)
         steps.append(
             Step(
-                observation=observation,
-                action=reply,
-                observation_ids=np.asarray(chat.encode(observation), np.int32),
+                observation=unshield(new_text),
+                action=unshield(reply),
+                observation_ids=np.asarray(chat.encode(new_text), np.int32),
                 action_ids=np.asarray(ids, np.int32),
                 logprobs=unknown,
                 entropies=unknown,
@@ -75,23 +76,23 @@ def as_trajectory(conversation: Conversation, chat: ChatFormat) -> Trajectory:
 
 
 def _written(conversation: Conversation, index: int, chat: ChatFormat) -> tuple[str, str]:
-    """The text before a reply, and the reply without its stop token, as the template has them."""
+    """The text before a reply, and the reply without its stop token, as `chat.write` has them."""
     messages, message = conversation.messages[:index], conversation.messages[index]
     tools = {} if conversation.tools is None else {"tools": conversation.tools}
     if not messages:
         raise ValueError("a reply to nothing; put a message before it, or give it weight 0")
-    context = chat.render(messages, **tools)
-    written = chat.render([*messages, message], prompt=False, **tools)
+    context = chat.write(messages, **tools)
+    written = chat.write([*messages, message], prompt=False, **tools)
     if not written.startswith(context):
         raise ValueError("the chat template does not write this reply behind its generation prompt")
     reply, stop_text, _ = written[len(context) :].rpartition(chat.stop)
     if not stop_text:
         raise ValueError(f"the chat template does not end this reply with {chat.stop}")
-    if set(chat.encode(reply)) & set(chat.stop_ids):
+    if set(chat.encode(unshield(reply))) & set(chat.stop_ids):
         raise ValueError("a stop token inside of a reply, which would have ended it")
     if "tool_calls" in message:
         silent = {name: value for name, value in message.items() if name != "tool_calls"}
-        if chat.render([*messages, silent], prompt=False, **tools) == written:
+        if chat.write([*messages, silent], prompt=False, **tools) == written:
             raise ValueError(
                 "the chat template does not write tool_calls; write them into the content, see "
                 "`steprl.tools.render_tool_call`"

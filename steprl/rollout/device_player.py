@@ -1,7 +1,7 @@
 """The executor of environments that live on the device: rollouts are compiled programs."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from steprl.rollout.device import demonstrations, remembered_rollout
 from steprl.rollout.device_branches import branch, branch_rows, usage_of
 from steprl.rollout.device_growth import grow
 from steprl.rollout.episode import check_point
-from steprl.rollout.records import collate, trajectories
+from steprl.rollout.records import collate, each_trajectory, trajectories
 from steprl.rollout.rollouts import (
     BranchPoint,
     Experience,
@@ -149,8 +149,8 @@ def device_player(
                 report = token_report(_counted(grown_batch.usage), _counted(grown_batch.first))
                 report |= {name: float(x) for name, x in grown_batch.report.items()}
 
-            def records() -> list[Trajectory]:
-                return [one for one in trajectories(batch, tokenizer) if one.steps]
+            def records() -> Iterator[Trajectory]:
+                return (one for one in each_trajectory(batch, tokenizer) if one.steps)
 
             return Experience(batch, report, records)
 

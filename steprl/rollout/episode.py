@@ -1,14 +1,18 @@
 """One episode of a text environment while it is played, as a value: keeping it is a snapshot."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from steprl.envs import Env, Observation
+from steprl.envs.answers import Answer, BadAnswer, checked_metrics, describe
 from steprl.rollout.contexts import Context, as_text, common_prefix, next_context
 from steprl.rollout.workers import Fault
+from steprl.sampling import Generation
 from steprl.types import STOP_REASONS, Parent, Step, Trajectory
 
 
@@ -54,41 +58,60 @@ class Episode:
     success: bool = False
     final_ids: tuple[int, ...] = ()
     parent: Parent | None = None
+    fault: str = ""  # of the environment, which ended the episode
+
+
+class Job(NamedTuple):
+    """An episode to play: from its beginning, or from a step of another whose cache is in a row."""
+
+    task: int
+    sample: int
+    episode: Episode | None = None
+    row: int = -1
 
 
 def begin(
-    context: Context, task: int, sample: int, state: Any, observation: Observation, limits: Limits
-) -> Episode:
-    """The episode before its first step.
+    context: Context, task: int, sample: int, state: Any, observation: Observation, limits: Limits,
+    name: str = "the environment",
+) -> Episode:  # fmt: skip
+    """The episode before its first step; over where the observation cannot be read or does not fit.
 
-    Raises:
-        ValueError: the observation is empty, or does not fit into the context.
+    Args:
+        name: of the environment, for the description of a fault.
     """
-    ids = tuple(context.begin(observation))
+    try:
+        ids = tuple(context.begin(observation))
+    except Exception as error:
+        why = f"its first observation cannot be read: {describe(error)}"
+        return never_begun(name, task, sample, why)
     if not ids:
-        raise ValueError(f"task {task} begins with an observation of no tokens")
+        return never_begun(name, task, sample, "it begins with an observation of no tokens")
     if len(ids) + limits.response_length > limits.context_length:
-        raise ValueError(
-            f"rollout.context_length={limits.context_length}: task {task} begins with {len(ids)} "
-            f"tokens and an action may need {limits.response_length} more"
+        why = (
+            f"it begins with {len(ids)} tokens and an action may need {limits.response_length} more, "
+            f"beyond rollout.context_length={limits.context_length}"
         )
+        return never_begun(name, task, sample, why)
     return Episode(task, sample, state, ids, as_text(observation), ids)
 
 
-def never_begun(task: int, sample: int) -> Episode:
+def never_begun(name: str, task: int, sample: int, why: str) -> Episode:
     """An episode whose environment failed to begin: no steps, and no success."""
-    return Episode(task, sample, None, (), "", (), over=True)
+    fault = f"{name}, task {task}, reset: {why}"
+    return Episode(task, sample, None, (), "", (), over=True, fault=fault)
 
 
 def advance(
-    episode: Episode, sampled: Sampled, result: Any, context: Context, limits: Limits
-) -> Episode:
+    episode: Episode, sampled: Sampled, result: Answer | Fault, context: Context, limits: Limits,
+    name: str = "the environment",
+) -> Episode:  # fmt: skip
     """The episode after one more step.
 
     Args:
         sampled: the whole action.
-        result: what `Env.step` returned, or the `Fault` that came instead. A fault ends the trajectory
-            as truncated; state and context stay as they were.
+        result: the answer of the environment, or the `Fault` that came instead. A fault ends the
+            trajectory as truncated; state and context stay as they were.
+        name: of the environment, for the description of a fault.
     """
     so_far = (*episode.ids, *sampled.ids[len(episode.begun.ids) :].tolist())
     step = Step(
@@ -106,30 +129,37 @@ def advance(
         fresh=episode.fresh,
     )
     states = (*episode.states, episode.state)
+    ids, fresh = so_far, False
+    if not isinstance(result, Fault) and not result.terminated:
+        try:
+            listed, fresh = next_context(context, so_far, result.observation)
+            ids = tuple(listed)
+        except Exception as error:
+            result = Fault("crash", f"its observation cannot be read: {describe(error)}")
+    if not isinstance(result, Fault) and not ids:
+        result = Fault("crash", "its observation has no tokens, and replaces all that was before")
     if isinstance(result, Fault):
-        info = {"success": False, "valid": True, "fault": result.message}
+        fault = f"{name}, task {episode.task}, step {len(episode.steps)}: {result.message}"
+        info: dict[str, Any] = {"success": False, "valid": True, "fault": fault}
         step = dataclasses.replace(step, stop_reason=f"env_{result.kind}", info=info)
         return dataclasses.replace(
             episode, ids=so_far, new_ids=(), cached=so_far[:-1], begun=NOTHING,
             steps=(*episode.steps, step), states=states, infos=(*episode.infos, info), over=True,
+            success=False, fault=fault,
         )  # fmt: skip
 
     state, observation, reward, terminated, truncated, info = result
-    over = bool(terminated or truncated or len(episode.steps) + 1 >= limits.max_steps)
-    ids, fresh = so_far, False
-    if not terminated:
-        listed, fresh = next_context(context, so_far, observation)
-        ids = tuple(listed)
+    over = terminated or truncated or len(episode.steps) + 1 >= limits.max_steps
     full = len(ids) + limits.response_length > limits.context_length
     reason = STOP_REASONS[3] if full and not over else sampled.stop_reason
     step = dataclasses.replace(
         step,
-        reward=float(reward),
-        terminated=bool(terminated),
-        truncated=bool(truncated or (not terminated and (over or full))),
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated or (not terminated and (over or full)),
         stop_reason=reason,
-        valid=bool(info["valid"]),
-        info={k: v for k, v in info.items() if isinstance(v, str | int | float | bool)},
+        valid=info["valid"],
+        info={k: v for k, v in info.items() if isinstance(k, str) and _is_plain(v)},
     )
     new_ids = ids if fresh else ids[len(so_far) :]
     ended = over or full
@@ -150,7 +180,7 @@ def advance(
         states=states,
         infos=(*episode.infos, info),
         over=ended,
-        success=episode.success or bool(info["success"]),
+        success=episode.success or info["success"],
         final_ids=new_ids if final else (),
     )
 
@@ -214,21 +244,80 @@ def rewind(episode: Episode, step: int, token: int, sample: int) -> Episode:
         over=False,
         success=any(bool(info["success"]) for info in episode.infos[:step]),
         final_ids=(),
+        fault="",
         parent=Parent(episode.sample, step, token),
     )
 
 
-def record(env: Env, episode: Episode) -> Trajectory:
-    """All that happened; an environment may have a method `metrics(infos of the steps)`."""
+def record(env: Env, episodes: Sequence[Episode], name: str) -> list[Trajectory]:
+    """All that happened; an environment may have a method `metrics(infos of the steps)`.
+
+    One that fails for an episode, or gives other names than for most, is a fault of that trajectory.
+
+    Args:
+        name: of the environment, for the description of a fault.
+    """
     measure = getattr(env, "metrics", None)
+    if measure is None:
+        return [_trajectory(one) for one in episodes]
+    found: list[dict[str, float] | str] = []  # or what went wrong
+    for one in episodes:
+        try:
+            whole = bool(one.steps) and not one.fault
+            found.append(checked_metrics(measure(list(one.infos))) if whole else "")
+        except KeyboardInterrupt:
+            raise
+        except BadAnswer as error:
+            found.append(str(error))
+        except BaseException as error:
+            found.append(f"`metrics` failed: {describe(error)}")
+    names = Counter(tuple(sorted(each)) for each in found if isinstance(each, dict))
+    usual = max(names, key=names.__getitem__, default=())
+    records = []
+    for one, metrics in zip(episodes, found, strict=True):
+        if isinstance(metrics, dict) and tuple(sorted(metrics)) != usual:
+            metrics = (
+                f"`metrics` gave {', '.join(sorted(metrics)) or 'nothing'}; for others it gave "
+                f"{', '.join(usual) or 'nothing'}"
+            )
+        if isinstance(metrics, str) and metrics and not one.fault:
+            fault = f"{name}, task {one.task}, after {len(one.steps)} steps: {metrics}"
+            one = dataclasses.replace(one, fault=fault)
+        records.append(_trajectory(one, metrics if isinstance(metrics, dict) else {}))
+    return records
+
+
+def _trajectory(
+    episode: Episode, metrics: Mapping[str, float] = MappingProxyType({})
+) -> Trajectory:
     return Trajectory(
         episode.task,
         episode.sample,
         episode.steps,
-        episode.success,
+        episode.success and not episode.fault,
         parent=episode.parent,
         final_observation_ids=np.asarray(episode.final_ids, np.int32),
-        metrics={} if measure is None or not episode.steps else measure(list(episode.infos)),
+        metrics=dict(metrics),
+        fault=episode.fault,
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the record of a step keeps it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63
+    return isinstance(value, str | float | bool)
+
+
+def sampled_row(out: Generation, row: int) -> Sampled:
+    """The action of one row, as far as it was sampled."""
+    size = int(out.mask_BA[row].sum())
+    return Sampled(
+        np.asarray(out.tokens_BA[row, :size], np.int32),
+        np.asarray(out.logprob_BA[row, :size]),
+        np.asarray(out.entropy_BA[row, :size]),
+        None if out.support_BAW is None else np.array(out.support_BAW[row, :size]),
+        STOP_REASONS[int(out.stop_reason_B[row])],
     )
 
 

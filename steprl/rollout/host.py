@@ -7,9 +7,10 @@ from (task, sample, step, token) and the row's own tokens alone, whichever rows 
 """
 
 import dataclasses
+import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,9 +18,11 @@ import jax
 import numpy as np
 
 from steprl.envs import Env
+from steprl.envs.answers import OBSERVATION_LIMIT, BadAnswer, checked_reset, checked_step
 from steprl.rollout.contexts import Context
 from steprl.rollout.episode import (
     Episode,
+    Job,
     Limits,
     Sampled,
     advance,
@@ -27,13 +30,14 @@ from steprl.rollout.episode import (
     never_begun,
     record,
     rewind,
+    sampled_row,
     whole,
 )
 from steprl.rollout.rollouts import BranchPoint, Rollouts, Usage
 from steprl.rollout.slots import BLOCK, copy_rows, device_functions, read_chunks, read_new
 from steprl.rollout.workers import EnvWorkers, Fault
-from steprl.sampling import Generation, Sampling
-from steprl.types import STOP_REASONS, Params, Policy, Trajectory
+from steprl.sampling import Sampling
+from steprl.types import Params, Policy, Trajectory
 
 _PATIENCE = 0.1  # of the time of a turn, spent waiting for more environments to answer
 
@@ -54,11 +58,15 @@ class HostPlayer:
         max_steps: turns at most; the environment may end earlier.
         response_length: tokens of one action at most.
         context_length: tokens of one context at most. A trajectory whose next turn does not fit is
-            truncated, kept and counted; a first observation that does not fit is an error.
+            truncated, kept and counted; one whose first observation does not fit has no steps.
         slots: episodes that are played at the same time; 0 for all.
         workers: environments stepped at the same time; 0 steps them in turn, without a deadline.
         timeout: seconds of one step of an environment at most.
         isolate: "thread", or "process" for environments that hang or crash.
+        observation_limit: characters of an observation at most; a longer one is a fault.
+
+    A fault of the environment (it raises, hangs, or gives what is no answer, see
+    `steprl.envs.answers`) ends its own trajectory and is written there; the first one is logged.
     """
 
     def __init__(
@@ -72,7 +80,9 @@ class HostPlayer:
         workers: int = 0,
         timeout: float | None = None,
         isolate: str = "thread",
+        observation_limit: int = OBSERVATION_LIMIT,
     ):
+        self.observation_limit, self._faulty = observation_limit, False
         self.context, self.limits = context, Limits(max_steps, response_length, context_length)
         self.slots, self._settings = slots, (workers, timeout, isolate)
         self._workers: dict[int, tuple[Env, EnvWorkers]] = {}
@@ -97,11 +107,7 @@ class HostPlayer:
         self, env: Env, params: Params, key: jax.Array, tasks: Sequence[int], samples: Sequence[int],
         sampling: Sampling = Sampling(),
     ) -> list[Trajectory]:  # fmt: skip
-        """One trajectory a row, in the order of `tasks`.
-
-        Raises:
-            ValueError: a first observation is empty, or does not fit into the context.
-        """
+        """One trajectory a row, in the order of `tasks`."""
         return self.explore(env, params, key, tasks, samples, sampling, remember=False).trajectories
 
     def explore(
@@ -115,7 +121,7 @@ class HostPlayer:
         run = _Run(self, env, params, key, slots, sampling, None, keep)
         episodes, cache = run.all(jobs, keep_slots=remember)
         memory = HostMemory(cache, tuple(episodes)) if remember else None
-        return Rollouts([record(env, one) for one in episodes], run.usage, memory)
+        return Rollouts(self._records(env, episodes), run.usage, memory)
 
     def branch(
         self, env: Env, params: Params, key: jax.Array, rollouts: Rollouts,
@@ -146,16 +152,17 @@ class HostPlayer:
         slots = next(size for size in (-(-most // 8), most) if len(jobs) <= size or size == most)
         run = _Run(self, env, params, key, slots, sampling, memory.cache, None)
         episodes, _ = run.all(jobs, keep_slots=False)
-        return Rollouts([record(env, one) for one in episodes], run.usage)
+        return Rollouts(self._records(env, episodes), run.usage)
 
-
-class Job(NamedTuple):
-    """An episode to play: from its beginning, or from a step of another whose cache is in a row."""
-
-    task: int
-    sample: int
-    episode: Episode | None = None
-    row: int = -1
+    def _records(self, env: Env, episodes: Sequence[Episode]) -> list[Trajectory]:
+        records = record(env, episodes, type(env).__name__)
+        fault = next((one.fault for one in records if one.fault), "")
+        if fault and not self._faulty:
+            self._faulty = True
+            logging.getLogger("steprl").warning(
+                "%s. Such attempts are left out and counted as env/fault_frac.", fault
+            )
+        return records
 
 
 class _Run:
@@ -181,15 +188,11 @@ class _Run:
         self.episodes: dict[int, Episode] = {}
         self.actions: dict[int, Sampled] = {}  # jobs whose environment is working
         self.resets: dict[int, int] = {}  # jobs whose environment begins -> tries
-        self.failure = ""  # of the last environment that did not begin
+        self.name = type(env).__name__
         self.usage = Usage()
 
     def all(self, jobs: Sequence[Job], keep_slots: bool) -> tuple[list[Episode], Any]:
-        """Plays all jobs; the cache holds a row a job if it was kept.
-
-        Raises:
-            RuntimeError: no environment began.
-        """
+        """Plays all jobs; the cache holds a row a job if it was kept."""
         started = time.perf_counter()
         self.jobs, self.waiting = jobs, deque(range(len(jobs)))
         self.back: deque[int] = deque()  # parked jobs whose environment has answered
@@ -207,8 +210,6 @@ class _Run:
                 else:
                     self._hear(max(self.patience, 0.01) if self.waiting or self.back else None)
                     self._lend()
-        if not any(episode.ids for episode in self.episodes.values()):
-            raise RuntimeError(f"no episode could begin; the last one: {self.failure}")
         self.usage = self.usage._replace(seconds=time.perf_counter() - started)
         cache = self.cache if self.kept is None else self.kept
         return [self.episodes[job] for job in range(len(jobs))], cache if keep_slots else None
@@ -307,7 +308,7 @@ class _Run:
             job = self.job_of[slot]
             assert job is not None
             episode = self.episodes[job]
-            self.actions[job] = action = whole(episode, _sampled(result, slot))
+            self.actions[job] = action = whole(episode, sampled_row(result, slot))
             text = self.player.context.decode(action.ids.tolist())
             self.workers.submit(job, "step", episode.state, text)
         self._hear(0.0)
@@ -339,17 +340,26 @@ class _Run:
         finished: list[int] = []
         for job, answer in self.workers.collect(wait):
             if job in self.resets:
-                self._begun(job, answer)
+                self._begun(job, self._checked(checked_reset, answer))
             else:
-                action = self.actions.pop(job)
                 self.episodes[job] = advance(
-                    self.episodes[job], action, answer, self.player.context, self.player.limits
-                )
+                    self.episodes[job], self.actions.pop(job), self._checked(checked_step, answer),
+                    self.player.context, self.player.limits, self.name,
+                )  # fmt: skip
             if job in self.episodes and self.episodes[job].over:
                 finished.append(job)
             elif job in self.parked and job not in self.resets:
                 self.back.append(job)
         self._free(finished)
+
+    def _checked(self, check: Callable[..., Any], answer: Any) -> Any:
+        """What an environment gave, or the fault that it was."""
+        if isinstance(answer, Fault):
+            return answer
+        try:
+            return check(answer, self.player.observation_limit)
+        except BadAnswer as error:
+            return Fault("crash", str(error))
 
     def _begun(self, job: int, answer: Any) -> None:
         """An environment has begun; one that failed to gets a second try."""
@@ -358,15 +368,14 @@ class _Run:
             del self.resets[job]
             state, observation = answer
             self.episodes[job] = begin(
-                self.player.context, task, sample, state, observation, self.player.limits
+                self.player.context, task, sample, state, observation, self.player.limits, self.name
             )
         elif self.resets[job] == 1:
             self.resets[job] = 2
             self.workers.submit(job, "reset", task)
         else:
             del self.resets[job]
-            self.episodes[job] = never_begun(task, sample)
-            self.failure = answer.message
+            self.episodes[job] = never_begun(self.name, task, sample, answer.message)
 
     def _free(self, finished: Sequence[int]) -> None:
         """Slots of finished jobs are free again; their rows are copied to `kept` if there is one."""
@@ -383,14 +392,3 @@ class _Run:
             self.job_of[in_slots[job]] = None
         for job in outside:
             del self.parked[job]
-
-
-def _sampled(out: Generation, row: int) -> Sampled:
-    size = int(out.mask_BA[row].sum())
-    return Sampled(
-        np.asarray(out.tokens_BA[row, :size], np.int32),
-        np.asarray(out.logprob_BA[row, :size]),
-        np.asarray(out.entropy_BA[row, :size]),
-        None if out.support_BAW is None else np.array(out.support_BAW[row, :size]),
-        STOP_REASONS[int(out.stop_reason_B[row])],
-    )

@@ -72,7 +72,7 @@ def _text_player(
         # What a prompt may measure, so that it and a reply always fit.
         room = length - response - len(context.begin(""))
         try:
-            suite = suite.limited(room, lambda text: len(tokenizer.encode(text)))
+            suite = suite.limited(room, context.measure)
         except ValueError as error:
             raise ValueError(
                 f"rollout.context_length={length} leaves {room} tokens for a prompt beside "

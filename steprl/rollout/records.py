@@ -1,6 +1,6 @@
 """Between records and arrays: collate trajectories into a batch, and read a batch back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,8 +36,8 @@ def collate(
             for half of the row.
 
     Raises:
-        ValueError: a trajectory does not fit (nothing is cut silently), supports are of several
-            vocabularies, or trajectories have different metrics.
+        ValueError: a trajectory does not fit (nothing is cut silently), or supports are of several
+            vocabularies.
     """
     rows = len(trajectories)
     if rows == 0:
@@ -45,7 +45,7 @@ def collate(
     contexts = [_contexts(t) for t in trajectories]
     longest = max((size for sizes in contexts for size in sizes), default=1)
     sampled = max(sum(len(s.action_ids) for s in t.steps) for t in trajectories)
-    most = max(len(t.steps) for t in trajectories)
+    most = max(1, *(len(t.steps) for t in trajectories))
     blocks = max(1, *map(len, contexts))
     halved = response_length is None
     needed = max(longest, -(-2 * sampled // blocks) if halved else 1)
@@ -107,6 +107,7 @@ def collate(
         support_NTW=support_NTW,
         metrics_N=_metrics(trajectories),
         branches=_branches(trajectories, step_ids_NT),
+        fault_N=np.array([_failed(t) for t in trajectories]),
     )
     return StepBatch(**arrays, action_width=room, context_width=width if blocks > 1 else 0)
 
@@ -154,12 +155,19 @@ def _contexts(trajectory: Trajectory) -> list[int]:
 
 
 def _metrics(trajectories: Sequence[Trajectory]) -> dict[str, np.ndarray] | None:
-    names = trajectories[0].metrics.keys()
-    if any(t.metrics.keys() != names for t in trajectories):
-        raise ValueError("trajectories: they have different metrics")
+    """All that any trajectory has, NaN for the others."""
+    names = dict.fromkeys(name for t in trajectories for name in t.metrics)
+    nothing = float("nan")
     return {
-        name: np.array([t.metrics[name] for t in trajectories], np.float32) for name in names
+        name: np.array([t.metrics.get(name, nothing) for t in trajectories], np.float32)
+        for name in names
     } or None
+
+
+def _failed(trajectory: Trajectory) -> bool:
+    """Whether the environment failed; a record from a file may have the last stop reason alone."""
+    last = trajectory.steps[-1].stop_reason if trajectory.steps else ""
+    return bool(trajectory.fault) or last.startswith("env_")
 
 
 def pack(
@@ -234,8 +242,12 @@ def _no_supports(trajectories: Sequence[Trajectory], length: int) -> np.ndarray 
 
 def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
     """The records of a batch; the text is a view of the ids, which stay exactly as they were."""
+    return list(each_trajectory(batch, tokenizer))
+
+
+def each_trajectory(batch: StepBatch, tokenizer: Any) -> Iterator[Trajectory]:
+    """`trajectories`, one after the other."""
     host: Any = jax.device_get(batch)
-    records = []
     for row in range(host.tokens_NT.shape[0]):
         real = np.flatnonzero(host.segment_ids_NT[row] > 0)
         ids, step_of = host.tokens_NT[row][real], host.step_ids_NT[row][real]
@@ -264,18 +276,15 @@ def trajectories(batch: StepBatch, tokenizer: Any) -> list[Trajectory]:
                 )
             )
             begin, context = last, context_of[first]
-        records.append(
-            Trajectory(
-                int(host.task_N[row]),
-                int(host.sample_N[row]),
-                tuple(steps),
-                bool(host.success_N[row]),
-                _parent(host, row),
-                final_observation_ids=ids[begin:],
-                metrics={k: float(v[row]) for k, v in (host.metrics_N or {}).items()},
-            )
+        yield Trajectory(
+            int(host.task_N[row]),
+            int(host.sample_N[row]),
+            tuple(steps),
+            bool(host.success_N[row]),
+            _parent(host, row),
+            final_observation_ids=ids[begin:],
+            metrics={k: float(v[row]) for k, v in (host.metrics_N or {}).items()},
         )
-    return records
 
 
 def _parent(host: StepBatch, row: int) -> Parent | None:

@@ -1,6 +1,6 @@
 """What a rollout gives: trajectories, what they cost, and how to continue from any of their steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from steprl.types import StepBatch, Trajectory
@@ -38,7 +38,8 @@ class Experience(NamedTuple):
 
     batch: StepBatch
     report: dict[str, Any]
-    trajectories: Callable[[], Sequence[Trajectory]]  # made when called
+    trajectories: Callable[[], Iterable[Trajectory]]  # made when called, and one by one
+    faults: tuple[str, ...] = ()  # of the environment, as they are described
 
 
 def add_usage(one: Usage, other: Usage) -> Usage:

@@ -1,6 +1,7 @@
 """The player of any text environment: host episodes, and rows of its demonstrator's contexts."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from steprl.config import RolloutConfig
 from steprl.envs import Env
+from steprl.envs.answers import describe
 from steprl.models.contract import takes_trees
 from steprl.rollout.contexts import Context
 from steprl.rollout.host import HostPlayer
@@ -20,6 +22,8 @@ from steprl.rollout.trees import collate_trees
 from steprl.sampling import Sampling
 from steprl.sharding import shard_rows
 from steprl.types import Params, Policy, Step, StepBatch, Trajectory
+
+_LOG = logging.getLogger("steprl")
 
 MAX_PACKED = 8
 """Demonstrated tasks of one row at most, where several short ones share it."""
@@ -87,7 +91,7 @@ def text_player(
     host = HostPlayer(
         policy, context, max_steps, response, length, rollout.slots,
         workers if rollout.env_workers is None else rollout.env_workers,
-        rollout.env_timeout or None, rollout.env_isolate,
+        rollout.env_timeout or None, rollout.env_isolate, rollout.observation_limit,
     )  # fmt: skip
     first, *others = envs
 
@@ -131,14 +135,25 @@ def text_player(
     stride = 1 if first in sizes else MAX_PACKED
     # A context that is written anew holds one action; one that grows may be half actions.
     sampled_room = max(response, length // 8) if context.rebuild else length // 2
+    failures: list[str] = []  # of the demonstrator; the first is told
 
     def row_of(first_task: int, seed: int) -> list[Trajectory]:
         """The contexts of a run of tasks, as many as a row has room for."""
         assert demonstrate is not None
         row: list[Trajectory] = []
         room, sampled_left = length, sampled_room
+        failure = ""
         for task in range(first_task, first_task + MAX_PACKED):
-            pieces = apart(demonstrate(task, seed))
+            try:
+                pieces = apart(demonstrate(task, seed))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # of a demonstrator or an environment of the user
+                failure = f"task {task}: {describe(error)}"
+                if not failures:
+                    _LOG.warning("Demonstrations that fail are left out. The first: %s", failure)
+                failures.append(failure)
+                continue
             begin = seed % max(len(pieces), 1)  # so that rows which hold one context show them all
             for piece in [*pieces[begin:], *pieces[:begin]]:
                 sampled = sum(len(step.action_ids) for step in piece.steps)
@@ -149,6 +164,11 @@ def text_player(
                     return row
                 row.append(piece)
                 room, sampled_left = room - tokens, sampled_left - sampled
+        if failure and not row:
+            raise ValueError(
+                f"none of tasks {first_task} to {first_task + MAX_PACKED - 1} has a demonstration; the last "
+                f"failed, {failure}"
+            )
         if not row:
             raise ValueError(
                 f"rollout.context_length={length}, rollout.response_length={response}: the "

@@ -11,7 +11,9 @@ import time
 from collections import deque
 from typing import Any, NamedTuple, Protocol
 
+from steprl.envs.answers import describe
 from steprl.envs.child_process import CLOSE_LIMIT, EnvChild, Fault, call_env, pickled
+from steprl.processes import Scope
 
 __all__ = ["EnvWorkers", "Fault"]
 
@@ -42,14 +44,16 @@ class _Lane(Protocol):
 
 class _Here:
     def __init__(self, env: Any):
-        self._env = env
+        self._env, self._scope = env, Scope()
 
     def start(self) -> None: ...
 
     def call(self, request: Any) -> Any:
-        return call_env(self._env, *request)
+        with self._scope.entered():
+            return call_env(self._env, *request)
 
-    def kill(self) -> None: ...  # a thread cannot be
+    def kill(self) -> None:
+        self._scope.end()  # a thread cannot be killed; the tools that it waits for can
 
     def end(self) -> None: ...
 
@@ -58,13 +62,14 @@ class EnvWorkers:
     """Calls of one environment, `workers` of them at a time; a context manager.
 
     A call that takes longer than `timeout` becomes a `Fault` and its place is taken by a new worker.
-    A hung thread cannot be ended: it is left alone, and what it returns later is dropped. A hung
-    process is killed with its process group.
+    A hung thread cannot be ended: it is left alone, and what it returns later is dropped; tools that
+    it waits for are killed where they run in processes. A hung process is killed with all that it has
+    started.
 
     Args:
         env: the environment. In threads it is shared, and its `close`, if it has one, is called at
-            the end; each process has a copy. For processes it, its states and whatever else a call
-            takes or gives can be pickled.
+            the end; each process has a copy. For processes it can be pickled; a call whose state or
+            answer cannot be is a fault.
         workers: calls at a time; 0 runs each in `submit`, without a deadline.
         timeout: seconds of a call from where it starts, which is not where it is submitted; None
             for no deadline.
@@ -119,7 +124,6 @@ class EnvWorkers:
         Raises:
             ChildError: processes cannot start.
             RuntimeError: the workers are closed.
-            TypeError: something of an earlier call, or of this one, cannot be pickled.
             ValueError: the ticket is in use, or there is no such call.
         """
         if call not in CALLS:
@@ -131,11 +135,19 @@ class EnvWorkers:
             self._done.append((ticket, result))
             return
         request: Any = (call, arguments)
+        fault: Fault | None = None
         if self._pickled is not None:
-            request = pickled(request, f"an argument of `{call}`")
+            try:
+                request = pickled(request, f"an argument of `{call}`")
+            except TypeError as error:
+                fault = Fault("crash", str(error))
         with self._lock:
             self._check(ticket)
             self._tickets.add(ticket)
+            if fault is not None:
+                self._done.append((ticket, fault))
+                self._finished.notify()
+                return
             self._waiting.append(_Call(ticket, call, arguments, request))
             self._staff()
 
@@ -147,7 +159,7 @@ class EnvWorkers:
                 once where nothing is pending.
 
         Raises:
-            ChildError, RuntimeError, TypeError: as of `submit`.
+            ChildError, RuntimeError: as of `submit`.
         """
         end = None if wait is None else time.monotonic() + wait
         with self._lock:
@@ -296,8 +308,10 @@ class EnvWorkers:
 def _inline(env: Any, call: str, arguments: tuple[Any, ...]) -> Any:
     try:
         return getattr(env, call)(*arguments)
-    except (Exception, SystemExit) as error:  # what the user interrupts is no fault
-        return Fault("crash", f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:  # what the user interrupts is no fault
+        raise
+    except BaseException as error:
+        return Fault("crash", describe(error))
 
 
 def _join(threads: list[threading.Thread], limit: float) -> None:

@@ -9,6 +9,7 @@ The server needs `pip install 'steprl[serve]'`.
 from steprl.serving.access import is_loopback
 from steprl.serving.answering import Served, serve_model
 from steprl.serving.app import make_app
+from steprl.serving.connections import Limits, server_config
 from steprl.serving.conversation import MessageFormat, message_format
 from steprl.serving.generation import Piece, ReplyEngine, ReplySettings
 from steprl.serving.text import Delta, read_calls, read_text
@@ -16,6 +17,7 @@ from steprl.serving.text import Delta, read_calls, read_text
 __all__ = [
     "MessageFormat",
     "Delta",
+    "Limits",
     "ReplyEngine",
     "Piece",
     "ReplySettings",
@@ -26,4 +28,5 @@ __all__ = [
     "read_calls",
     "read_text",
     "serve_model",
+    "server_config",
 ]

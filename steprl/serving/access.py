@@ -2,10 +2,11 @@
 
 import hmac
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from steprl.serving.protocol import ApiError
+from steprl.serving.fields import ApiError
 
 
 def is_loopback(host: str) -> bool:
@@ -25,11 +26,41 @@ def check_exposure(host: str, token: str | None) -> None:
     """
     if not token and not is_loopback(host):
         raise ValueError(
-            f"--host {host} can be reached by others: give a secret with --token or "
+            f"--host {host} can be reached by others: give a secret with --token-file or "
             "$STEPRL_SERVE_TOKEN, or stay on 127.0.0.1"
         )
     if token and not (token.isascii() and token.isprintable() and token == token.strip()):
-        raise ValueError("--token: printable ASCII characters only, no blank around them")
+        raise ValueError("the token: printable ASCII characters only, no blank around them")
+
+
+def read_token(shown: str | None, file: str | None, environment: Mapping[str, str]) -> str | None:
+    """The secret that clients have to give; None for none.
+
+    Args:
+        shown: what stood on the command line, which is no place for it.
+        file: one that holds the secret and nothing else.
+        environment: variables; STEPRL_SERVE_TOKEN counts where there is no file.
+
+    Raises:
+        ValueError: it was on the command line, or the file holds none.
+        OSError: the file cannot be read.
+    """
+    if shown is not None:
+        raise ValueError(
+            "--token: everyone on this machine can read a command line (`ps`), and the shell keeps "
+            "it; put the secret into $STEPRL_SERVE_TOKEN, or into a file for --token-file"
+        )
+    if file is None:
+        return environment.get("STEPRL_SERVE_TOKEN") or None
+    try:
+        token = Path(file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise OSError(f"--token-file {file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--token-file {file}: it holds no text") from error
+    if not token:
+        raise ValueError(f"--token-file {file}: it is empty; write a secret into it")
+    return token
 
 
 class Guard:

@@ -4,10 +4,13 @@ import contextlib
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from steprl.models.generation import end_ids
 from steprl.sampling import sampling_of
 from steprl.serving.conversation import MessageFormat, message_format
+from steprl.serving.fields import ApiError
 from steprl.serving.generation import Piece, ReplyEngine, ReplySettings
-from steprl.serving.protocol import ApiError, Chat, Completion, Options
+from steprl.serving.prompts import PromptTooLong, bounded
+from steprl.serving.protocol import Chat, Completion, Options
 from steprl.serving.responses import Head, choice, new_head, usage
 from steprl.serving.text import Delta, read_calls, read_text
 from steprl.session import Opened
@@ -54,22 +57,25 @@ def serve_model(opened: Opened, name: str, context_length: int | None = None) ->
     Args:
         opened: see `steprl.session.open_policy`.
         name: what clients call it.
-        context_length: tokens of prompt and reply, at most; None for what the tokenizer says, or 4096.
+        context_length: tokens of prompt and reply, at most; None for what the model says, or
+            else its tokenizer, or 4096.
 
     Raises:
-        ValueError: the context is shorter than 2 tokens, or longer than the tokenizer says.
+        ValueError: the context is shorter than 2 tokens, or longer than the model is made for.
     """
-    tokenizer = opened.tokenizer
-    stated_limit = tokenizer.model_max_length
+    tokenizer: Any = opened.tokenizer
+    stated_limit = opened.model.context_length or tokenizer.model_max_length
     limit = stated_limit if 1 < stated_limit < 1 << 30 else None  # a huge number says "not known"
     length = context_length or limit or _CONTEXT
     if limit and length > limit:
         raise ValueError(f"a context of {length} tokens: the model was made for {limit}")
+    tokenizer = bounded(tokenizer, length)
     try:
         conversation = message_format(tokenizer)
+        conversation = conversation._replace(encode=tokenizer.one_prompt(conversation.encode))
     except ValueError:
         conversation = None
-    stop_ids = conversation.stop_ids if conversation else (tokenizer.eos_token_id,)
+    stop_ids = conversation.stop_ids if conversation else end_ids(tokenizer)
 
     def decode(ids: Sequence[int]) -> str:
         reply_ids = ids[:-1] if ids and ids[-1] in stop_ids else ids
@@ -99,23 +105,12 @@ def check_work(served: Served, request: Chat | Completion) -> Work:
     if options.model != served.name:
         text = f"The model {options.model[:200]!r} is not here; this server has {served.name!r}."
         raise ApiError(404, text, "model_not_found", "model")
-    tools = False
-    if isinstance(request, Completion):
-        prompts = [one if isinstance(one, list) else served.encode(one) for one in request.prompts]
-    elif served.conversation is None:
-        raise ApiError(
-            400,
-            f"{served.name} has no chat template: use /v1/completions.",
-            "no_chat_template",
-            "messages",
-        )
-    else:
-        tools = bool(request.tools)
-        try:
-            prompts = [served.conversation.encode(request.messages, request.tools)]
-        except ValueError as error:
-            raise ApiError(400, str(error), param="messages") from error
     name = "messages" if chat else "prompt"
+    try:
+        prompts = _prompts(served, request)
+    except PromptTooLong as error:
+        raise ApiError(400, str(error), "context_length_exceeded", name) from error
+    tools = isinstance(request, Chat) and bool(request.tools)
     limits = []
     for prompt in prompts:
         if not prompt or not all(0 <= one < served.vocab_size for one in prompt):
@@ -138,6 +133,40 @@ def check_work(served: Served, request: Chat | Completion) -> Work:
     return Work(new_head(served.name, chat), options, prompts, limits, tools)
 
 
+def _prompts(served: Served, request: Chat | Completion) -> list[list[int]]:
+    """The tokens of the prompts.
+
+    Raises:
+        ApiError: the chat template refuses the messages, or has no place for something of them.
+        PromptTooLong: no context of the model holds them.
+    """
+    if isinstance(request, Completion):
+        return [one if isinstance(one, list) else served.encode(one) for one in request.prompts]
+    if served.conversation is None:
+        raise ApiError(
+            400,
+            f"{served.name} has no chat template: use /v1/completions.",
+            "no_chat_template",
+            "messages",
+        )
+    context = served.engine.context_length
+    if len(request.messages) > context:
+        raise PromptTooLong(
+            f"This model's context has {context} tokens, fewer than there are messages: send fewer."
+        )
+    for index, message in enumerate(request.messages):
+        if "reasoning_content" in message and not served.conversation.reasoning:
+            name = f"messages[{index}].reasoning_content"
+            problem = "has no place in the chat template of this model: leave it out"
+            raise ApiError(400, f"`{name}` {problem}.", param=name)
+    try:
+        return [served.conversation.encode(request.messages, request.tools)]
+    except PromptTooLong:
+        raise
+    except ValueError as error:
+        raise ApiError(400, str(error), param="messages") from error
+
+
 def replies(served: Served, work: Work) -> Generator[tuple[int, Delta], None, None]:
     """All deltas of all choices, choice after choice."""
     options = work.options
@@ -154,7 +183,10 @@ def replies(served: Served, work: Work) -> Generator[tuple[int, Delta], None, No
             )
             with contextlib.closing(served.engine.reply(prompt, settings)) as pieces:
                 deltas = read_text(pieces, served.decode, options.stops)
-                for delta in read_calls(deltas) if work.tools else deltas:
+                if work.tools and served.conversation is not None:
+                    form = served.conversation
+                    deltas = read_calls(deltas, form.bare, form.opened)
+                for delta in deltas:
                     yield index, delta
             index += 1
 

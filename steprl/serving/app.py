@@ -1,7 +1,7 @@
 """The server: OpenAI's endpoints in front of one model, for this machine or behind a token.
 
 Requests are answered one at a time, in order; those that wait cost nothing. The event loop never
-waits for the model. A client that leaves ends its reply.
+waits for the model, nor for the tokens of a prompt. A client that leaves ends its reply.
 """
 
 import asyncio
@@ -13,19 +13,21 @@ from typing import Any
 
 from steprl.serving.access import Guard, check_exposure
 from steprl.serving.answering import Served, Tally, Work, check_work, replies, whole_answer
-from steprl.serving.protocol import (
-    ApiError,
-    Chat,
-    Completion,
-    parse_json,
-    read_chat,
-    read_completion,
-)
+from steprl.serving.bodies import Bodies
+from steprl.serving.connections import Limits
+from steprl.serving.fields import ApiError, parse_json
+from steprl.serving.protocol import Chat, Completion, read_chat, read_completion
 from steprl.serving.responses import chunk_choice
 from steprl.serving.text import Delta
 
-MAX_BODY = 16 * 2**20
 _LEFT = 499  # the client has disconnected and will not read it
+# A body that was not read to its end would be taken for the next request.
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},
+    413: {"Connection": "close"},
+    503: {"Connection": "close", "Retry-After": "1"},
+}
 
 
 def make_app(
@@ -34,6 +36,7 @@ def make_app(
     host: str = "127.0.0.1",
     token: str | None = None,
     report: Callable[[str], None] = lambda line: None,
+    limits: Limits | None = None,
 ) -> Any:
     """The FastAPI application.
 
@@ -43,6 +46,7 @@ def make_app(
             refused, so that no web page reaches the model through a name of its own.
         token: if there is one, each request needs it as `Authorization: Bearer TOKEN`.
         report: is given one line an answer.
+        limits: of requests, those of connections excepted: see `server_config`.
 
     Raises:
         ValueError: a host that others reach, and no token; or one that HTTP cannot carry.
@@ -55,10 +59,12 @@ def make_app(
         from fastapi import FastAPI, Request
         from fastapi.responses import JSONResponse, Response, StreamingResponse
         from starlette.exceptions import HTTPException
+        from starlette.requests import ClientDisconnect
     except ImportError as error:
         raise ImportError(f"{error}; serving needs `pip install 'steprl[serve]'`") from error
 
     app = FastAPI(title="steprl", docs_url=None, redoc_url=None, openapi_url=None)
+    bodies, in_progress = Bodies(limits or Limits()), 0
     turn, tokenizing, started = asyncio.Lock(), CapacityLimiter(1), int(time.time())
     description = {
         "id": served.name,
@@ -69,12 +75,20 @@ def make_app(
     }
 
     def refuse(error: ApiError) -> JSONResponse:
-        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-        return JSONResponse(error.body(), error.status, headers)
+        return JSONResponse(error.body(), error.status, _HEADERS.get(error.status))
+
+    @contextlib.asynccontextmanager
+    async def counted() -> AsyncGenerator[None, None]:
+        nonlocal in_progress
+        in_progress += 1
+        try:
+            yield
+        finally:
+            in_progress -= 1
 
     async def pull(work: Work) -> AsyncGenerator[tuple[int, Delta], None]:
         """Deltas, made in a thread; waits for its turn, and gives it back however it ends."""
-        async with turn:
+        async with counted(), turn:
             deltas = replies(served, work)
             start, tokens = time.perf_counter(), 0
             try:
@@ -122,7 +136,12 @@ def make_app(
                 await super().__call__(scope, receive, send)
 
     async def answer(request: Request, read: Callable[[Any], Chat | Completion]) -> Response:
-        body = await _body(request)
+        try:
+            body = await bodies.read(request)
+        except ClientDisconnect:
+            return Response(status_code=_LEFT)
+        if in_progress >= bodies.limits.requests:
+            raise ApiError(503, f"{in_progress} requests are waiting already: try again later.")
         work = await run_sync(
             lambda: check_work(served, read(parse_json(body, "body"))), limiter=tokenizing
         )
@@ -182,16 +201,6 @@ def make_app(
 
     app.add_middleware(Guard, token=token, refuse=refuse)
     return app
-
-
-async def _body(request: Any) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY:
-            raise ApiError(413, f"The body has more than {MAX_BODY} bytes.")
-        parts.append(part)
-    return b"".join(parts)
 
 
 async def _unless_left(request: Any, work: Callable[[], Any]) -> Any:

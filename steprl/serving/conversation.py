@@ -4,18 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from steprl.models.chat import chat_format
-from steprl.tools import Outcome, describe_tools, render_tool_call, render_tool_response
-
-_INSTRUCTION = """You may call tools. Their schemas are:
-{tools}
-For each call write one JSON object with name and arguments between tool_call tags:
-<tool_call>
-{{"name": "name of the tool", "arguments": {{"argument": "value"}}}}
-</tool_call>"""
-_PROBE = {
-    "type": "function",
-    "function": {"name": "probe", "parameters": {"type": "object", "properties": {}}},
-}
+from steprl.models.tool_forms import HERMES, JSON, tool_form
+from steprl.tools import Outcome, instruct_tools, render_tool_call, render_tool_response
 
 
 class MessageFormat(NamedTuple):
@@ -23,11 +13,15 @@ class MessageFormat(NamedTuple):
 
     encode(messages, tools) -> ids, with the generation prompt
     decode(ids) -> text of a reply, without its stop token
+    reasoning: whether the template reads the `reasoning_content` of messages
     """
 
     encode: Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], list[int]]
     decode: Callable[[Sequence[int]], str]
     stop_ids: tuple[int, ...]
+    bare: bool = False  # calls are written without tags, as Llama 3 does
+    opened: str = ""  # see `ChatFormat`
+    reasoning: bool = False
 
 
 def message_format(tokenizer: Any) -> MessageFormat:
@@ -37,23 +31,29 @@ def message_format(tokenizer: Any) -> MessageFormat:
     their results are written into the texts in the Hermes format.
 
     Raises:
-        ValueError: it has no chat template.
+        ValueError: it has no chat template. `encode` raises it for tools whose calls the template
+            writes in a form that is not read.
     """
     plain = chat_format(tokenizer)
+    problem = ""
     try:
-        chat_format(tokenizer, [_PROBE])
-        native = True
-    except ValueError:
-        native = False
+        form = tool_form(tokenizer)
+    except ValueError as error:
+        form, problem = HERMES, str(error)
 
     def encode(
         messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[int]:
-        if not native:
+        if tools and problem:
+            raise ValueError(problem)
+        if not form:
             return plain.begin(as_text(messages, tools))
         return (chat_format(tokenizer, tools) if tools else plain).begin(messages)
 
-    return MessageFormat(encode, plain.decode, plain.stop_ids)
+    reasoning = "reasoning_content" in str(tokenizer.chat_template)
+    return MessageFormat(
+        encode, plain.decode, plain.stop_ids, form == JSON, plain.opened, reasoning
+    )
 
 
 def as_text(
@@ -81,10 +81,13 @@ def as_text(
                 for call in message.get("tool_calls", ())
             ]
             text = "\n".join([content, *blocks] if content else blocks)
-            written.append({"role": role, "content": text})
+            kept = {
+                name: message[name] for name in ("name", "reasoning_content") if name in message
+            }
+            written.append({"role": role, "content": text, **kept})
         last = role
     if tools:
-        instruction = _INSTRUCTION.format(tools=describe_tools(dict(tool) for tool in tools))
+        instruction = instruct_tools(dict(tool) for tool in tools)
         if written and written[0]["role"] == "system":
             written[0]["content"] += f"\n\n{instruction}"
         else:

@@ -112,7 +112,7 @@ class ReplyEngine:
 
         Args:
             prompt: token ids.
-            settings: how to draw; token i of choice c uses `fold_in(fold_in(key(seed), c), i)`.
+            settings: how to draw; token i of choice c uses `fold_in(fold_in(key_of(seed), c), i)`.
 
         Returns:
             Pieces, the last of them with a reason. Pieces without tokens say that the prompt is read.
@@ -163,7 +163,7 @@ class ReplyEngine:
         self.prefilled += 1
 
         seed = secrets.randbits(31) if settings.seed is None else settings.seed
-        key = jax.random.fold_in(jax.random.key(seed), settings.choice)
+        key = jax.random.fold_in(key_of(seed), settings.choice)
         sampling = settings.sampling
         traced = (
             np.float32(sampling.temperature),
@@ -204,6 +204,12 @@ class ReplyEngine:
         if [leaf.shape for leaf in jax.tree.leaves(cache)] == shapes:
             return cache
         return jax.tree.map(_copy_into, self._policy.init_cache(1, length), cache)
+
+
+def key_of(seed: int) -> jax.Array:
+    """`jax.random.key` of a seed of 64 bits, of which that reads the lower 32."""
+    key, high = jax.random.key(seed & 0xFFFFFFFF), seed >> 32 & 0xFFFFFFFF
+    return jax.random.fold_in(key, high) if high else key
 
 
 def split(tokens: int, widths: Sequence[int]) -> list[int]:

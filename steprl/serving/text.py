@@ -1,14 +1,13 @@
 """Text of a reply as it grows: never half a character, half a stop string or half a tool call."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from steprl.serving.generation import Piece
-from steprl.tools import ToolCall, parse_tool_calls
+from steprl.tools import ToolCall, read_reply
 
 _BROKEN = "\ufffd"  # what an incomplete character is decoded to
-_OPEN, _CLOSE, _THOUGHT = "<tool_call>", "</tool_call>", "</think>"
+_OPEN = "<tool_call>"
 _FINISH = {"running": None, "stop_token": "stop", "length": "length", "context_full": "length"}
 
 
@@ -54,22 +53,27 @@ def read_text(
         sent = max(sent, ready)
 
 
-def read_calls(deltas: Iterable[Delta]) -> Iterator[Delta]:
+def read_calls(deltas: Iterable[Delta], bare: bool = False, opened: str = "") -> Iterator[Delta]:
     """Text up to the first tool call, and at the end the calls; the text of all if one is none.
 
-    Calls are those of the whole reply, or of what stands behind `</think>`. Where any block cannot be
-    read, none counts and the text is given as it is.
+    Calls are those of the whole reply outside of its thoughts. Where any block cannot be read, none
+    counts and the text is given as it is.
+
+    Args:
+        deltas: of the text.
+        bare, opened: as of `split_calls`.
     """
+    first = "{" if bare else _OPEN
     text, sent = "", 0
     for delta in deltas:
         text += delta.text
         if delta.finish is None:
-            start = text.find(_OPEN)
-            ready = start if start >= 0 else len(text) - _partial_length(text, (_OPEN,))
+            start = text.find(first)
+            ready = start if start >= 0 else len(text) - _partial_length(text, (first,))
             yield delta._replace(text=text[sent:ready])
             sent = max(sent, ready)
             continue
-        content, calls = split_calls(text)
+        content, calls = split_calls(text, bare, opened)
         rest = content[sent:]
         if calls:
             rest = rest if rest.strip() else ""
@@ -78,8 +82,15 @@ def read_calls(deltas: Iterable[Delta]) -> Iterator[Delta]:
             yield delta._replace(text=rest)
 
 
-def split_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
+def split_calls(
+    text: str, bare: bool = False, opened: str = ""
+) -> tuple[str, tuple[ToolCall, ...]]:
     """The text around the tool calls, and the calls; all of it and no call if one cannot be read.
+
+    Args:
+        text: of a reply.
+        bare: the model writes its calls without tags, as Llama 3.
+        opened: what the prompt has begun, such as "<think>".
 
     Example:
         >>> split_calls('Look: <tool_call>{"name": "add"}</tool_call>')
@@ -87,19 +98,14 @@ def split_calls(text: str) -> tuple[str, tuple[ToolCall, ...]]:
         >>> split_calls("<tool_call>add</tool_call>")
         ('<tool_call>add</tool_call>', ())
     """
-    thoughts, tag, reply = text.rpartition(_THOUGHT)
-    calls, errors = parse_tool_calls(reply)
-    if errors or not calls:
+    reply = read_reply(opened + text, bare=bare)
+    if reply.errors or not reply.calls:
         return text, ()
-    around, position = [thoughts, tag], 0
-    for _ in calls:
-        start = reply.index(_OPEN, position)
-        around.append(reply[position:start])
-        body = start + len(_OPEN)
-        body += len(reply[body:]) - len(reply[body:].lstrip())
-        _, end = json.JSONDecoder(strict=False).raw_decode(reply, body)  # may hold a tag itself
-        position = reply.index(_CLOSE, end) + len(_CLOSE)
-    return "".join([*around, reply[position:]]), tuple(calls)
+    around, position = [], 0
+    for start, end in reply.spans:
+        around.append(text[position : start - len(opened)])
+        position = end - len(opened)
+    return "".join([*around, text[position:]]), tuple(reply.calls)
 
 
 def _first_stop(text: str, stops: Sequence[str], sent: int) -> int | None:

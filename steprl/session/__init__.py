@@ -1,9 +1,12 @@
 """What a run is made of, before and after it has parameters: mesh, language, model, environment, method."""
 
 from steprl.session.assembly import setup
+from steprl.session.effects import acting_settings, idle_settings, notice_idle
+from steprl.session.opening import Ready, open_session
 from steprl.session.parameters import (
     Opened,
     abstract_params,
+    check_origin,
     initial_params,
     load_params,
     load_step,
@@ -13,11 +16,17 @@ from steprl.session.session import Session
 
 __all__ = [
     "Opened",
+    "Ready",
     "Session",
     "abstract_params",
+    "acting_settings",
+    "check_origin",
+    "idle_settings",
     "initial_params",
     "load_params",
     "load_step",
+    "notice_idle",
     "open_policy",
+    "open_session",
     "setup",
 ]

@@ -4,7 +4,7 @@ import importlib.util
 
 from jax.sharding import Mesh
 
-from steprl.algorithms import Algorithm, check_needs
+from steprl.algorithms import Algorithm, check_needs, future_kl_loss
 from steprl.branching import initial_attempts, keeps_groups
 from steprl.config import Config
 from steprl.envs.suite import Suite
@@ -53,6 +53,10 @@ def check_method(config: Config, method: Algorithm, source: str, critic: bool) -
         raise ValueError(
             f"algorithm.bootstrap_truncated asks the critic, and {source} trains none: "
             "use steppo or ppo, or turn it off"
+        )
+    if method.loss is future_kl_loss and not config.actor.clip_ratio_c:
+        raise ValueError(
+            f"actor.clip_ratio_c=0: the loss of {source} leaves out what is above it, so set it above 1"
         )
     if config.algorithm.filter_groups and "group" not in method.needs:
         raise ValueError(

@@ -14,8 +14,10 @@ from steprl.models import (
     load_model,
     make_policy,
 )
+from steprl.models.chat import set_variables
 from steprl.session.language import decoder_policy, language_of
 from steprl.session.session import Session
+from steprl.session.sources import CONFIG, MODEL, RUN, kind_of, settings_of
 from steprl.sharding import (
     PARAMETER_RULES,
     Rules,
@@ -33,7 +35,7 @@ class Opened(NamedTuple):
     params: Params  # on the devices here
     tokenizer: Any
     model: DecoderConfig
-    config: Config | None  # of the run
+    config: Config | None  # of the run, or the configuration
 
 
 def abstract_params(session: Session) -> Params:
@@ -57,6 +59,23 @@ def initial_params(session: Session) -> Params:
     shapes = jax.eval_shape(session.policy.init, key)
     shardings = state_shardings(shapes, session.mesh, session.rules)
     return jax.jit(session.policy.init, out_shardings=shardings)(key)
+
+
+def check_origin(config: Config) -> None:
+    """Whether `trainer.init_from` has parameters to start from; nothing is read.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    run = config.trainer.init_from
+    if run is None:
+        return
+    if not Path(run).is_dir():
+        raise FileNotFoundError(f"trainer.init_from={run}: there is no such run")
+    if not any(begun(Path(run) / part) for part in ("checkpoints", "sft")):
+        raise FileNotFoundError(
+            f"trainer.init_from={run} holds no checkpoint, neither in checkpoints/ nor in sft/"
+        )
 
 
 def _placed(session: Session, params: Params, key: jax.Array) -> Params:
@@ -112,7 +131,7 @@ def open_policy(path: str | Path, step: int | None = None, merge: bool = True) -
     """A policy of a run, or a pretrained model, ready to be talked to.
 
     Args:
-        path: directory of a run, or what `steprl.models.resolve_model` takes.
+        path: as of `steprl.session.sources.kind_of`; of a configuration, what its training begins with.
         step: checkpoint of a run, None for the newest.
         merge: False keeps the adapters of a run apart, in `params["lora"]`.
 
@@ -120,23 +139,37 @@ def open_policy(path: str | Path, step: int | None = None, merge: bool = True) -
         FileNotFoundError: there is no such run, checkpoint or model.
         ValueError: the parameters do not fit the settings; `step` of a model that is no run.
     """
-    saved = Path(path) / "config.resolved.yaml"
-    if not saved.is_file():
-        if step is not None:
-            raise ValueError(
-                f"{path} is not a run (no config.resolved.yaml), so it has no step {step}"
-            )
+    kind = kind_of(path)
+    if kind != RUN and step is not None:
+        raise ValueError(f"{path} is a {kind}, not a run, so it has no step {step}")
+    if kind == MODEL:
         pretrained = load_model(path, value_head="none")
         policy = make_policy(pretrained.config)
         return Opened(policy, pretrained.params, pretrained.tokenizer, pretrained.config, None)
-    config = load_config(saved)
+    config = settings_of(path)
     if config.model.name is not None:
         raise ValueError(
             f"{path}: its policy is model.name={config.model.name}, and only the decoders that ship with "
             "the project are exported, served and talked to; `steprl rollout` shows what it does"
         )
+    if kind == CONFIG:
+        return _opened_start(path, config, merge)
     language, mesh = language_of(config), make_mesh(config.mesh)
     policy = decoder_policy(config, language.config)
-    params, _ = _restore(policy, mesh, Path(path), step)
+    params, _ = _restore(policy, mesh, Path(path).expanduser(), step)
     params = policy.prepare(params) if merge else params
     return Opened(policy, params, language.tokenizer, language.config, config)
+
+
+def _opened_start(path: str | Path, config: Config, merge: bool) -> Opened:
+    """The policy that the training of a configuration begins with."""
+    start = config.trainer.init_from or config.model.path
+    if start is None:
+        raise ValueError(
+            f"{path} is a configuration of a new model, which has learnt nothing yet; `steprl train "
+            f"{path}` makes a run of it"
+        )
+    opened = open_policy(start, merge=merge)
+    if config.model.template:
+        set_variables(opened.tokenizer, config.model.template)
+    return opened._replace(config=config)

@@ -11,12 +11,14 @@ from steprl.update.loss import sample_loss, with_weights
 from steprl.update.make import make_update, sizes_in_rows
 from steprl.update.optimise import micro_batch_gradient, optimiser_step, passes
 from steprl.update.prepare import Metrics, Prepared, Sample, prepare
+from steprl.update.record import TokenRecord
 from steprl.update.state import TrainState, carries, initial_state
 
 __all__ = [
     "Metrics",
     "Prepared",
     "Sample",
+    "TokenRecord",
     "TrainState",
     "carries",
     "initial_state",

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from steprl.update.optimise import (
     passes,
 )
 from steprl.update.prepare import Metrics, Sample, prepare
+from steprl.update.record import TokenRecord, token_record
 from steprl.update.state import TrainState, carries
 
 
@@ -33,12 +35,13 @@ def make_update(
     optimizer: optax.GradientTransformation,
     config: Config,
     mesh: Mesh | None = None,
-) -> Callable[..., tuple[TrainState, Metrics]]:
+    recorded: bool = False,
+) -> Callable[..., Any]:
     """`update(state, batch, key, sampled=None) -> (state, metrics)`; not compiled yet.
 
     `sampled` is the number of tokens that were sampled for the batch; by default all that it holds,
     so give it where rows share some. With a mesh, the rows of each mini-batch are laid over its
-    devices.
+    devices. If `recorded`, a `TokenRecord` of the batch is returned as well, behind the metrics.
 
     A pass over the batch gives values (and checks that training agrees with decoding); the method
     turns them into credit; then `ppo_epochs` passes of mini-batches, each one optimiser step summed
@@ -54,7 +57,7 @@ def make_update(
         batch: StepBatch,
         key: jax.Array,
         sampled: jax.Array | float | None = None,
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[TrainState, Metrics] | tuple[TrainState, Metrics, TokenRecord]:
         config_now = with_carried_clip(config, state.carried)
         check_parts(batch, mini, micro)
         trainable, frozen = split_trainable(state.params, config.model.freeze)
@@ -117,7 +120,10 @@ def make_update(
         report["token/total"] = carried[TOKENS.name]
         if CLIP.name in carried:
             report["actor/clip_ratio"] = state.carried[CLIP.name]  # that of this update
-        return TrainState(params, after.opt_state, state.iteration + 1, carried), report
+        new = TrainState(params, after.opt_state, state.iteration + 1, carried)
+        if recorded:
+            return new, report, token_record(with_weights(sample, method, config), old)
+        return new, report
 
     return update
 

@@ -35,14 +35,16 @@ def optimiser_step(
 ) -> tuple[Trained, Metrics]:
     """One step on a mini-batch; one whose loss or gradient is not finite changes nothing.
 
-    Such a step is counted in `train/nonfinite`.
+    Such a step is counted in `train/nonfinite`. Where no token has a weight there is nothing to learn:
+    parameters and moments stay as they are.
     """
     params, opt_state = trained
     gradient, metrics = gradient_of(params, sample)
     norm = optax.tree.norm(gradient)
     updates, new_opt_state = optimizer.update(gradient, opt_state, params)
     fine = jnp.isfinite(norm) & jnp.isfinite(metrics["actor/pg_loss"] + metrics["critic/vf_loss"])
-    keep = lambda new, old: jnp.where(fine, new, old)  # noqa: E731
+    weighted = jnp.any(sample.policy_weight_NT != 0) | jnp.any(sample.value_weight_NT != 0)
+    keep = lambda new, old: jnp.where(fine & weighted, new, old)  # noqa: E731
     params = jax.tree.map(keep, optax.apply_updates(params, updates), params)
     opt_state = jax.tree.map(keep, new_opt_state, opt_state)
     metrics |= {"actor/grad_norm": norm, "train/nonfinite": (~fine).astype(jnp.float32)}
@@ -93,7 +95,11 @@ def micro_batch_gradient(
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params, part)
         return jax.tree.map(jnp.add, total, gradient), metrics
 
-    gradient, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+    # The sum is float32 where parameters, and so their gradients, are narrower.
+    zeros = jax.tree.map(
+        lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params
+    )
+    gradient, metrics = jax.lax.scan(add, zeros, parts)
     # Losses are sums over micro-batches, the rest are fractions of each.
     return gradient, {
         name: jnp.sum(value) if name.endswith("loss") else jnp.mean(value)

@@ -15,6 +15,7 @@ from steprl.ops import (
     rollout_correction_weights,
 )
 from steprl.rewards import ModelScores, transform_rewards
+from steprl.rollout.faults import rows_left_out, without_rows
 from steprl.types import StepBatch
 
 Metrics = dict[str, jax.Array]
@@ -53,6 +54,9 @@ def prepare(
 ) -> Prepared:
     """Rewards are transformed, the method turns them into credit, and rows and tokens are weighed.
 
+    Rows that are no learning signal (`rows_left_out`) are left out before: from here on they are
+    rows without steps.
+
     Args:
         batch: N trajectories, as rollouts gave them.
         old: of the batch under the current parameters.
@@ -63,10 +67,17 @@ def prepare(
     """
     settings = config.algorithm
     metrics = _batch_metrics(batch, old)
-    informative_N = informative_groups(scores(batch), group_ids(batch), batch.task_N.shape[0])
+    out_N = rows_left_out(batch, settings)
+    batch = without_rows(batch, out_N)
+    metrics["rollout/left_out"] = jnp.sum(out_N)
+    ids_N = group_ids(batch, settings.singleton)
+    informative_N = informative_groups(scores(batch), ids_N, batch.task_N.shape[0])
     model_scores = ModelScores(reference_NT, old.final_value_N)
     batch, reward_states, report = transform_rewards(batch, carried, model_scores, settings)
     credit = method.credit(batch, old.value_NT, settings)
+    if "group" in method.needs:  # a method of one's own may not know of rows without a group
+        alone_N1 = (ids_N < 0)[:, None]
+        credit = credit._replace(advantage_NT=jnp.where(alone_N1, 0.0, credit.advantage_NT))
     metrics |= report | _advantage_metrics(credit, batch)
     if "critic" in method.needs:
         metrics |= _critic_metrics(credit, old.value_NT)
@@ -117,10 +128,13 @@ def _batch_metrics(batch: StepBatch, old: Scores) -> Metrics:
 def _advantage_metrics(credit: Credit, batch: StepBatch) -> Metrics:
     """Of the whole batch, before the first optimiser step."""
     active_NT = batch.step_ids_NT >= 0
+    highest = jnp.max(jnp.where(active_NT, credit.advantage_NT, -jnp.inf))
+    lowest = jnp.min(jnp.where(active_NT, credit.advantage_NT, jnp.inf))
+    some = jnp.any(active_NT)
     return {
         "critic/advantages/mean": masked_mean(credit.advantage_NT, active_NT),
-        "critic/advantages/max": jnp.max(jnp.where(active_NT, credit.advantage_NT, -jnp.inf)),
-        "critic/advantages/min": jnp.min(jnp.where(active_NT, credit.advantage_NT, jnp.inf)),
+        "critic/advantages/max": jnp.where(some, highest, 0.0),
+        "critic/advantages/min": jnp.where(some, lowest, 0.0),
     }
 
 

@@ -300,3 +300,75 @@ def test_the_settings_and_the_command_of_the_page_are_understood(here):
     envs = load_suite(env.name, env.options).splits
     assert "from 1 to 30" in envs["train"].reset(0)[1]
     assert envs["train"].tasks[0] not in envs["eval"].tasks
+
+
+# What is no environment is not called, and where it is not the user's not even imported.
+
+FOREIGN = """
+import functools, os, sys
+from subprocess import check_output
+from pathlib import Path
+half = functools.partial(check_output, ["touch", "called"])
+def text() -> str: Path("called").touch()
+def nothing() -> None: Path("called").touch()
+class Bare:
+    def __init__(self): Path("called").touch()
+def leaves(): sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "subprocess:check_output",
+            {"args": ["touch", "called"]},
+            "not imported: subprocess is part",
+        ),
+        ("os:system", {"command": "touch called"}, "not imported: os is part of Python"),
+        ("posix:system", {"command": "touch called"}, "not imported"),
+        ("builtins:exec", {}, "not imported"),
+        ("sys:exit", {}, "not imported"),
+        ("antigravity:fly", {}, "not imported"),
+        (
+            "yaml:load",
+            {"stream": "a", "Loader": "b"},
+            "not imported: yaml belongs to the package PyYAML",
+        ),
+        (
+            "omegaconf:OmegaConf.load",
+            {"file_": "x"},
+            "omegaconf belongs to the package omegaconf, which",
+        ),
+        (
+            "user_foreign:check_output",
+            {"args": ["touch", "called"]},
+            "not called: it comes from subproc",
+        ),
+        ("user_foreign:os.system", {"command": "touch called"}, "not called: it comes from posix"),
+        ("user_foreign:half", {}, "not called: it comes from subprocess"),
+        ("user_foreign:text", {}, "not called: it says that it returns str"),
+        ("user_foreign:nothing", {}, "not called: it says that it returns None"),
+        ("user_foreign:Bare", {}, "not called: the class Bare has no reset and step"),
+        ("user_foreign:leaves", {}, "leaves.. failed at .*SystemExit"),
+        ("user_leaves:make", {}, "user_leaves failed at .*SystemExit"),
+    ],
+)
+def test_what_is_no_environment_is_not_called(here, tmp_path, name, options, message):
+    here("user_foreign.py", FOREIGN)
+    here("user_leaves.py", "import sys; sys.exit(2)")
+    with pytest.raises(ValueError, match=message):
+        load_suite(name, options)
+    assert not (tmp_path / "called").exists()
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("section", ["model", "algorithm"])
+def test_neither_is_what_is_no_model_and_no_method(here, tmp_path, section):
+    from steprl.config.import_path import call_function
+
+    here("user_foreign.py", FOREIGN)
+    for name in ("subprocess:check_output", "user_foreign:half"):
+        with pytest.raises(ValueError, match=f"{section}.name='{name}' is not"):
+            call_function(name, {"args": ["touch", "called"]}, section)
+    assert not (tmp_path / "called").exists()

@@ -321,7 +321,7 @@ def yields(value, task):
         (at_once, "flow `at_once`, task 4, after 0 replies: .*ended before its first prompt"),
         (paid_early, "after 0 replies: .*its first turn has a reward or info"),
         (lambda task: "prompt", "it returned str where a generator was expected"),
-        (partial(returns, "good"), "returns.*after 1 replies: .*the reward 'good' is no number"),
+        (partial(returns, "good"), "returns.*after 1 replies: .*the reward is 'good'"),
         (partial(returns, float("nan")), "the reward is nan"),
         (partial(returns, np.zeros(2)), "after 1 replies"),
         (partial(yields, None), "it yielded NoneType: yield text, a list of messages, or a Turn"),
@@ -329,7 +329,7 @@ def yields(value, task):
         (partial(yields, ["hello"]), "it yielded the message 'hello'"),
         (partial(yields, [{"content": "x"}]), "expected a dict with 'role' and 'content'"),
         (partial(yields, [{"role": "user", "content": {1}}]), "not JSON serializable"),
-        (partial(yields, Turn("x", reward=None)), "the reward None is no number"),
+        (partial(yields, Turn("x", reward=None)), "the reward is None"),
     ],
 )
 def test_an_error_says_which_flow_failed_where(flow, message):

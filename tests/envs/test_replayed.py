@@ -285,9 +285,9 @@ def test_threads_wait_where_all_engines_are_busy_and_work_side_by_side_where_not
 @pytest.mark.parametrize(
     ("result", "error", "message"),
     [
-        (("x", float("nan"), False, False, {"success": False}), ValueError, "the reward nan"),
-        (("x", 0.0, False, False, {}), ValueError, "without 'success'"),
-        ((7, 0.0, False, False, {"success": False}), TypeError, "gave int as an observation"),
+        (("x", float("nan"), False, False, {"success": False}), ValueError, "the reward is nan"),
+        (("x", 0.0, False, False, {}), ValueError, "the info has no 'success'"),
+        ((7, 0.0, False, False, {"success": False}), ValueError, "the observation is 7"),
     ],
 )
 def test_an_engine_that_breaks_the_rules_is_named(result, error, message):

@@ -12,8 +12,8 @@ from steprl.envs.wiki_search import (
     normalise_answer,
     summarise,
 )
-from steprl.envs.wiki_search.answers import last_answer
 from steprl.metrics import pass_at_k, wilson_interval
+from steprl.tools import last_answer
 
 
 @pytest.mark.parametrize(

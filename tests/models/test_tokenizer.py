@@ -1,11 +1,17 @@
 """The phrase tokenizer: the longest phrase wins, nothing is lost, nothing ends inside a word."""
 
+import functools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from steprl.models import phrase_tokenizer
-from steprl.models.tokenizer import END, PAD, UNKNOWN, detokenize
+from steprl.models.tokenizer import END, PAD, UNKNOWN, detokenize, token_texts
+from tests.models.chat_models import CHATML, chat_tokenizer
 
 PHRASES = ("go", "go to", "cabinet", "cabinet 1", "1", "12", "ok.", ".", "a/b", "x+y", "on|in", ",")
 
@@ -93,3 +99,49 @@ def test_no_text_is_refused(text):
     tokenizer = phrase_tokenizer(PHRASES)
     ids = tokenizer.encode(text)
     assert all(0 <= i < len(tokenizer) for i in ids)
+
+
+# The text of each token
+
+
+@functools.cache
+def byte_level():
+    return chat_tokenizer(CHATML)
+
+
+def sentence_pieces():
+    """Pieces with ▁ for a blank, and a byte where no piece fits."""
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", "▁hello", "▁wor", "ld", "<unk>"]
+    ids = {piece: number for number, piece in enumerate(pieces)}
+    backend = Tokenizer(BPE(ids, [], byte_fallback=True, unk_token="<unk>"))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@given(st.data())
+def test_the_texts_of_tokens_add_up_to_the_text(data):
+    tokenizer = byte_level()
+    number = st.integers(0, len(tokenizer) - 1)  # any bytes, half characters among them
+    ids = data.draw(st.lists(number, max_size=8))
+    ids += tokenizer.encode(data.draw(st.text(max_size=8)))
+    parts = token_texts(tokenizer, ids)
+    assert len(parts) == len(ids)
+    assert "".join(parts) == tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_signs_of_a_vocabulary_are_not_shown():
+    tokenizer = byte_level()
+    parts = token_texts(tokenizer, tokenizer.encode("a é\n😀Ġ", add_special_tokens=False))
+    assert "".join(parts) == "a é\n😀Ġ"  # the sign itself is text like any other
+    assert parts.count("") == 1 + 3 + 1 and " " in parts and "\n" in parts
+    tokenizer = sentence_pieces()
+    ids = tokenizer.convert_tokens_to_ids(["▁hello", "▁wor", "ld", "<0x0A>", "<0xC3>", "<0xA9>"])
+    assert token_texts(tokenizer, ids) == [" hello", " wor", "ld", "\n", "", "é"]
+    assert token_texts(tokenizer, ids[:5]) == [" hello", " wor", "ld", "\n", "\ufffd"]
+
+
+def test_the_texts_of_phrases_are_the_phrases(tokenizer):
+    names = ["go to", "1", END, PAD]
+    assert token_texts(tokenizer, tokenizer.convert_tokens_to_ids(names)) == names

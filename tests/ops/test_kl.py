@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steprl import ops
+from steprl.config import KL_PENALTIES, ConfigError, load_config
+from steprl.config.settings import KL_WITHOUT_GRADIENT
 
 FEW = settings(max_examples=15, deadline=None)
 
@@ -84,3 +86,55 @@ def test_entropy_is_the_mean_surprise():
     logp = jax.nn.log_softmax(logits)
     expected = -(np.exp(logp) * logp).sum(-1)
     np.testing.assert_allclose(ops.entropy_from_logits(logits), expected, rtol=1e-5)
+
+
+# As a loss: the gradient in expectation, on a distribution that can be enumerated.
+
+
+def log_policy(x):
+    return jax.nn.log_softmax(x)
+
+
+DIVERGENCES = {
+    "KL(policy, reference)": lambda p, q: jnp.sum(jnp.exp(p) * (p - q)),
+    "KL(reference, policy)": lambda p, q: jnp.sum(jnp.exp(q) * (q - p)),
+    "twice the total variation": lambda p, q: jnp.sum(jnp.abs(jnp.exp(p) - jnp.exp(q))),
+    "nothing": lambda p, q: jnp.zeros(()),
+}
+PULLS_TOWARDS = {
+    "kl": "nothing",
+    "k1": "nothing",
+    "abs": "twice the total variation",
+    "mse": "KL(policy, reference)",
+    "k2": "KL(policy, reference)",
+    "low_var_kl": "KL(reference, policy)",
+    "k3": "KL(reference, policy)",
+} | {f"{kind}+": "KL(policy, reference)" for kind in ops.KL_KINDS}
+
+
+@pytest.mark.parametrize("kind", KL_PENALTIES)
+def test_the_expected_gradient_of_a_kl_loss_is_that_of_a_divergence(kind):
+    # Near enough that no estimate is clipped.
+    logits, ref = jnp.array(np.random.default_rng(3).normal(0, 0.5, (2, 6)))
+    probability, q = jnp.exp(log_policy(logits)), log_policy(ref)
+
+    def loss(x):  # tokens come with the policy's probability, which is data
+        return jnp.sum(probability * ops.kl_penalty(log_policy(x), q, kind))
+
+    divergence = DIVERGENCES[PULLS_TOWARDS[kind]]
+    want = jax.grad(lambda x: divergence(log_policy(x), q))(logits)
+    np.testing.assert_allclose(jax.grad(loss)(logits), want, atol=1e-6)
+    assert (np.abs(want).max() < 1e-6) == (kind in KL_WITHOUT_GRADIENT)
+
+
+@pytest.mark.parametrize("kind", KL_PENALTIES)
+def test_a_kl_loss_that_pulls_nowhere_is_refused(kind):
+    overrides = [f"actor.kl_loss_type={kind}", "actor.use_kl_loss=true"]
+    if kind in KL_WITHOUT_GRADIENT:
+        with pytest.raises(
+            ConfigError, match=rf"kl_loss_type={kind}: the gradient .* use {kind}\+"
+        ):
+            load_config(None, overrides)
+        assert load_config(None, overrides[:1]).actor.kl_loss_type == kind  # no loss, no matter
+    else:
+        assert load_config(None, overrides).actor.kl_loss_type == kind

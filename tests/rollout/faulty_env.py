@@ -57,6 +57,9 @@ class FaultyEnv:
     def do_raise(self, state, argument):
         raise LookupError(argument)
 
+    def do_throw(self, state, argument):
+        raise THROWN[argument]()
+
     def do_quit(self, state, argument):
         raise SystemExit(int(argument))
 
@@ -102,6 +105,22 @@ class FaultyEnv:
 
     def _after(self, state):
         return state, f"now {state}", 0.0, False, False, {"success": False, "valid": True}
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise SystemExit("no message")
+
+
+class Long(Exception):
+    def __str__(self):
+        return "a\nb \udc80" + "x" * 10**6
+
+
+THROWN = {
+    kind.__name__: kind
+    for kind in (GeneratorExit, RecursionError, MemoryError, StopIteration, Mute, Long)
+}
 
 
 class BrokenEnv(FaultyEnv):

@@ -219,20 +219,6 @@ def test_what_fits_exactly_is_played():
     assert len(found[0].steps) == 1
 
 
-def test_a_first_observation_that_does_not_fit_is_an_error():
-    with pytest.raises(ValueError, match=r"rollout\.context_length=7: task 3 begins with 4 tokens"):
-        player(context=7).play(CountWords(), {}, KEY, [1, 3], [0, 0])
-
-
-def test_a_first_observation_without_tokens_is_an_error():
-    class Silent(CountWords):
-        def reset(self, task, key=None):
-            return (task, 0), " "
-
-    with pytest.raises(ValueError, match="task 3 begins with an observation of no tokens"):
-        player().play(Silent(), {}, KEY, [3], [0])
-
-
 def test_what_is_new_is_read_in_pieces_of_two_widths():
     widths = []
     many = player(max_steps=3, context=1200, widths=widths)

@@ -109,6 +109,18 @@ def test_what_a_call_raises_is_its_fault(isolate, workers):
     assert fine[0] == 1
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@anywhere
+def test_whatever_is_raised_is_a_fault(isolate, workers):
+    kinds = ("GeneratorExit", "RecursionError", "MemoryError", "StopIteration", "Mute", "Long")
+    with EnvWorkers(FaultyEnv(), workers, LONG, isolate) as pool:
+        found = steps(pool, *[f"throw {kind}" for kind in kinds])
+    said = [fault.message for fault in found]
+    assert [fault.kind for fault in found] == ["crash"] * len(kinds)
+    assert said[:4] == list(kinds[:4]) and said[4] == "Mute (its message cannot be shown)"
+    assert said[5].startswith("Long: a b ?") and len(said[5]) < 600 and "\n" not in said[5]
+
+
 @anywhere
 def test_as_many_calls_run_at_a_time_as_there_are_workers(isolate, tmp_path):
     with EnvWorkers(FaultyEnv(), 3, LONG, isolate) as pool:
@@ -334,18 +346,23 @@ def test_a_process_that_cannot_start_is_an_error():
             pool.submit(1, "reset", 0)
 
 
-def test_what_cannot_be_pickled_is_an_error():
+def test_an_environment_that_cannot_be_pickled_is_an_error():
     env = FaultyEnv()
     env.lock = threading.Lock()
     with pytest.raises(TypeError, match='the environment cannot be pickled.*isolate="thread"'):
         EnvWorkers(env, 1, LONG, "process")
+
+
+def test_a_state_or_an_answer_that_cannot_be_pickled_is_a_fault_of_its_call():
     with EnvWorkers(FaultyEnv(), 1, LONG, "process") as pool:
-        with pytest.raises(TypeError, match='an argument of `step`.*isolate="thread"'):
-            pool.submit(0, "step", lambda: 0, "add 1")
-        assert pool.pending == 0
-        pool.submit(0, "step", 0, "hide")
-        with pytest.raises(TypeError, match='the environment returns.*isolate="thread"'):
-            pool.collect(LONG)
+        pool.submit(0, "step", lambda: 0, "add 1")
+        pool.submit(1, "step", 0, "hide")
+        pool.submit(2, "step", 0, "add 1")
+        found = all_of(pool)
+    assert found[0].kind == found[1].kind == "crash" and found[2][0] == 1
+    assert "an argument of `step` cannot be pickled" in found[0].message
+    assert "what the environment returns cannot be pickled" in found[1].message
+    assert all('isolate="thread"' in found[ticket].message for ticket in (0, 1))
 
 
 def run_script(code, env, **options):

@@ -11,6 +11,7 @@ from steprl import serving, session
 from steprl.cli import main
 from steprl.envs.wiki_search import SAMPLE, Question, wiki_search
 from steprl.rollout.contexts import chat_context
+from steprl.serving.access import read_token
 from steprl.serving.play import play
 from steprl.tools import render_tool_call
 from tests.serving.tiny import Scripted, chatml_tokenizer, tiny_opened
@@ -245,15 +246,38 @@ def test_serve_says_where_answers_and_ends_with_ctrl_c(model, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--host", "0.0.0.0"], "--token"),
+        (["--host", "0.0.0.0"], "--token-file"),
         (["--port", "70000"], "--port 70000"),
-        (["--token", "a b\n"], "--token"),
+        (["--token", "secret"], "everyone on this machine can read a command line"),
+        (["--token"], "--token-file"),
+        (["--token-file", "no/such/file"], "--token-file no/such/file: No such file"),
     ],
 )
 def test_serve_refuses_before_it_opens_anything(monkeypatch, capsys, arguments, says):
     monkeypatch.setattr(session, "open_policy", None)
     assert main(["serve", "m", *arguments]) == 1
-    assert says in capsys.readouterr().out
+    assert says in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "token", "says"),
+    [
+        (b"secret\n", "secret", ""),
+        (b" \n", None, "it is empty"),
+        (b"\xff", None, "it holds no text"),
+    ],
+)
+def test_a_token_comes_from_a_file_or_the_environment(tmp_path, text, token, says):
+    file = tmp_path / "token"
+    file.write_bytes(text)
+    variables = {"STEPRL_SERVE_TOKEN": "other"}
+    assert read_token(None, None, variables) == "other"
+    assert read_token(None, None, {"STEPRL_SERVE_TOKEN": ""}) is None
+    if token:
+        assert read_token(None, str(file), variables) == token
+    else:
+        with pytest.raises(ValueError, match=f"--token-file .*: {says}"):
+            read_token(None, str(file), variables)
 
 
 def test_a_port_that_is_taken_is_named(monkeypatch, capsys):

@@ -41,7 +41,7 @@ def test_calls_between_other_text():
     assert all(type(value) is float for value in calls[1].arguments.values())
 
 
-@pytest.mark.parametrize("text", ["", "The answer is 3.", "{}", GOOD, "tool_call", "<tool_call >"])
+@pytest.mark.parametrize("text", ["", "The answer is 3.", "{}", "tool_call", "<tool_call >"])
 def test_text_without_calls(text):
     assert parse_tool_calls(text, TOOLS) == ([], [])
 

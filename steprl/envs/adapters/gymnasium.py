@@ -18,6 +18,7 @@ from typing import Any
 
 from steprl.envs import Env, Observation
 from steprl.envs.adapters.gymnasium_spaces import ask, check_space, describe, kind_of, parse
+from steprl.envs.answers import checked_reward
 from steprl.envs.replayed import replayed
 
 EVAL_SEEDS = 2**30  # the seed of the first task of "eval"
@@ -150,11 +151,12 @@ class GymnasiumEngine:
             return f"{error}\n{self._text}", 0.0, False, False, info
         observation, reward, terminated, truncated, raw_info = self._env.step(chosen)
         self._text = self._observation_text(observation)
-        self._total += float(reward)
+        reward = checked_reward(reward)
+        self._total += reward
         info = {name: _plain(value) for name, value in raw_info.items()}
         solved = bool(self._success(info, self._total, bool(terminated)))
         info |= {"success": solved, "valid": True, "reason": ""}
-        return self._text, float(reward), bool(terminated), bool(truncated), info
+        return self._text, reward, terminated, truncated, info
 
     def close(self) -> None:
         self._env.close()

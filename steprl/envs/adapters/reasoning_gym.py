@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from steprl.envs.adapters.jvm import package_folder
+from steprl.tools import last_answer
 
 SYSTEM = (
     "You answer questions. You may think first; end with the answer alone between <answer> and "
@@ -136,7 +137,7 @@ class ReasoningGym:
         if state.over:
             raise ValueError("the episode is over: step again from the first state, or reset")
         name, dataset, item = self._item(state.task)
-        answer, tagged = _last_answer(action)
+        answer, tagged = last_answer(action)
         reason = "" if tagged else "no <answer>...</answer>"
         try:
             score = min(max(float(dataset.score_answer(answer, item)), 0.0), 1.0)
@@ -166,9 +167,3 @@ def _dataset(name: str, size: int, seed: int, settings_json: str) -> Any:
     import reasoning_gym
 
     return reasoning_gym.create_dataset(name, size=size, seed=seed, **json.loads(settings_json))
-
-
-def _last_answer(text: str) -> tuple[str, bool]:
-    before, opening_tag, answer = text.rpartition("<answer>")
-    answer, closing_tag, _ = answer.partition("</answer>")
-    return (answer.strip(), True) if opening_tag and closing_tag else (text.strip(), False)

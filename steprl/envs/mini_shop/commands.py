@@ -4,7 +4,7 @@ import re
 from typing import Any, NamedTuple
 
 from steprl.envs.mini_shop.records import normalise
-from steprl.tools import make_tools, parse_tool_calls
+from steprl.tools import make_tools, read_reply
 
 PLACEHOLDER = "search[<your query>]"
 """How a search stands among the commands that a page allows."""
@@ -13,7 +13,6 @@ LONGEST = 200
 """Characters of a search that are read, and of a command that is remembered."""
 
 _COMMAND = re.compile(r"(search|click)\s*\[(.*)\]", re.IGNORECASE | re.DOTALL)
-_TAG = re.compile(r"</?tool_call>")
 
 
 class Command(NamedTuple):
@@ -42,7 +41,7 @@ def read_command(action: str) -> tuple[Command | None, str]:
     """The command of an action, or None and why there is none.
 
     Text with tool calls must hold exactly one, of `env_step`. Other text must be a command and nothing
-    else. What stands before the last `</think>` is skipped.
+    else. Thoughts are skipped.
 
     Example:
         >>> read_command("click[Buy Now]")[0]
@@ -50,16 +49,16 @@ def read_command(action: str) -> tuple[Command | None, str]:
         >>> read_command("I would buy it.")[1]
         'there is no command'
     """
-    reply = action.rpartition("</think>")[2]
-    if _TAG.search(reply):
-        calls, errors = parse_tool_calls(reply, TOOLS)
-        if errors:
-            return None, errors[0].text
+    reply = read_reply(action, TOOLS)
+    calls = reply.calls
+    if reply.errors:
+        return None, reply.errors[0].text
+    if calls:
         if len(calls) > 1:
             return None, f"there are {len(calls)} calls of env_step, where one is made in a step"
         command = command_of(str(calls[0].arguments["command"]))
         return (command, "") if command.text else (None, "the command is empty")
-    command = command_of(reply)
+    command = command_of(reply.text)
     return (command, "") if command.verb else (None, "there is no command")
 
 

@@ -57,7 +57,7 @@ def user_prompt(
         for number, (observation, action) in enumerate(history, first_step)
     )
     sections = (
-        ("Shopping Instruction", instruction),
+        ("Shopping Instruction", quiet(instruction)),
         ("Current Observation", seen),
         ("Recent History", "\n\n".join(recent) or "None yet."),
         ("Available Actions", quiet("\n".join(f"- {command}" for command in allowed)) or "None."),

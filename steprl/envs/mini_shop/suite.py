@@ -5,6 +5,7 @@ from steprl.envs.mini_shop.environment import open_splits
 from steprl.envs.mini_shop.expert import demonstrate
 from steprl.envs.mini_shop.pages import SYSTEM
 from steprl.envs.suite import Suite
+from steprl.tools.hermes import TAGS
 
 
 def open(settings: MiniShopConfig) -> Suite:
@@ -14,6 +15,7 @@ def open(settings: MiniShopConfig) -> Suite:
         splits=splits,
         sizes={split: len(env.goals) for split, env in splits.items()},
         system=SYSTEM,
+        tags=TAGS,
         context=settings.context,
         max_steps=settings.max_steps,
         demonstrate=lambda task, seed: demonstrate,

@@ -1,4 +1,4 @@
-"""Short answers: how they are read out of a reply, and how they are compared.
+"""Short answers: how they are compared.
 
 The rules are those of the SQuAD and HotpotQA scripts: https://arxiv.org/abs/1606.05250, section 6.1,
 https://arxiv.org/abs/1809.09600, section 5.2.
@@ -61,26 +61,6 @@ def f1_score(prediction: str, answers: Sequence[str]) -> float:
         0.0
     """
     return max(_overlap(prediction, answer) for answer in _several(answers))
-
-
-def last_answer(text: str) -> tuple[str, bool]:
-    """The text between the last `<answer>` and its `</answer>`, else the whole text.
-
-    Returns:
-        The answer without surrounding space, and whether it stood between the tags.
-
-    Example:
-        >>> last_answer("<answer>one</answer> or rather <answer> two </answer>")
-        ('two', True)
-        >>> last_answer("It is <answer>three")
-        ('It is <answer>three', False)
-    """
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    if start < 0:
-        return text.strip(), False
-    # A stray `</answer>` further on belongs to no opening tag.
-    return text[start + len("<answer>") : text.index("</answer>", start)].strip(), True
 
 
 def _several(answers: Sequence[str]) -> Sequence[str]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from steprl.envs import CONTEXTS
-from steprl.envs.wiki_search.answers import exact_match, f1_score, last_answer
+from steprl.envs.wiki_search.answers import exact_match, f1_score
 from steprl.envs.wiki_search.calls import SEARCH_TOOL, read_calls
 from steprl.envs.wiki_search.index import PassageIndex, open_index
 from steprl.envs.wiki_search.prompts import SYSTEM, passage_line, user_prompt
 from steprl.envs.wiki_search.questions import Question, load_questions
-from steprl.tools import CallError, Outcome, render_tool_response
+from steprl.tools import CallError, Outcome, last_answer, render_tool_response
+from steprl.tools.hermes import TAGS
 
 SAMPLE = Path(__file__).parent / "sample"
 """174 questions of HotpotQA, 143 of them comparisons, and 922 passages: see `sample/NOTICE`."""
@@ -51,8 +52,9 @@ class WikiSearch:
     """Multi-hop question answering with a search tool. `wiki_search` makes one from files.
 
     A reply with tool calls searches, a reply without ends the episode: its last `<answer>`, or else all
-    of it, is compared with the accepted answers. The reward is 1 for an exact match after
-    normalisation and 0 otherwise; searching costs nothing but steps, and running out of them is 0.
+    that it says beside its thoughts (see `steprl.tools.replies`), is compared with the accepted answers.
+    The reward is 1 for an exact match after normalisation and 0 otherwise; searching costs nothing but
+    steps, and running out of them is 0.
 
     Attributes:
         questions: task number i is question `i % len(questions)`.
@@ -107,6 +109,11 @@ class WikiSearch:
             raise ValueError(f"reward: {self.reward!r}; choose from {', '.join(REWARDS)}")
         if not self.questions:
             raise ValueError("questions: there is none")
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What its own texts hold and its quotations do not, see `Suite`."""
+        return TAGS
 
     @property
     def system(self) -> str:

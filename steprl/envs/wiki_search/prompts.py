@@ -51,7 +51,7 @@ def user_prompt(
 
     def render(block: str) -> str:
         sections = [
-            ("User Query", question),
+            ("User Query", _quiet(question)),
             ("History Actions", "\n".join(f"[Search] {_quiet(query)}" for query in history)),
             ("Retrieved Passages", block),
             ("Recent tool/format issues", "\n".join(f"- {_quiet(issue)}" for issue in issues)),

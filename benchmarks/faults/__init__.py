@@ -1,0 +1,1 @@
+"""Campaigns of `benchmarks/robustness.py`: each gives cases, which say what went wrong and what was said."""

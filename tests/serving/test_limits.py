@@ -1,0 +1,406 @@
+"""What a client may take up: bytes, time, connections; and that others are answered all the while."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import socket
+import threading
+import time
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steprl.serving import Limits, Piece, make_app, serve_model
+from steprl.serving.connections import connection_limit
+from steprl.serving.generation import key_of
+from steprl.serving.prompts import PromptTooLong, bounded
+from tests.serving.live import running
+from tests.serving.test_malformed import (
+    CHAT,
+    COMPLETION,
+    chat,
+    completion,
+    post,
+    post_all,
+    served_with,
+)
+from tests.serving.tiny import chatml_tokenizer, tiny_opened
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("fastapi")
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def served():
+    return served_with()
+
+
+# Bytes and characters
+
+
+class Counting:
+    """A tokenizer that counts the characters that it reads."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer, self.read = tokenizer, 0
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def __len__(self):
+        return len(self._tokenizer)
+
+    def encode(self, text, **settings):
+        self.read += len(text)
+        return self._tokenizer.encode(text, **settings)
+
+
+@pytest.mark.parametrize("unit", ["a", "word ", " ", "🦉", "<|im_end|>", "\n", "<"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+def test_a_prompt_that_no_context_holds_is_hardly_read(path, unit):
+    opened = tiny_opened(length=512)
+    opened = opened._replace(tokenizer=Counting(opened.tokenizer))
+    served = serve_model(opened, "tiny")
+    opened.tokenizer.read = 0
+    text = unit * (500_000 // len(unit))
+    body = chat() if path == CHAT else completion(prompt=text)
+    if path == CHAT:
+        body["messages"][0]["content"] = text
+    answer = post(make_app(served), path, body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert opened.tokenizer.read < 64 * 512  # of half a million
+
+
+def test_many_messages_are_one_prompt(monkeypatch):
+    """Each fits into the context, and together they do not: they are hardly read, nor written."""
+    opened = tiny_opened(length=512)
+    opened = opened._replace(tokenizer=Counting(opened.tokenizer))
+    app = make_app(serve_model(opened, "tiny"))
+    opened.tokenizer.read = 0
+    monkeypatch.setattr(opened.tokenizer._tokenizer, "apply_chat_template", None)
+    answer = post(app, CHAT, chat(messages=[{"role": "user", "content": "a" * 400}] * 400))
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert opened.tokenizer.read < 64 * 512
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", " ", "\n", "word", "🦉", "<|im_end|>", "é", "  "]), max_size=40),
+    st.integers(1, 60),
+)
+def test_an_early_refusal_is_never_wrong(parts, times):
+    """What is given up has more tokens than the context; what is not has the tokens it always had."""
+    text, tokenizer = "".join(parts) * times, chatml_tokenizer()
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    try:
+        found = bounded(tokenizer, 32).encode(text, add_special_tokens=False)
+    except PromptTooLong:
+        assert len(ids) > 32
+    else:
+        assert found == ids
+
+
+def test_a_bounded_tokenizer_is_otherwise_the_same():
+    tokenizer = chatml_tokenizer()
+    same = bounded(tokenizer, 32)
+    assert len(same) == len(tokenizer) and same.eos_token_id == tokenizer.eos_token_id
+    assert same("Hi")["input_ids"] == tokenizer("Hi")["input_ids"]
+
+
+def asgi(app, headers, messages, delay=0.0, path=COMPLETION):
+    """Status of the answer to ASGI messages, how many of them were received, and its headers."""
+    waiting, sent = iter(messages), []
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "root_path": "", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), *headers],
+    }  # fmt: skip
+    received = 0
+
+    async def receive():
+        nonlocal received
+        await asyncio.sleep(delay)
+        if (message := next(waiting, None)) is None:
+            await asyncio.sleep(3600)
+        received += 1
+        return message
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    headers = dict(sent[0]["headers"])
+    return sent[0]["status"], received, headers
+
+
+def part(size, more=True):
+    return {"type": "http.request", "body": b"x" * size, "more_body": more}
+
+
+SMALL = Limits(body=1000, pause_seconds=0.05, body_seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    ("stated", "messages", "status", "received"),
+    [
+        (b"1001", [part(1001, False)], 413, 0),  # refused before a byte is read
+        (b"9" * 30, [part(1)], 413, 0),
+        (None, [part(600), part(600), part(600)], 413, 2),  # chunked: no length is stated
+        (None, [part(1000, False)], 400, 1),  # as large as may be, and no JSON
+        (b"10", [part(5)], 408, 1),
+        (None, [], 408, 0),
+        (b"10", [part(5), {"type": "http.disconnect"}], 499, 2),
+    ],
+)
+def test_bodies_are_limited_while_they_are_read(served, stated, messages, status, received):
+    headers = [(b"content-length", stated)] if stated else []
+    found = asgi(make_app(served, limits=SMALL), headers, messages)
+    assert found[:2] == (status, received)
+    if status in (408, 413):
+        assert found[2][b"connection"].lower() == b"close"
+
+
+def test_a_body_that_trickles_is_given_up(served):
+    """Never a pause, and yet too slow."""
+    trickle = (part(1) for _ in range(1000))
+    limits = Limits(pause_seconds=60, body_seconds=0.2)
+    status, received, _ = asgi(make_app(served, limits=limits), [], trickle, delay=0.01)
+    assert status == 408 and 0 < received < 1000
+
+
+def test_bodies_together_are_limited(served):
+    limits = Limits(bodies=1000)
+    status, received, headers = asgi(make_app(served, limits=limits), [], [part(600), part(600)])
+    assert (status, received, headers[b"retry-after"]) == (503, 2, b"1")
+
+
+# Connections
+
+
+@contextlib.contextmanager
+def connected(address, number, sent=b""):
+    port = int(address.rpartition(":")[2])
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            for _ in range(number)
+        ]
+        for one in sockets:
+            one.settimeout(30)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect(("127.0.0.1", port))
+            with contextlib.suppress(ConnectionError):  # it had to make room already
+                one.sendall(sent)
+        yield sockets
+
+
+def ask(address, **settings):
+    return httpx.post(f"{address}{COMPLETION}", json=completion(), timeout=30, **settings)
+
+
+def closed(one):
+    """Whether the server has ended a connection; waits for it."""
+    try:
+        while one.recv(65536):
+            pass
+    except ConnectionResetError:
+        return True
+    return True
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(HEAD[:30], id="half a line", marks=pytest.mark.full),
+        pytest.param(HEAD, id="half a head", marks=pytest.mark.full),
+        pytest.param(HEAD + b"a: " + b"b" * 9999, id="a long head", marks=pytest.mark.full),
+        pytest.param(HEAD + b"content-length: 100\r\n\r\n{", id="half a body"),
+    ],
+)
+@pytest.mark.parametrize("number", [100, pytest.param(300, marks=pytest.mark.full)])
+def test_connections_that_do_nothing_keep_nobody_waiting(served, number, sent):
+    limits = Limits(connections=number + 20, header_seconds=60)
+    with running(served, limits) as address, connected(address, number, sent):
+        assert ask(address).status_code == 200
+
+
+def test_those_idle_for_longest_make_room(served):
+    limits = Limits(connections=4, header_seconds=60)
+    with running(served, limits) as address:
+        with connected(address, 4) as idle, connected(address, 20, HEAD):
+            assert ask(address).status_code == 200
+            assert all(map(closed, idle))
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD], ids=["nothing", "half a head"])
+def test_headers_have_to_come_in_time(served, sent):
+    limits = Limits(header_seconds=0.2)
+    with running(served, limits) as address, connected(address, 2, sent) as sockets:
+        assert all(map(closed, sockets))
+        assert ask(address).status_code == 200
+
+
+def test_headers_that_trickle_are_given_up(served):
+    with running(served, Limits(header_seconds=0.3)) as address, connected(address, 1) as [one]:
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                one.sendall(b"G")
+                time.sleep(0.01)
+
+
+def test_a_body_that_never_comes_is_answered_and_ended(served):
+    limits = Limits(pause_seconds=0.2)
+    sent = HEAD + b"content-length: 100\r\n\r\n{"
+    with running(served, limits) as address, connected(address, 1, sent) as [one]:
+        answer = one.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert closed(one)
+
+
+def test_a_connection_is_used_again(served):
+    with running(served, Limits(header_seconds=60)) as address, httpx.Client() as client:
+        for _ in range(3):
+            answer = client.post(f"{address}{COMPLETION}", json=completion())
+            assert answer.status_code == 200
+        port = answer.extensions["network_stream"].get_extra_info("client_addr")
+        again = client.get(f"{address}/health")
+        assert again.extensions["network_stream"].get_extra_info("client_addr") == port
+
+
+class Gushing:
+    """Replies with much text, and remembers when it was ended."""
+
+    context_length = 10**9
+
+    def __init__(self):
+        self.closed = threading.Event()
+
+    def reply(self, prompt, settings):
+        if settings.max_tokens == 1:
+            yield Piece((72,), (0.0,), (0.0,), ((),), "length")
+            return
+        try:
+            while True:
+                yield Piece((72,) * 400, (0.0,) * 400, (0.0,) * 400, ((),) * 400)
+        finally:
+            self.closed.set()
+
+
+def test_one_that_does_not_read_its_answer_does_not_hold_the_model(served):
+    engine = Gushing()
+    body = json.dumps(completion(stream=True, max_tokens=10**8)).encode()
+    sent = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    limits = Limits(write_seconds=0.3)
+    with running(served._replace(engine=engine), limits, send_buffer=4096) as address:
+        with connected(address, 1, sent):
+            assert engine.closed.wait(60)
+            one = httpx.post(f"{address}{COMPLETION}", json=completion(max_tokens=1), timeout=30)
+            assert one.status_code == 200
+
+
+def test_no_more_requests_wait_than_may(served):
+    started, go = threading.Event(), threading.Event()
+
+    class Held:
+        context_length = 512
+
+        def reply(self, prompt, settings):
+            started.set()
+            go.wait(30)
+            yield Piece((72,), (0.0,), (0.0,), ((),), "length")
+
+    with running(served._replace(engine=Held()), Limits(requests=1)) as address:
+        first = threading.Thread(target=ask, args=[address])
+        first.start()
+        assert started.wait(30)
+        refused = ask(address)
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        assert httpx.get(f"{address}/health").status_code == 200
+        go.set()
+        first.join()
+        assert ask(address).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "most"), [(20_000, 1000, 1000), (256, 1000, 128), (64, 10, 10), (64, 99, 32)]
+)
+def test_connections_leave_file_descriptors_for_others(monkeypatch, files, asked, most):
+    monkeypatch.setattr("resource.getrlimit", lambda which: (files, files))
+    assert connection_limit(Limits(connections=asked)) == most
+
+
+# What held before
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+def growth(requests):
+    """Objects, files and threads that are more after so many requests than after a few."""
+    served = served_with()
+    app = make_app(served)
+    kinds = [(CHAT, chat()), (CHAT, chat(n=0)), (COMPLETION, completion(stream=True)),
+             (COMPLETION, b"{"), (CHAT, chat(stream=True)), (COMPLETION, completion(model="x"))]  # fmt: skip
+
+    def state():
+        served.engine.prompts.clear()
+        gc.collect()
+        return len(gc.get_objects()), open_files(), threading.active_count()
+
+    post_all(app, kinds * 5)
+    before = state()
+    post_all(app, [kinds[number % len(kinds)] for number in range(requests)])
+    return [after - first for after, first in zip(state(), before, strict=True)]
+
+
+@pytest.mark.parametrize("requests", [100, pytest.param(1000, marks=pytest.mark.full)])
+def test_requests_leave_nothing_behind(requests):
+    objects, files, threads = growth(requests)
+    assert objects < requests // 2 and files <= 0 and threads <= 1
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.__class__.__base__.__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch PATH') }}",
+        "{{ lipsum.__globals__['os'].popen('touch PATH').read() }}",
+        "{{ self.__init__.__globals__.__builtins__.open('PATH', 'w') }}",
+        "{{ namespace.__init__.__globals__['__builtins__']['open']('PATH', 'w') }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}{{ os.system('touch PATH') }}",
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{{ messages.append({'role': 'user', 'content': 'x'}) }}",
+        "{{ '%s' | format(1) }}{{ '{0.__class__}'.format(messages) }}",
+    ],
+)
+def test_templates_reach_nothing_outside(template, tmp_path):
+    """A chat template is a program from a model's directory; it only writes text."""
+    path = tmp_path / "reached"
+    good = chatml_tokenizer().chat_template
+    evil = "{% if messages | length == 2 %}" + template.replace("PATH", str(path)) + "{% endif %}"
+    served = served_with(evil + good)
+    said = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    answer = post(make_app(served), CHAT, chat(messages=said))
+    assert not path.exists()
+    if answer.status_code != 400:
+        text = chatml_tokenizer().decode(served.engine.prompts[-1])
+        assert not {"<class", "root:"} & {word for word in ("<class", "root:") if word in text}
+
+
+def test_seeds_of_64_bits_differ():
+    """`jax.random.key` reads 32 bits of them."""
+    seeds = [0, 1, 7, -1, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1, -(2**63)]
+    keys = {tuple(jax.random.key_data(key_of(seed)).tolist()) for seed in seeds}
+    assert len(keys) == len(seeds)
