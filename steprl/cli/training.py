@@ -48,6 +48,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     from steprl.run_directory import open_run, run_path
     from steprl.train import train
 
+    _read_resume(options)
     config = config_of(options)
     run_path(config)  # a name that cannot be is told at once
     if options.dry_run:
@@ -87,6 +88,7 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     from steprl.run_directory import open_run, run_path
     from steprl.train import run_warm_start
 
+    _read_resume(options)
     config = config_of(options)
     run_path(config)
     if options.dry_run:
@@ -109,6 +111,13 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
         print_results(evaluate_all(session.player, params, config), console)
     console.print(f"Start from it with [bold]trainer.init_from={escape(str(run))}[/]")
     return 0
+
+
+def _read_resume(options: argparse.Namespace) -> None:
+    """A setting right behind --resume is a setting, and no run."""
+    word = options.resume
+    if word and "=" in word and not Path(word).exists():
+        options.resume, options.overrides = "auto", [*options.overrides, word]
 
 
 def _checked_session(config, resume: str | None = None):  # type: ignore[no-untyped-def]

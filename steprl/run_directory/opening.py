@@ -59,7 +59,9 @@ def open_run(config: Config, resume: str | None = None, overwrite: bool = False)
 
 
 def _used(path: Path) -> bool:
-    return path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+    # What a process leaves that ends before it has written the settings is nothing yet.
+    nothing = (LOCK, SETTINGS + ".tmp")
+    return path.is_dir() and any(entry.name not in nothing for entry in path.iterdir())
 
 
 def _check(path: Path, config: Config, resume: str | None, overwrite: bool) -> None:
