@@ -94,7 +94,8 @@ def test_the_last_complete_answer_counts(reply, answer):
 BALANCED = st.lists(
     st.sampled_from(
         ["<think>hm</think>", "<analysis>a <think>b</think></analysis>", "<think>", "<Think>", "<answer>",
-         ANSWER, CALL, TRICKY, CALL[:-14], f"<think>{TRICKY}</think>", '{"name": "search", "parameters": {}}', "x"]
+         ANSWER, CALL, TRICKY, CALL[:-14], f"<think>{TRICKY}</think>", "x",
+         '{"name": "search", "parameters": {}}']
     ) | TEXT.map(lambda text: text.replace("</", "")),
     max_size=12,
 ).map("".join)  # fmt: skip
