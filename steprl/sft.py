@@ -12,6 +12,7 @@ from steprl.checkpoint import Checkpointer, begun, restore, set_aside
 from steprl.metrics import MetricWriter, truncate_after
 from steprl.models.scoring import score
 from steprl.optimizer import combine, make_sft_optimizer, split_trainable
+from steprl.run_directory import record_settings
 from steprl.session import Session
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params, Policy, StepBatch
@@ -60,14 +61,15 @@ def warm_start(
     session: Session,
     params: Params,
     run: Path,
-    on_step: Callable[[int, dict[str, float]], bool],
+    on_step: Callable[[int, dict[str, float]], None],
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Params:
     """Trains on fresh demonstrations; resumes from the newest checkpoint in `<run>/sft`.
 
     Args:
         params: to start from, placed on the mesh.
-        on_step: called with the step and its metrics (every tenth step); True asks to stop, which
-            saves and raises `KeyboardInterrupt`.
+        on_step: called with the step and its metrics (every tenth step).
+        interrupted: asked after every step; True saves and raises `KeyboardInterrupt`.
 
     Returns:
         The trained parameters.
@@ -94,6 +96,7 @@ def warm_start(
         restored = restore(folder, as_abstract(state, shardings))
         state = restored.state
         set_aside(folder, above=restored.step)
+    record_settings(run, config)
     done = int(state.iteration)
     truncate_after(run / "sft.jsonl", done)
     key = jax.random.fold_in(jax.random.key(config.trainer.seed), 1)
@@ -107,7 +110,6 @@ def warm_start(
             batch = demonstrate(jax.random.fold_in(key, step), tasks)
             state, metrics = update(state, batch)
             broken.append(metrics["train/nonfinite"])
-            stop = False
             if step % 10 == 0 or step == sft.steps:
                 plain = {name: float(value) for name, value in metrics.items()}
                 plain["train/nonfinite"] = sum(float(flag) for flag in broken)  # since the last row
@@ -116,7 +118,11 @@ def warm_start(
                     saver.save(step, state, {"phase": "sft"})
                     raise FloatingPointError(f"warm start: loss is not finite at step {step}")
                 writer.write(step, plain)
-                stop = on_step(step, plain)
+                on_step(step, plain)
+            stop = interrupted()
+            if stop and any(float(flag) for flag in broken):
+                saver.save(step, state, {"phase": "sft"})
+                raise FloatingPointError(f"warm start: loss is not finite before step {step}")
             due = sft.save_freq and step % sft.save_freq == 0
             if due or stop or step == sft.steps:
                 saver.save(step, state, {"phase": "sft"})

@@ -23,7 +23,7 @@ PACKAGE = "steprl"
 
 # A room is a module or folder directly under the package. A new one has to be given a floor here.
 FLOORS = (
-    ("ops", "types", "config", "disk"),
+    ("ops", "types", "config", "disk", "processes"),
     ("models", "sampling", "envs", "tools", "optimizer", "sharding", "checkpoint", "metrics"),
     ("branching", "carried", "algorithms", "rewards", "rollout", "routing", "synthesis"),
     (
@@ -39,6 +39,7 @@ FLOORS = (
         "report",
         "transcripts",
         "run_directory",
+        "interrupts",
     ),  # fmt: skip
     ("cli",),
 )

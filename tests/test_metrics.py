@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from steprl.disk import WriteError
 from steprl.metrics import (
     STEP,
     CompilationCounter,
@@ -97,6 +98,68 @@ def test_truncate_after_a_resumed_step(tmp_path):
     assert path.read_bytes() == b'{"sft/loss": 1.0}\n' + b"".join(lines[:4])
     assert truncate_after(path, 3) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+NO_ROWS = {
+    "text": b"hello",
+    "half a row": b'{"training/global_step": 2, "x": 1',
+    "a list": b"[1, 2]",
+    "a number": b"3",
+    "empty": b"",
+    "zeros": bytes(20),
+    "not utf-8": b'{"x": "\xff"}',
+    "a step that is none": b'{"training/global_step": "two"}',
+    "two rows in one": b'{"training/global_step": 2}{"training/global_step": 3}',
+    "nothing to decode": b'{"x": null, "non_finite": 3}',
+    "not a number": b'{"x": null, "non_finite": {"x": "many"}}',
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("line", NO_ROWS.values(), ids=NO_ROWS)
+def test_a_line_that_is_no_row_is_said_passed_over_and_set_aside(tmp_path, caplog, line):
+    path = tmp_path / "m.jsonl"
+    with MetricWriter(path) as writer:
+        for step in range(5):
+            writer.write(step, {"x": step})
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]) + line + b"\n" + b"".join(lines[2:]))
+    before = path.read_bytes()
+    assert [row["x"] for row in read_metrics(path)] == [0, 1, 2, 3, 4]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{path}, line 3 is no row of metrics: it is passed over"
+    ]
+    assert path.read_bytes() == before
+    caplog.clear()
+    assert truncate_after(path, 3) == 1
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{path}, line 3 is no row of metrics: it is moved to m.jsonl.damaged"
+    ]
+    assert path.read_bytes() == b"".join(lines[:4])
+    assert (tmp_path / "m.jsonl.damaged").read_bytes() == line + b"\n"
+    caplog.clear()
+    assert truncate_after(path, 3) == 0 and len(read_metrics(path)) == 4 and not caplog.records
+
+
+def test_a_disk_that_is_full_is_named_and_what_was_written_is_whole(tmp_path):
+    path = tmp_path / "m.jsonl"
+    with (
+        pytest.raises(WriteError) as caught,
+        open("/dev/full", "w") as full,
+        MetricWriter(path) as writer,
+    ):
+        writer.write(1, {"x": 1.0})
+        writer._file.close()
+        writer._file = full
+        writer.write(2, {"x": 2.0})
+    assert str(caught.value) == f"{path} cannot be written: No space left on device"
+    assert [row["x"] for row in read_metrics(path)] == [1.0]
+
+
+def test_a_file_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="file/m.jsonl cannot be written: File exists"):
+        MetricWriter(tmp_path / "file" / "m.jsonl")
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ BY_TYPE: dict[type, tuple[str, ...]] = {
         "0x",
         "true",
     ),
-    float: ("abc", "nan", "inf", "[0.1]", "{a: 1}", "1e400", "-1e9", "1,5", "''", "true"),
+    float: ("abc", "nan", "inf", "[0.1]", "{a: 1}", "1e400", "-1e99", "1,5", "''", "true"),
     bool: ("maybe", "2", "[true]", "{a: true}", "1.0", "nan"),
     list: ("{a: 1}", "{a: [}", "3"),
     dict: ("[1]", "5", "text", "{a: [}"),

@@ -26,7 +26,7 @@ def _faults(folder: Path, isolate: str) -> Iterator[Case]:
     answer = _train(
         folder, name, "misbehaving", f"rollout.batch_size={tasks}", f"rollout.n={ATTEMPTS}",
         f"actor.ppo_mini_batch_size={tasks}", f"rollout.env_isolate={isolate}",
-        "rollout.env_workers=2",
+        "rollout.env_workers=2", f"eval.num_tasks={tasks}",
     )  # fmt: skip
     files = sorted((folder / "runs" / name / "trajectories").glob("*.jsonl"))
     played: dict[int, list[list[dict[str, Any]]]] = {}
@@ -52,7 +52,7 @@ def _faults(folder: Path, isolate: str) -> Iterator[Case]:
     )
     for task, (where, fault) in enumerate(environment.FAULTS):
         rows = played.get(task, [])
-        said = [str(attempt[-1].get("info", {}).get("fault") or "") for attempt in rows]
+        said = [str(attempt[-1].get("fault") or "") for attempt in rows]
         named = [text for text in said if where in text and f"task {task}" in text]
         yield Case(
             f"{isolate}: {where} {fault}",

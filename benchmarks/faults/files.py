@@ -83,15 +83,25 @@ def files(folder: Path) -> Iterator[Case]:
     model = folder / "model"
     make_model(model)
 
-    def search(questions: Path, passages: Path, path: Path = model) -> Answer:
-        return steprl(
-            ["train", str(empty), *SMALL, "env.name=wiki_search", "model.value_head=separate",
-             f"env.wiki_search.questions={questions}", f"env.wiki_search.passages={passages}",
-             f"env.wiki_search.cache={folder / 'cache'}", f"model.path={path}", "--dry-run"]
-        )  # fmt: skip
+    def words(questions: Path, passages: Path) -> list[str]:
+        return [
+            *SMALL, "sft.steps=0", "env.name=wiki_search", "model.value_head=separate",
+            f"env.wiki_search.questions={questions}", f"env.wiki_search.passages={passages}",
+            f"env.wiki_search.cache={folder / 'cache'}",
+        ]  # fmt: skip
+
+    def search(questions: Path, passages: Path) -> Answer:
+        settings = words(questions, passages)
+        return steprl(["train", str(empty), *settings, f"model.path={model}", "--dry-run"])
+
+    def evaluate(path: Path) -> Answer:
+        settings = words(sound_questions, sound_passages)
+        return steprl(["eval", str(path), *settings, "eval.greedy=false", "--tasks", "1"])
 
     sound = search(sound_questions, sound_passages)
     yield Case("sound files", sound.code == 0, sound.traceback, said=sound.end)
+    sound = evaluate(model)
+    yield Case("a sound model", sound.code == 0, sound.traceback, said=sound.end)
     for name, content in QUESTIONS.items():
         file = _write(folder / "questions.jsonl", content)
         yield refused(f"questions: {name}", search(file, sound_passages), ["questions.jsonl"])
@@ -109,7 +119,7 @@ def files(folder: Path) -> Iterator[Case]:
         yield refused(f"conversations: {name}", answer, ["talk.jsonl"])
     for name, change in OTHER_SHAPES.items():
         make_model(folder / "other", change)
-        answer = search(sound_questions, sound_passages, folder / "other")
+        answer = evaluate(folder / "other")
         yield refused(f"model: {name}", answer, ["other"])
     for file in sorted(model.iterdir()):
         for kind in ("truncated", "empty", "missing", "other bytes", "a pointer of Git LFS"):
@@ -123,7 +133,7 @@ def files(folder: Path) -> Iterator[Case]:
                     {"truncated": data[: len(data) * 2 // 3], "empty": b"", "other bytes": b"\xff" * 99}
                     .get(kind, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
                 )  # fmt: skip
-            answer = search(sound_questions, sound_passages, folder / "broken")
+            answer = evaluate(folder / "broken")
             yield refused(f"model: {file.name}: {kind}", answer, ["broken"])
 
 

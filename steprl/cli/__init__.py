@@ -13,18 +13,19 @@ from steprl.cli import (
     chat,
     configurations,
     evaluation,
+    explain,
     export,
     report,
     serve,
     training,
 )
-from steprl.cli.options import EXIT_ERROR, EXIT_INTERRUPTED
+from steprl.cli.options import EXIT_ERROR, exit_code
 
-_COMMANDS = (training, evaluation, report, audit, export, chat, serve, configurations)
+_COMMANDS = (training, evaluation, report, audit, export, chat, serve, configurations, explain)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 on an error, 130 when interrupted."""
+    """Runs one command and returns its exit code: 0, 1 on an error, 128 + number after a signal."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if not hasattr(options, "command"):
@@ -50,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         return options.command(options, console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         console.print("Interrupted.")
-        return EXIT_INTERRUPTED
+        return exit_code(interrupt)
     except (ConfigError, RunDirectoryError, OSError, ImportError, ValueError) as error:
         console.print(f"[bold red]error:[/] {escape(_printable(error))}")
         return EXIT_ERROR

@@ -15,7 +15,7 @@ from steprl.cli.progress import print_results
 def add_commands(command: Any) -> None:
     """Adds both to the parser."""
     sub = command(
-        "eval", _eval, "Success of a run, or of a model as it comes, with 95 % intervals."
+        "eval", _eval, "Success, with 95 % intervals, of a run or of a model as it comes."
     )
     add_source(sub, "eval.temperature=0.7 ...")
     sub.add_argument("--tasks", type=int, help="number of tasks (default: eval.num_tasks)")

@@ -33,6 +33,13 @@ def open_source(options: argparse.Namespace, console: Console):  # type: ignore[
     return ready
 
 
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """As shells have it: 128 and the number of the signal, 130 for Ctrl-C, 143 for SIGTERM."""
+    from steprl.interrupts import Stopped
+
+    return 128 + interrupt.signal if isinstance(interrupt, Stopped) else EXIT_INTERRUPTED
+
+
 def config_of(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     from steprl.config import load_config
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli.options import EXIT_INTERRUPTED, config_of, session_of
+from steprl.cli.options import EXIT_ERROR, config_of, exit_code, session_of
 from steprl.cli.progress import Watch, print_results
 from steprl.cli.report import report_of_run
 
@@ -44,10 +44,12 @@ def add_commands(command: Any) -> None:
 
 def _train(options: argparse.Namespace, console: Console) -> int:
     from steprl.config import ConfigError
-    from steprl.run_directory import open_run
+    from steprl.disk import WriteError
+    from steprl.run_directory import open_run, run_path
     from steprl.train import train
 
     config = config_of(options)
+    run_path(config)  # a name that cannot be is told at once
     if options.dry_run:
         return _dry_run(config, options.all, console)
     if options.all:
@@ -60,22 +62,33 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     with Watch(console) as watch:
         try:
             params, _ = train(session, run, watch)
-        except KeyboardInterrupt:
-            return _interrupted(options, run, console)
+        except KeyboardInterrupt as interrupt:
+            return _interrupted(options, run, console, interrupt)
         except FloatingPointError:
             report_of_run(run, console)  # where it went wrong can be looked at
             raise
-    _finish(session, run, params, console)
+        except WriteError as error:
+            return _not_written(options, run, console, error)
+    try:
+        _finish(session, run, params, console)
+    except OSError as error:
+        console.print(
+            f"[bold red]error:[/] {escape(str(error))}; the run itself is complete and saved"
+        )
+        return EXIT_ERROR
     return 0
 
 
 def _sft(options: argparse.Namespace, console: Console) -> int:
     from steprl.config import ConfigError
+    from steprl.disk import WriteError
     from steprl.evaluation import evaluate_all
-    from steprl.run_directory import open_run
-    from steprl.train import interrupts, run_warm_start
+    from steprl.interrupts import interrupts
+    from steprl.run_directory import open_run, run_path
+    from steprl.train import run_warm_start
 
     config = config_of(options)
+    run_path(config)
     if options.dry_run:
         return _dry_run(config, options.all, console)
     if options.all:
@@ -85,11 +98,14 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
-    with Watch(console) as watch, interrupts() as interrupted:
+    with Watch(console) as watch:
         try:
-            params = run_warm_start(session, run, watch, interrupted)
-        except KeyboardInterrupt:
-            return _interrupted(options, run, console)
+            with interrupts() as interrupted:
+                params = run_warm_start(session, run, watch, interrupted)
+        except KeyboardInterrupt as interrupt:
+            return _interrupted(options, run, console, interrupt)
+        except WriteError as error:
+            return _not_written(options, run, console, error)
         print_results(evaluate_all(session.player, params, config), console)
     console.print(f"Start from it with [bold]trainer.init_from={escape(str(run))}[/]")
     return 0
@@ -143,14 +159,42 @@ def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-
         console.print(f"[dim]{escape(notice)}[/]")
 
 
-def _interrupted(options: argparse.Namespace, run: Path, console: Console) -> int:
+def _interrupted(
+    options: argparse.Namespace, run: Path, console: Console, interrupt: KeyboardInterrupt
+) -> int:
+    from steprl.interrupts import Stopped
+
+    if isinstance(interrupt, Stopped):
+        said = f"Interrupted; the state is saved in {run}"
+    else:
+        said = "Interrupted at once; what was learnt since the last save is lost"
+    console.print(escape(f"{said}: {_last_saved(run)}. Continue with:"))
+    console.print(f"  [bold]{escape(_resume_command(options))}[/]")
+    return exit_code(interrupt)
+
+
+def _not_written(options: argparse.Namespace, run: Path, console: Console, error: OSError) -> int:
+    console.print(f"[bold red]stopped:[/] {escape(f'{error}. In {run}, {_last_saved(run)}')}.")
+    command = escape(_resume_command(options))
+    console.print(f"When it can be written, continue with:\n  [bold]{command}[/]")
+    return EXIT_ERROR
+
+
+def _last_saved(run: Path) -> str:
+    """What is on disk now, whatever was meant to be."""
+    from steprl.checkpoint import latest_step
+
+    iteration, step = latest_step(run / "checkpoints"), latest_step(run / "sft")
+    if iteration is not None:
+        return f"iteration {iteration} is the last that is saved"
+    if step is not None:
+        return f"step {step} of the warm start is the last that is saved"
+    return "nothing is saved yet"
+
+
+def _resume_command(options: argparse.Namespace) -> str:
     words = ["steprl", options.command_name, str(options.config), *options.overrides]
-    resume_command = shlex.join([*words, "--resume", options.resume or "auto"])
-    console.print(
-        f"Interrupted; the state is saved in {escape(str(run))}. Continue with:\n"
-        f"  [bold]{escape(resume_command)}[/]"
-    )
-    return EXIT_INTERRUPTED
+    return shlex.join([*words, "--resume", options.resume or "auto"])
 
 
 def _finish(session, run: Path, params, console: Console) -> None:  # type: ignore[no-untyped-def]
@@ -163,7 +207,7 @@ def _finish(session, run: Path, params, console: Console) -> None:  # type: igno
     from steprl.transcripts import draw_credit, pick, transcript
 
     config, rows = session.config, read_metrics(run / "metrics.jsonl")
-    measured = [row for row in rows if "eval/success_rate" in row]
+    measured = [row for row in rows if "eval/success_rate" in row] or [{}]
     split = session.player.splits[1]
     tasks = np.arange(config.rollout.batch_size * config.rollout.n)
     sample = pick(inspect(session, params, split, tasks)[:8])

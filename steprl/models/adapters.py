@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
 from steprl.models.config_file import positive_integer, positive_number
-from steprl.models.files import open_file, read_json
+from steprl.models.files import open_file, read_json, write_file
 from steprl.models.lora import init_lora, lora_targets
 from steprl.models.policy import make_policy
 from steprl.models.presets import DecoderConfig
@@ -118,7 +117,7 @@ def save_adapter(
     }
     if jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, directory / _WEIGHTS, metadata={"format": "pt"})
+        write_file(directory / _WEIGHTS, arrays)
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         (directory / _SETTINGS).write_text(text, encoding="utf-8")
 

@@ -4,10 +4,13 @@ Nothing here says what a file means; see `config_file`, `tokenizer_files` and `p
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from steprl.models.weights import Weight
 
@@ -89,6 +92,12 @@ def open_file(file: Path) -> dict[str, Weight]:
         )
         for name, part in slices.items()
     }
+
+
+def write_file(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file that may be read by whoever may read its folder."""
+    save_file(dict(arrays), file, metadata={"format": "pt"})
+    file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it the owner's alone
 
 
 def open_directory(directory: Path) -> dict[str, Weight]:

@@ -124,13 +124,13 @@ def _check_lists(tokens: Any, types: Any, merges: Any, file: GGUF) -> None:
     for name, one in (("tokens", tokens), ("merges", merges)):
         if not isinstance(one, list) or not all(isinstance(item, str) for item in one):
             raise ValueError(f"{file.path}: tokenizer.ggml.{name} is no list of texts")
+    if len(set(tokens)) != len(tokens):
+        twice = next(token for token in tokens if tokens.count(token) > 1)
+        raise ValueError(f"{file.path}: tokenizer.ggml.tokens has {twice!r} twice")
     if types is not None and len(types) != len(tokens):
         raise ValueError(
             f"{file.path}: tokenizer.ggml.token_type has {len(types)} entries for {len(tokens)} tokens"
         )
-    if len(set(tokens)) != len(tokens):
-        twice = next(token for token in tokens if tokens.count(token) > 1)
-        raise ValueError(f"{file.path}: tokenizer.ggml.tokens has {twice!r} twice")
     strange = next((merge for merge in merges if " " not in merge), None)
     if strange is not None:
         raise ValueError(f"{file.path}: tokenizer.ggml.merges: {strange!r} is no pair")

@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
 from steprl.models.chat import stop_ids
 from steprl.models.config_file import RUN_SETTINGS, config_settings, read_config
-from steprl.models.files import INDEX, WEIGHTS, open_directory, open_file
+from steprl.models.files import INDEX, WEIGHTS, open_directory, open_file, write_file
 from steprl.models.generation import GENERATION_FILE, generation_config, generation_of
 from steprl.models.presets import DecoderConfig
 from steprl.models.tokenizer_files import check_vocabulary, save_tokenizer
@@ -128,24 +127,46 @@ def save_pretrained(
     if writes:
         shutil.rmtree(target, ignore_errors=True)
         (target / VALUE_HEAD_FILE).parent.mkdir(parents=True)
+    try:
+        _write_parameters(target, params, dtype, shard_bytes, writes)
+        if not writes:
+            return
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, target)
+            _write_json(target / GENERATION_FILE, generation_config(tokenizer, ends))
+        _write_json(target / "config.json", settings)
+        if directory.exists():
+            directory.rmdir()
+        target.rename(directory)
+    finally:
+        if writes:
+            shutil.rmtree(target, ignore_errors=True)  # of what did not come to its end
+
+
+def _write_parameters(
+    target: Path, params: Params, dtype: str | None, shard_bytes: int, writes: bool
+) -> None:
+    """The language model, and apart from it what a language model lacks."""
     leaves = leaves_by_path(params)
     decoder = {path: leaf for path, leaf in leaves.items() if path.startswith("decoder/")}
     _write_model(target, decoder, dtype, shard_bytes, writes)
-    value_leaves = {own_name(path).name: leaves[path] for path in leaves.keys() - decoder.keys()}
-    arrays = {name: on_host(leaf, None) for name, leaf in sorted(value_leaves.items())}
-    if not writes:
-        return
-    if arrays:
-        save_file(arrays, target / VALUE_HEAD_FILE)
-    else:
+    value_leaves = {path: leaves[path] for path in sorted(leaves.keys() - decoder.keys())}
+    arrays = {own_name(path).name: _finite(path, leaf) for path, leaf in value_leaves.items()}
+    if arrays and writes:
+        write_file(target / VALUE_HEAD_FILE, arrays)
+    elif writes:
         (target / VALUE_HEAD_FILE).parent.rmdir()
-    if tokenizer is not None:
-        save_tokenizer(tokenizer, target)
-        _write_json(target / GENERATION_FILE, generation_config(tokenizer, ends))
-    _write_json(target / "config.json", settings)
-    if directory.exists():
-        directory.rmdir()
-    target.rename(directory)
+
+
+def _finite(path: str, leaf: Any, dtype: str | None = None) -> np.ndarray:
+    """A parameter on the host; raises ValueError where it could not be read again."""
+    array = on_host(leaf, dtype)
+    if not np.all(np.isfinite(array)):
+        raise ValueError(
+            f"params: {path} holds NaN, or numbers that are infinite in {array.dtype}; export an "
+            "earlier step, or in a wider type"
+        )
+    return array
 
 
 def _all_ends(tokenizer: Any) -> tuple[int, ...]:
@@ -184,16 +205,11 @@ def _write_model(
         arrays = {}
         for path in paths:
             name, transposed = transformers_name(path)
-            array = on_host(leaves[path], dtype)
-            if not np.all(np.isfinite(array)):
-                raise ValueError(
-                    f"params: {path} holds NaN, or numbers that are infinite in {array.dtype}; export an "
-                    "earlier step, or in a wider type"
-                )
+            array = _finite(path, leaves[path], dtype)
             arrays[name] = np.ascontiguousarray(array.T if transposed else array)
             index[name] = file
         if writes:
-            save_file(arrays, target / file, metadata={"format": "pt"})
+            write_file(target / file, arrays)
     if writes and len(shards) > 1:
         record = {"metadata": {"total_size": sum(size.values())}, "weight_map": index}
         _write_json(target / INDEX, record)

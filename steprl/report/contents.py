@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,9 +202,10 @@ def number(value: Any, digits: int = 5) -> float | int | None:
     """A number in few digits, as JSON has it; None where it is none or not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if value != value or abs(value) == float("inf"):
+    try:
+        short = float(f"{float(value):.{digits}g}")
+    except OverflowError:  # an integer that no float can hold
         return None
-    if abs(value) > 1e15:
-        return float(f"{value:.{digits}g}")
-    short = float(f"{value:.{digits}g}")
-    return int(short) if short == int(short) else short
+    if not math.isfinite(short):
+        return None
+    return int(short) if abs(short) < 1e15 and short == int(short) else short

@@ -1,6 +1,6 @@
 """The trajectories of a run as the page shows them: a short entry each, and its steps on demand."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,6 @@ from steprl.report.contents import number
 from steprl.rollout.trajectory_file import read_rows
 
 Rows = list[dict[str, Any]]
-SMALLEST_GAP = 5e-5  # of log-probs: rounding is below it
 MOST_CHARACTERS = 60_000_000  # of a page's trajectories, as JSON
 
 
@@ -34,7 +33,7 @@ def samples(run: Path, most: int) -> Samples:
         left_out += others
         if note:
             found.notes.append(note)
-        left_out += _add(found, kept, _iteration(file))
+        _add(found, kept, _iteration(file))
     if left_out:
         found.notes.append(
             f"{left_out} more trajectories are in the folder of the run; "
@@ -74,43 +73,31 @@ def _first_tasks(file: Path, most: int) -> tuple[list[Rows], int, str | None]:
     return [rows for task in by_task.values() for rows in task], others, note
 
 
-def _add(found: Samples, trajectories: Sequence[Rows], iteration: int | None) -> int:
-    """Appends the trajectories of a file; returns how many could not be shown."""
+def _add(found: Samples, trajectories: Sequence[Rows], iteration: int | None) -> None:
+    """Appends the trajectories of a file; one that cannot be shown is noted."""
     place_of: dict[str, int] = {}
-    failed = 0
     for rows in trajectories:
         try:
-            entry, detail = _entry(rows, iteration), _detail(rows)
+            entry, detail = _entry(rows, iteration, place_of), _detail(rows)
+            place_of.setdefault(entry["id"], len(found.entries))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            failed += 1
-            said = f"{rows[0].get('traj_id')} of iteration {iteration} is not as it was written"
-            found.notes.append(f"trajectory {said} ({type(error).__name__}: {error})")
+            said = (
+                f"trajectory {rows[0]['traj_id']} of iteration {iteration} is not as it was written"
+            )
+            found.notes.append(f"{said} ({type(error).__name__}: {error})")
             continue
-        parent = rows[-1].get("parent_id")
-        if parent is not None:
-            branch = rows[-1].get("parent") or {}
-            entry["parent"] = {
-                "at": None if parent == rows[-1]["traj_id"] else place_of.get(parent),
-                "id": None if parent == rows[-1]["traj_id"] else str(parent),
-                **{
-                    name: number(branch.get(name))
-                    for name in ("step", "token", "score", "preference")
-                },
-            }
-        place_of.setdefault(rows[-1]["traj_id"], len(found.entries))
         found.entries.append(entry)
         found.details.append(detail)
-    return failed
 
 
-def _entry(rows: Rows, iteration: int | None) -> dict[str, Any]:
+def _entry(rows: Rows, iteration: int | None, place_of: Mapping[str, int]) -> dict[str, Any]:
     steps, last = [row for row in rows if row["step"] is not None], rows[-1]
-    faults = [_fault(row) for row in rows]
+    faults = [last.get("fault"), *map(_fault, rows)]
     stop = last.get("stop_reason", "env_crash")
     if last.get("terminated"):
         stop = "terminated"
     said = [row["action"] for row in steps if row["action"].strip()]
-    return {
+    entry = {
         "id": str(last["traj_id"]),
         "iteration": iteration,
         "task": last["task"],
@@ -122,11 +109,18 @@ def _entry(rows: Rows, iteration: int | None) -> dict[str, Any]:
         "fault": next((fault for fault in faults if fault), None),
         "said": " ".join(said[-1].split())[:160] if said else "",
     }
+    origin, branch = last.get("parent_id"), last.get("parent") or {}
+    if origin is None:
+        return entry
+    own = origin == last["traj_id"]
+    numbers = {name: number(branch.get(name)) for name in ("step", "token", "score", "preference")}
+    origin = {"at": None, "id": None} if own else {"at": place_of.get(origin), "id": str(origin)}
+    return entry | {"parent": origin | numbers}
 
 
 def _fault(row: Mapping[str, Any]) -> str | None:
     """What went wrong in the environment at a step, in its own words where there are some."""
-    told = (row.get("info") or {}).get("fault") or row.get("fault")
+    told = (row.get("info") or {}).get("fault")
     reason = row.get("stop_reason", "env_crash")
     if told:
         return str(told)
@@ -179,17 +173,15 @@ def _step(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _column(numbers: Sequence[float | None] | None) -> list[float | int | None] | None:
-    return None if numbers is None else [number(x, 4) for x in numbers]
+    """Of each token; there may be millions, so `number`, which is slower, is for the others."""
+    if numbers is None:
+        return None
+    return [None if x is None else round(x, 4) or 0 for x in numbers]
 
 
 def _gap(one: Sequence[float | None], other: Sequence[float | None]) -> list[float | int | None]:
-    """Differences; those that are rounding are 0."""
-
-    def differences() -> Iterator[float | int | None]:
-        for a, b in zip(one, other, strict=True):
-            if a is None or b is None:
-                yield None
-            else:
-                yield number(a - b, 3) if abs(a - b) >= SMALLEST_GAP else 0
-
-    return list(differences())
+    """Differences of log-probs; those that are rounding are 0."""
+    return [
+        None if a is None or b is None else round(a - b, 4) or 0
+        for a, b in zip(one, other, strict=True)
+    ]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from steprl.envs.answers import describe
 from steprl.envs.child_process import CLOSE_LIMIT, EnvChild, Fault, call_env, pickled
+from steprl.processes import Scope
 
 __all__ = ["EnvWorkers", "Fault"]
 
@@ -43,14 +44,16 @@ class _Lane(Protocol):
 
 class _Here:
     def __init__(self, env: Any):
-        self._env = env
+        self._env, self._scope = env, Scope()
 
     def start(self) -> None: ...
 
     def call(self, request: Any) -> Any:
-        return call_env(self._env, *request)
+        with self._scope.entered():
+            return call_env(self._env, *request)
 
-    def kill(self) -> None: ...  # a thread cannot be
+    def kill(self) -> None:
+        self._scope.end()  # a thread cannot be killed; the tools that it waits for can
 
     def end(self) -> None: ...
 
@@ -59,8 +62,9 @@ class EnvWorkers:
     """Calls of one environment, `workers` of them at a time; a context manager.
 
     A call that takes longer than `timeout` becomes a `Fault` and its place is taken by a new worker.
-    A hung thread cannot be ended: it is left alone, and what it returns later is dropped. A hung
-    process is killed with its process group.
+    A hung thread cannot be ended: it is left alone, and what it returns later is dropped; tools that
+    it waits for are killed where they run in processes. A hung process is killed with all that it has
+    started.
 
     Args:
         env: the environment. In threads it is shared, and its `close`, if it has one, is called at

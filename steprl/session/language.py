@@ -83,6 +83,13 @@ def language_of(config: Config, suite: Suite | None = None) -> Source:
                 f"model.{conflicting[0]} is fixed by model.path={settings.path}: leave it out"
             )
         source = open_model(settings.path, **options)
+        longest, context = source.config.context_length, config.rollout.context_length
+        # Of what is to be trained; a run that is there is opened as it is.
+        if suite is not None and longest is not None and context > longest:
+            raise ValueError(
+                f"rollout.context_length={context}: model.path={settings.path} is made for {longest} "
+                "tokens; choose at most so many"
+            )
         if settings.template:
             set_variables(source.tokenizer, settings.template)
         return source

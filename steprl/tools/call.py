@@ -1,11 +1,13 @@
 """Makes calls: in parallel, within limits, each with an outcome whatever happens."""
 
+import contextvars
 import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from steprl.processes import Scope
 from steprl.tools.arguments import build_arguments
 from steprl.tools.call_objects import CallError, ToolCall, check_call
 from steprl.tools.outcome import TEXT_LIMIT, Outcome, as_text, cut
@@ -90,8 +92,16 @@ def call_tools(
 
     if parallel == 1 or len(calls) < 2:
         return [call_one(call) for call in calls]
+    with Scope().entered() as scope:
+        contexts = [contextvars.copy_context() for _ in calls]
     with ThreadPoolExecutor(min(parallel, len(calls)), thread_name_prefix="tool") as pool:
-        return list(pool.map(call_one, calls))
+        try:
+            return list(
+                pool.map(lambda context, call: context.run(call_one, call), contexts, calls)
+            )
+        except BaseException:  # Ctrl-C: no process is waited for until its limit
+            scope.end()
+            raise
 
 
 def run_here(tool: Tool, arguments: dict[str, Any], max_characters: int) -> tuple[str, str]:

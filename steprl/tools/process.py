@@ -1,26 +1,21 @@
 """A function in a process of its own, which is killed when its time is over.
 
-The child says when it is ready, so that the limit does not depend on what it has to import. It never
-ends by itself: the parent kills it with its whole process group, and an alarm of its own does where
-the parent is gone.
+The process says when it is ready, so that the limit does not depend on what it has to import. It never
+ends by itself: it is ended, with all that it has started, when there is a result or no time is left, and
+when the program is gone. See `steprl.processes`.
 """
 
 import contextlib
 import json
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
+from steprl.processes import belonging, start
+
 START_METHODS = ("forkserver", "spawn")
-START_LIMIT = 120.0  # seconds until a child is ready, its imports included
-GRACE = 5.0  # seconds behind the limit after which a child ends itself
-_STARTING = threading.Lock()  # multiprocessing looks after all children at each start
+START_LIMIT = 120.0  # seconds until a process is ready, its imports included
 
 
 def run_in_process(
@@ -43,60 +38,36 @@ def run_in_process(
         Exception: the function or its arguments cannot be pickled, or the main module starts a
             process while it is imported (it needs `if __name__ == "__main__":`).
     """
-    context: Any = multiprocessing.get_context(start_method)
-    parent_end, child_end = context.Pipe()
-    process = context.Process(
-        target=_child, args=(child_end, function, arguments, time_limit), daemon=True
-    )
-    ready, start = False, time.perf_counter()
+    ready, begin = False, time.perf_counter()
+    child, connection = start(_child, (function, arguments), method=start_method)
     try:
-        try:
-            with _STARTING:
-                process.start()
-        finally:
-            child_end.close()
-        if not parent_end.poll(START_LIMIT):
-            return "not_started", f"`{name}` could not be started in {START_LIMIT:g} seconds.", 0.0
-        parent_end.recv_bytes()
-        ready, start = True, time.perf_counter()
-        if parent_end.poll(time_limit):
-            status, text = json.loads(parent_end.recv_bytes())
-        else:
-            status = "time_limit"
-            text = f"`{name}` was stopped: it took longer than {time_limit:g} seconds."
-        return status, text, time.perf_counter() - start
+        with belonging(child):
+            if not connection.poll(START_LIMIT):
+                text = f"`{name}` could not be started in {START_LIMIT:g} seconds."
+                return "not_started", text, 0.0
+            connection.recv_bytes()
+            ready, begin = True, time.perf_counter()
+            if connection.poll(time_limit):
+                status, text = json.loads(connection.recv_bytes())
+            else:
+                status = "time_limit"
+                text = f"`{name}` was stopped: it took longer than {time_limit:g} seconds."
+        return status, text, time.perf_counter() - begin
     except (EOFError, ConnectionError):
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - begin
         if ready:
             return "crashed", f"`{name}` failed: its process ended without a result.", seconds
         return "not_started", f"`{name}` failed: its process ended before it could begin.", 0.0
     finally:
-        parent_end.close()
-        _end(process)
-
-
-def _end(process: BaseProcess) -> None:
-    """Kills a child and what it has started, and forgets it."""
-    if process.pid is None:
-        return
-    # Nothing has that group if the child did not come as far as making it.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.join(GRACE)
-    if not process.is_alive():
-        process.close()
+        connection.close()
+        child.end()
 
 
 def _child(
     connection: Connection,
     function: Callable[..., tuple[str, str]],
     arguments: tuple[Any, ...],
-    time_limit: float,
 ) -> None:
-    os.setsid()  # a group of its own, to be killed as one
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, time_limit + GRACE)
     connection.send_bytes(b"ready")
     # JSON: what a tool's process sends must not be able to run anything here.
     connection.send_bytes(json.dumps(function(*arguments)).encode())

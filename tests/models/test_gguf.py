@@ -10,9 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from steprl.config import MeshConfig
-from steprl.models import DecoderConfig, make_policy
+from steprl.models import DecoderConfig, load_model, make_policy
 from steprl.models.decoder import rotary_frequencies
 from steprl.models.gguf import gguf_config, gguf_tokenizer, load_gguf, read_gguf
 from steprl.models.presets import Llama3Scaling
@@ -222,14 +224,103 @@ def test_missing_and_unexpected_tensors_are_named(tmp_path):
         (dict(expert_count=4), "expert_count=4"),
         (dict(rope__scaling__type="yarn"), "'yarn'"),
         (dict(rope__dimension_count=4), "rope.dimension_count=4"),
+        (
+            dict(rope__scaling__factor=4),
+            r"rope\.scaling\.factor=4",
+        ),  # which llama.cpp takes as linear
+        (dict(rope__scale_linear=2), r"rope\.scale_linear=2"),
+        (dict(rope__scaling__original_context_length=64), "original_context_length=64"),
+        (dict(attention__causal=0), r"attention\.causal=0"),
+        (dict(attention__sliding_window=64), r"attention\.sliding_window=64"),
+        (dict(final_logit_softcapping=30), "final_logit_softcapping=30 is not known here"),
+        (dict(nextn_predict_layers=1), "nextn_predict_layers=1 is not known here"),
     ],
 )
 def test_what_the_decoder_lacks_is_refused(metadata, message, tmp_path):
     config = FAMILIES["llama"]
     tensors = their_tensors(config, random_parameters(config), "llama")
     file = read_gguf(write(tmp_path / "m.gguf", config, tensors, **metadata))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         gguf_config(file)
+    assert str(file.path) in str(error.value)
+
+
+def test_entries_without_consequences_are_taken(tmp_path):
+    config = FAMILIES["llama"]
+    tensors = their_tensors(config, random_parameters(config), "llama")
+    unscaled = dict(rope__scaling__type="none", rope__scaling__factor=4)  # llama.cpp does not scale
+    more = dict(vocab_size=48, expert_count=0, attention__causal=1, rope__dimension_count=8)
+    file = read_gguf(write(tmp_path / "m.gguf", config, tensors, **unscaled, **more))
+    assert gguf_config(file, value_head="none") == config
+    assert gguf_config(file).context_length == 128
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), ("I8", "of type I8")],
+)
+def test_numbers_that_are_none_are_refused(value, message, tmp_path):
+    config = FAMILIES["llama"]
+    tensors = their_tensors(config, random_parameters(config), "llama")
+    if value == "I8":
+        tensors["blk.0.ffn_up.weight"] = np.ones_like(tensors["blk.0.ffn_up.weight"], np.int8)
+    else:
+        tensors["blk.0.ffn_up.weight"][1, 2] = value
+    path = write(tmp_path / "m.gguf", config, tensors)
+    with pytest.raises(ValueError, match=f"m.gguf: .*{message}"):
+        load_gguf(read_gguf(path), config)
+
+
+def test_a_part_of_a_model_and_other_files_are_told(tmp_path):
+    config = FAMILIES["llama"]
+
+    def parts(writer):
+        writer.add_uint16("split.count", 3)
+
+    with pytest.raises(ValueError, match="one of 3 parts: join them"):
+        read_gguf(write(tmp_path / "m.gguf", config, {}, tokenizer=parts))
+    for content, said in (
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        (b"", "is empty"),
+        (b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ", "is no GGUF file"),
+    ):
+        (tmp_path / "m.gguf").write_bytes(content)
+        with pytest.raises(ValueError, match=said):
+            read_gguf(tmp_path / "m.gguf")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A file with a tokenizer, its bytes, and where its tensors begin."""
+    config = dataclasses.replace(FAMILIES["qwen2"], vocab_size=300)
+    tensors = their_tensors(config, random_parameters(config), "qwen2")
+    path = tmp_path_factory.mktemp("whole") / "m.gguf"
+    write(path, config, tensors, "qwen2", tokenizer=tokenizer_writer(pre="qwen2"))
+    load_model(path)
+    return path, path.read_bytes(), gguf.GGUFReader(path).data_offset
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_file_that_is_cut_off_anywhere_is_named(data, whole):
+    path, content, start = whole
+    cut = data.draw(st.integers(0, start) | st.integers(start, len(content) - 1))
+    path.write_bytes(content[:cut])
+    with pytest.raises(ValueError, match=r"m\.gguf is (empty|no GGUF file|cut off or damaged)"):
+        load_model(path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_flipped_bit_in_the_head_ends_in_a_sentence_if_it_matters(data, whole):
+    path, content, start = whole
+    flipped = bytearray(content)
+    flipped[data.draw(st.integers(0, start - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(flipped)
+    try:
+        load_model(path, value_head="none")  # a token of another name, a name of the author
+    except ValueError as error:
+        assert type(error) is ValueError and str(path) in str(error)
 
 
 def test_other_errors_say_what_to_do(tmp_path, monkeypatch):
@@ -322,6 +413,38 @@ def test_a_first_token_is_added_where_the_file_says_so(tmp_path):
     tokenizer = tiny_tokenizer(tmp_path, pre="llama-bpe", bos=True)
     assert tokenizer.convert_ids_to_tokens(tokenizer("abc").input_ids) == [SPECIAL[0], "abc"]
     assert tokenizer("abc", add_special_tokens=False).input_ids == tokenizer("abc").input_ids[1:]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.add_uint32("tokenizer.ggml.eot_token_id", 5_000), "eot_token_id=5000"),
+        (lambda w: w.add_token_types([1, 1]), "token_type has 2 entries"),
+        (lambda w: w.add_token_merges(["nopair"]), "'nopair' is no pair"),
+        (lambda w: w.add_token_merges(["un heard"]), "do not fit together"),
+        (lambda w: w.add_token_list(["a", "b", "a"]), "'a' twice"),
+    ],
+)
+def test_lists_of_a_tokenizer_that_do_not_fit_are_named(change, said, tmp_path):
+    def writer(given):
+        tokenizer_writer()(given)
+        before = dict(given.kv_data[0])
+        given.kv_data[0].clear()  # a key is not written twice
+        change(given)
+        given.kv_data[0] = before | given.kv_data[0]
+
+    file = read_gguf(write(tmp_path / "t.gguf", FAMILIES["llama"], {}, tokenizer=writer))
+    with pytest.raises(ValueError, match=said) as error:
+        gguf_tokenizer(file)
+    assert str(file.path) in str(error.value)
+
+
+def test_more_ids_than_rows_are_refused(tmp_path):
+    config = FAMILIES["llama"]  # 48 rows
+    tensors = their_tensors(config, random_parameters(config), "llama")
+    path = write(tmp_path / "m.gguf", config, tensors, tokenizer=tokenizer_writer())
+    with pytest.raises(ValueError, match=r"m\.gguf: tokenizer\.ggml\.tokens has 266 ids.* 48 rows"):
+        load_model(path)
 
 
 def test_unknown_kinds_of_tokenizers_are_refused(tmp_path):

@@ -18,15 +18,6 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
-KEYS = {
-    "Enter": "\r",
-    "ArrowDown": "",
-    "ArrowUp": "",
-    "Escape": "",
-    "Tab": "",
-    "End": "",
-    "Home": "",
-}
 
 
 def find() -> str | None:
@@ -124,7 +115,7 @@ class Chromium:
 
     def press(self, key: str) -> None:
         """A key, as from the keyboard."""
-        text = KEYS.get(key, key)
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
         down = {"type": "keyDown", "key": key} | ({"text": text} if text else {})
         self.call("Input.dispatchKeyEvent", **down)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)

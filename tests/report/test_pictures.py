@@ -94,6 +94,13 @@ def test_credit_says_the_numbers_of_each_step(tmp_path):
     assert text.count("read") == 2
 
 
+def test_credit_shows_tokens_as_they_are(tmp_path):
+    tokens = ["Ġ", "▁", "", " a b\n"]  # signs are text; part of a character; white space
+    zero = np.zeros(4)
+    drawn = words(plot_credit(tokens, np.zeros(4, int), zero, None, None, tmp_path / "c.svg"))
+    assert {"Ġ", "▁", "…", "·a·b↵"} <= {*drawn}
+
+
 def test_credit_colours_are_centred_at_zero(tmp_path):
     zero = np.where(STEP_IDS >= 0, 0.0, math.nan)
     path = tmp_path / "c.svg"

@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from steprl.envs.wiki_search.records import Passage, data_files, passages_of, read_rows
+from steprl.envs.wiki_search.records import (
+    TEXT_SUFFIXES,
+    Passage,
+    data_files,
+    passages_of,
+    read_rows,
+)
 
 _FORMAT = 1  # to be raised when an index of before must not be read any more
 _PASSAGES, _OFFSETS = "passages.jsonl", "offsets.npy"
@@ -117,7 +123,8 @@ def open_index(passages: str | Path, cache: str | Path | None = None) -> Passage
     """The index of a file or folder of passages, built the first time and after changes.
 
     Args:
-        passages: JSONL, JSON or parquet with `title` and `text` (or see `passages_of`).
+        passages: JSONL, JSON or parquet with `title` and `text` (or see `passages_of`), or text files,
+            see `read_rows`.
         cache: folder of indices, one folder each; default `~/.cache/steprl/wiki_search`.
 
     Raises:
@@ -126,13 +133,14 @@ def open_index(passages: str | Path, cache: str | Path | None = None) -> Passage
     if cache is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         cache = Path(base) / "steprl" / "wiki_search"
-    files = [(str(file.resolve()), file.stat()) for file in data_files(passages)]
+    files = [(str(file.resolve()), file.stat()) for file in data_files(passages, TEXT_SUFFIXES)]
     source = [_FORMAT, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
     fingerprint = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
     folder = Path(cache).expanduser() / fingerprint
     if folder.is_dir():
         return PassageIndex(folder)
-    all_passages = (item for place, row in read_rows(passages) for item in passages_of(row, place))
+    rows = read_rows(passages, TEXT_SUFFIXES)
+    all_passages = (item for place, row in rows for item in passages_of(row, place))
     return build_index(all_passages, folder)
 
 

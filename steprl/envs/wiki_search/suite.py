@@ -1,7 +1,8 @@
 """What the environment brings to a run."""
 
 import dataclasses
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steprl.config import WikiSearchConfig
@@ -9,7 +10,7 @@ from steprl.envs.suite import Measure, Suite
 from steprl.envs.wiki_search.environment import WikiSearch, wiki_search
 from steprl.envs.wiki_search.expert import demonstrate
 from steprl.envs.wiki_search.prompts import SYSTEM
-from steprl.envs.wiki_search.questions import Question
+from steprl.envs.wiki_search.questions import NoQuestionsError, Question
 from steprl.tools.hermes import TAGS
 
 _LEAST = 256  # tokens of a prompt with the question and a passage
@@ -24,11 +25,31 @@ def open(settings: WikiSearchConfig) -> Suite:
         passage_length=settings.passage_length, context=settings.context, reward=settings.reward,
     )  # fmt: skip
     panels: dict[str, Any] = dict(settings.eval_questions) or {"valid": settings.questions}
-    splits = {"train": wiki_search(settings.questions, settings.passages, "train", **options)}
+    splits = {"train": _part(settings.questions, settings, ("train",), options)}
     for split, questions in panels.items():
-        part = "all" if settings.eval_questions else "valid"
-        splits[split] = wiki_search(questions, settings.passages, part, **options)
+        parts = ("all",) if settings.eval_questions else ("valid", "test")
+        splits[split] = _part(questions, settings, parts, options)
     return _suite(settings, splits)
+
+
+def _part(
+    questions: str | None, settings: WikiSearchConfig, parts: Sequence[str], options: dict[str, Any]
+) -> WikiSearch:
+    """The first of the parts of a file that has questions; where none has, all of them."""
+    for part in parts:
+        try:
+            return wiki_search(questions, settings.passages, part, **options)
+        except NoQuestionsError:
+            continue
+    found = wiki_search(questions, settings.passages, "all", **options)
+    others = "train on" if "train" in parts else "evaluate on"
+    warnings.warn(
+        f"{questions}: none of the questions asked for is of the split {' or '.join(parts)}, so all of "
+        f"them are there to {others}, and training and evaluation share questions; give others in "
+        "env.wiki_search.eval_questions, or a field `split` in the file",
+        stacklevel=2,
+    )
+    return found
 
 
 def _suite(settings: WikiSearchConfig, splits: Mapping[str, WikiSearch]) -> Suite:

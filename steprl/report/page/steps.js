@@ -1,14 +1,15 @@
 // One trajectory: its facts, its relatives, and each step with its tokens and numbers.
 
+// Of token i of a step; null where it is not known, as in files that have no texts of tokens.
+const at = (column) => (s, i) => (s.tokens && s[column] ? s[column][i] : null);
 const COLOURS = [
   { key: "advantage", label: "advantage", kind: "diverging",
     of: (s, i) => (s.advantages ? s.advantages[i] : s.advantage) },
-  { key: "gap", label: "log-prob, training − rollout", kind: "diverging", of: (s, i) => s.gap && s.gap[i] },
-  { key: "reference", label: "log-prob, training − reference", kind: "diverging",
-    of: (s, i) => s.reference_gap && s.reference_gap[i] },
-  { key: "entropy", label: "entropy", kind: "rising", of: (s, i) => s.entropy && s.entropy[i] },
+  { key: "gap", label: "log-prob, training − rollout", kind: "diverging", of: at("gap") },
+  { key: "reference", label: "log-prob, training − reference", kind: "diverging", of: at("reference_gap") },
+  { key: "entropy", label: "entropy", kind: "rising", of: at("entropy") },
   { key: "surprise", label: "surprise (−log-prob)", kind: "rising",
-    of: (s, i) => (s.logprob && s.logprob[i] !== null ? -s.logprob[i] : null) },
+    of: (s, i) => { const x = at("logprob")(s, i); return x === null ? null : -x; } },
 ];
 const known = (x) => x !== null && x !== undefined && !Number.isNaN(x);
 
