@@ -124,9 +124,16 @@ def _checked_session(config, resume: str | None = None):  # type: ignore[no-unty
 def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore[no-untyped-def]
     from omegaconf import OmegaConf
 
-    from steprl.session import abstract_params, acting_settings, idle_settings, notice_idle
+    from steprl.session import (
+        abstract_params,
+        acting_settings,
+        check_first_reset,
+        idle_settings,
+        notice_idle,
+    )
 
     session = _checked_session(config)
+    check_first_reset(session.suite, config.env.name)
     shown = OmegaConf.structured(config) if everything else acting_settings(session)
     console.print(escape(OmegaConf.to_yaml(shown)))
     if not everything:
