@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from steprl.cli.options import EXIT_ERROR, config_of, exit_code, session_of
-from steprl.cli.progress import Watch, print_results
+from steprl.cli.progress import Watch, fewer_tasks, print_results
 from steprl.cli.report import report_of_run
 
 
@@ -108,7 +108,7 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
             return _interrupted(options, run, console, interrupt)
         except WriteError as error:
             return _not_written(options, run, console, error)
-        print_results(evaluate_all(session.player, params, config), console)
+        print_results(evaluate_all(session.player, params, config), console, config.eval.num_tasks)
     console.print(f"Start from it with [bold]trainer.init_from={escape(str(run))}[/]")
     return 0
 
@@ -133,9 +133,16 @@ def _checked_session(config, resume: str | None = None):  # type: ignore[no-unty
 def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore[no-untyped-def]
     from omegaconf import OmegaConf
 
-    from steprl.session import abstract_params, acting_settings, idle_settings, notice_idle
+    from steprl.session import (
+        abstract_params,
+        acting_settings,
+        check_first_reset,
+        idle_settings,
+        notice_idle,
+    )
 
     session = _checked_session(config)
+    check_first_reset(session.suite, config.env.name)
     shown = OmegaConf.structured(config) if everything else acting_settings(session)
     console.print(escape(OmegaConf.to_yaml(shown)))
     if not everything:
@@ -166,6 +173,10 @@ def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-
     )
     if notice := notice_idle(session):
         console.print(f"[dim]{escape(notice)}[/]")
+    for split, size in session.player.sizes.items():
+        if split in session.player.splits[1:] and size < config.eval.num_tasks:
+            line = fewer_tasks(f"split {split}", size, config.eval.num_tasks)
+            console.print(line, style="dim", markup=False)
 
 
 def _interrupted(
