@@ -33,10 +33,10 @@ def config_file(name: str | os.PathLike[str]) -> Path:
     if os.fspath(name) in shipped:
         return shipped[os.fspath(name)]
     near = difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = f"; did you mean `{near[0]}`, which ships with steprl?" if near else ""
-    raise FileNotFoundError(
-        f"config file {shown(os.fspath(name))} does not exist{hint or '; `steprl configs` lists those that ship'}"
-    )
+    hint = "`steprl configs` lists those that ship"
+    if near:
+        hint = f"did you mean `{near[0]}`, which ships with steprl?"
+    raise FileNotFoundError(f"config file {shown(os.fspath(name))} does not exist; {hint}")
 
 
 def summary_of(file: Path) -> str:

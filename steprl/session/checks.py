@@ -7,6 +7,8 @@ from jax.sharding import Mesh
 from steprl.algorithms import Algorithm, check_needs, future_kl_loss
 from steprl.branching import initial_attempts, keeps_groups
 from steprl.config import Config
+from steprl.config.environments import NO_ENVIRONMENT
+from steprl.envs.nothing import REFUSAL
 from steprl.envs.suite import Suite
 from steprl.rollout import Player
 
@@ -28,6 +30,12 @@ def check_rows(config: Config, mesh: Mesh) -> None:
             raise ValueError(
                 f"{name}={size} must be a multiple of the {mesh.size} devices of the mesh"
             )
+
+
+def check_plays(config: Config) -> None:
+    """There is an environment to play in."""
+    if config.env.name == NO_ENVIRONMENT:
+        raise ValueError(REFUSAL)
 
 
 def check_player(config: Config, suite: Suite, player: Player) -> None:
