@@ -72,6 +72,7 @@ def serve_model(opened: Opened, name: str, context_length: int | None = None) ->
     tokenizer = bounded(tokenizer, length)
     try:
         conversation = message_format(tokenizer)
+        conversation = conversation._replace(encode=tokenizer.one_prompt(conversation.encode))
     except ValueError:
         conversation = None
     stop_ids = conversation.stop_ids if conversation else end_ids(tokenizer)

@@ -161,19 +161,41 @@ def call(way, mark, then, **settings):
     return call_tools([ToolCall(0, "leave", arguments)], tools, **settings)[0]
 
 
+def kill_parent(file: str) -> None:
+    """Kill who started this.
+
+    Args:
+        file: for the process id.
+    """
+    with open(file, "w") as opened:
+        opened.write(str(os.getpid()))
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+class OrphansEnv:
+    """Starts processes that end soon, and whose parents have gone before; says who looks after them."""
+
+    def reset(self, task, key=None):
+        return 0, ""
+
+    def step(self, state, action):
+        for _ in range(int(action)):
+            if os.fork() == 0:
+                if os.fork() == 0:
+                    time.sleep(0.01)
+                os._exit(0)
+            os.wait()
+        return state, str(os.getppid()), 0.0, False, False, {"success": False, "valid": True}
+
+
 if __name__ == "__main__":  # a program that hangs: python -m tests.processes.programs KIND WAY MARK
     kind, way, mark = sys.argv[1:]
-    if kind == "env":
-        from steprl.rollout.workers import EnvWorkers
-
-        workers = EnvWorkers(LeavingEnv(), 1, None, "process")
-        workers.submit(0, "step", 0, f"{way} {mark} hang")
-        workers.collect(None)
-    elif kind == "both":
-        from steprl.rollout.workers import EnvWorkers
-
-        workers = EnvWorkers(LeavingEnv(tools=True), 1, None, "process")
-        workers.submit(0, "step", 0, f"{way} {mark} hang")
-        workers.collect(None)
-    else:
+    if kind in ("forkserver", "spawn"):
         call(way, mark, "hang", start_method=kind)
+    else:
+        from steprl.envs.child_process import EnvChild, pickled
+
+        child = EnvChild(pickled(LeavingEnv(tools=kind == "env and tool"), ""), False)
+        child.start()
+        child.call(pickled(("step", (0, f"{way} {mark} hang")), ""))

@@ -14,7 +14,15 @@ import pytest
 from steprl.processes import Scope, descendants
 from steprl.rollout.workers import EnvWorkers, Fault
 from steprl.tools import ToolCall, call_tools, make_tool, make_tools
-from tests.processes.programs import WAYS, LeavingEnv, call, leave, running
+from tests.processes.programs import (
+    WAYS,
+    LeavingEnv,
+    OrphansEnv,
+    call,
+    kill_parent,
+    leave,
+    running,
+)
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="subreapers are Linux's"
@@ -23,12 +31,14 @@ pytestmark = pytest.mark.skipif(
 ROOT = Path(__file__).resolve().parents[2]
 LONG = 60.0
 ENDS = ["done", "hang", "raise", "quit", "kill"]
+NUMBERS = itertools.count(1)
+full = pytest.mark.full
 
 
 @pytest.fixture
-def mark(counter=itertools.count(1)):
+def mark():
     """Of what is left behind by one test; whatever it is, it does not outlive the test."""
-    mark = f"{os.getpid():07d}{next(counter):04d}"
+    mark = f"{os.getpid():07d}{next(NUMBERS):04d}"
     yield mark
     for pid in running(mark):
         os.kill(pid, signal.SIGKILL)
@@ -57,15 +67,17 @@ def zombies():
 # Tools
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_tool_that_hangs_leaves_nothing(way, mark):
-    outcome = call(way, mark, "hang", time_limit=0.4)
-    assert outcome.status == "time_limit"
+def test_tools_that_hang_leave_nothing(mark):
+    """All ways side by side, so that none is ended by the end of another."""
+    tools = make_tools([make_tool(leave, may_hang=True)])
+    calls = [ToolCall(0, "leave", {"way": way, "mark": mark, "then": "hang"}) for way in WAYS]
+    outcomes = call_tools(calls, tools, time_limit=1.0, parallel=len(calls))
+    assert [outcome.status for outcome in outcomes] == ["time_limit"] * len(WAYS)
     assert running(mark) == []  # at once, not some time later
 
 
 @pytest.mark.parametrize("then", ENDS)
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("start_method", ["forkserver", pytest.param("spawn", marks=full)])
 def test_however_a_tool_ends_it_leaves_nothing(start_method, then, mark):
     limit = 0.6 if then == "hang" else LONG
     outcome = call("double_fork", mark, then, time_limit=limit, start_method=start_method)
@@ -86,17 +98,6 @@ def test_a_worker_does_not_outlive_its_supervisor(tmp_path):
     [outcome] = call_tools([ToolCall(0, "kill_parent", arguments)], tools, time_limit=LONG)
     assert outcome.status == "crashed"
     eventually(lambda: not alive(int(file.read_text())))
-
-
-def kill_parent(file: str) -> None:
-    """Kill who started this.
-
-    Args:
-        file: for the process id.
-    """
-    Path(file).write_text(str(os.getpid()))
-    os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(600)
 
 
 def alive(pid):
@@ -130,12 +131,16 @@ def test_ctrl_c_waits_for_no_tool(interruptible, mark):
     assert running(mark) == [] and time.monotonic() - begin < LONG
 
 
-@pytest.mark.parametrize("calls", [20, pytest.param(200, marks=pytest.mark.full)])
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
-def test_calls_leave_no_descriptors_threads_or_processes(calls, start_method, mark):
-    if calls == 20 and start_method == "spawn":
-        calls = 5
-
+@pytest.mark.parametrize(
+    ("start_method", "calls"),
+    [
+        ("forkserver", 6),
+        ("spawn", 2),
+        pytest.param("forkserver", 200, marks=full),
+        pytest.param("spawn", 20, marks=full),
+    ],
+)
+def test_calls_leave_no_descriptors_threads_or_processes(start_method, calls, mark):
     def state():
         return len(os.listdir("/proc/self/fd")), threading.active_count(), len(zombies())
 
@@ -162,10 +167,15 @@ def step(env, isolate, action, timeout):
     return result
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way not in ("plain", "group")])
-def test_an_environment_that_is_closed_leaves_nothing(way, mark):
-    result = step(LeavingEnv(), "process", f"{way} {mark} done", None)
-    assert result[1] == "done" and running(mark) == []
+def test_an_environment_that_is_closed_leaves_nothing(mark):
+    ways = [way for way in WAYS if way != "bomb"]
+    with EnvWorkers(LeavingEnv(), 1, None, "process") as workers:
+        for ticket, way in enumerate([*ways, "bomb"]):
+            workers.submit(ticket, "step", 0, f"{way} {mark} done")
+            [(_, result)] = workers.collect(LONG)
+            assert result[1] == "done"
+        assert len(running(mark)) > len(ways)
+    assert running(mark) == []
 
 
 @pytest.mark.parametrize(
@@ -178,16 +188,19 @@ def test_an_environment_that_fails_leaves_nothing(then, kind, mark):
     assert running(mark) == []
 
 
-@pytest.mark.parametrize("isolate", ["thread", "process"])
-def test_a_timeout_below_the_limit_of_a_tool_ends_the_tool(isolate, mark):
-    """The tool might take 600 seconds; its environment has a quarter of one left when it hangs."""
-    env = LeavingEnv(tools=True)
-    with EnvWorkers(env, 1, None, isolate) as workers:  # closed while the tool runs
+@pytest.mark.parametrize("isolate", ["thread", pytest.param("process", marks=full)])
+def test_a_tool_ends_with_its_environment(isolate, mark):
+    """The tool might take 600 seconds; nobody waits for it when the environments are closed."""
+    with EnvWorkers(LeavingEnv(tools=True), 1, None, isolate) as workers:
         workers.submit(0, "step", 0, f"session {mark} hang")
         eventually(lambda: running(mark))
     eventually(lambda: not running(mark))
-    call("plain", mark, "done", time_limit=LONG)  # the server of forks is up
-    result = step(env, isolate, f"double_fork {mark} hang", 2.0)
+
+
+@pytest.mark.parametrize("isolate", ["thread", pytest.param("process", marks=full)])
+def test_a_timeout_below_the_limit_of_a_tool_ends_the_tool(isolate, mark):
+    timeout = 1.0 if isolate == "thread" else 4.0  # where the tool's server has to be started
+    result = step(LeavingEnv(tools=True), isolate, f"double_fork {mark} hang", timeout)
     assert result.kind == "timeout" and running(mark) == []
 
 
@@ -199,10 +212,6 @@ def test_a_scope_that_has_ended_starts_nothing_more(mark):
 
 
 def test_no_zombies_gather_below_an_environment():
-    class Forking:
-        def step(self, state, action):
-            raise NotImplementedError
-
     with EnvWorkers(OrphansEnv(), 1, LONG, "process") as workers:
         for ticket in range(3):
             workers.submit(ticket, "step", 0, "20")
@@ -210,34 +219,21 @@ def test_no_zombies_gather_below_an_environment():
             eventually(lambda supervisor=result[1]: len(descendants(int(supervisor))) == 1)
 
 
-class OrphansEnv:
-    """Starts processes that end at once, and whose parents have gone before."""
-
-    def reset(self, task, key=None):
-        return 0, ""
-
-    def step(self, state, action):
-        for _ in range(int(action)):
-            if os.fork() == 0:
-                if os.fork() == 0:
-                    time.sleep(0.01)
-                os._exit(0)
-            os.wait()
-        return state, str(os.getppid()), 0.0, False, False, {}
-
-
 # The program
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
-@pytest.mark.parametrize("kind", ["env", "forkserver"])
+@pytest.mark.parametrize("kind", ["env", "forkserver", pytest.param("env and tool", marks=full)])
+@pytest.mark.parametrize(
+    "ending",
+    [signal.SIGKILL, *(pytest.param(s, marks=full) for s in (signal.SIGTERM, signal.SIGSEGV))],
+)
 def test_nothing_outlives_a_program_that_is_killed(kind, ending, mark, plain_env):
     check_killed(kind, "double_fork", ending, mark, plain_env)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("kind", ["env", "forkserver", "spawn", "both"])
-@pytest.mark.parametrize("way", WAYS)
+@full
+@pytest.mark.parametrize("kind", ["env", "spawn"])
+@pytest.mark.parametrize("way", ["plain", "nohup", "deaf", "subreaper", "bomb"])
 def test_nothing_outlives_a_killed_program_in_any_way(kind, way, mark, plain_env):
     check_killed(kind, way, signal.SIGKILL, mark, plain_env)
 

@@ -19,7 +19,15 @@ from steprl.serving.connections import connection_limit
 from steprl.serving.generation import key_of
 from steprl.serving.prompts import PromptTooLong, bounded
 from tests.serving.live import running
-from tests.serving.test_malformed import CHAT, COMPLETION, chat, completion, post, served_with
+from tests.serving.test_malformed import (
+    CHAT,
+    COMPLETION,
+    chat,
+    completion,
+    post,
+    post_all,
+    served_with,
+)
 from tests.serving.tiny import chatml_tokenizer, tiny_opened
 
 httpx = pytest.importorskip("httpx")
@@ -53,7 +61,7 @@ class Counting:
         return self._tokenizer.encode(text, **settings)
 
 
-@pytest.mark.parametrize("unit", ["a", "word ", " ", "🦉", "<|im_end|>", "\n"])
+@pytest.mark.parametrize("unit", ["a", "word ", " ", "🦉", "<|im_end|>", "\n", "<"])
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
 def test_a_prompt_that_no_context_holds_is_hardly_read(path, unit):
     opened = tiny_opened(length=512)
@@ -68,6 +76,18 @@ def test_a_prompt_that_no_context_holds_is_hardly_read(path, unit):
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"
     assert opened.tokenizer.read < 64 * 512  # of half a million
+
+
+def test_many_messages_are_one_prompt(monkeypatch):
+    """Each fits into the context, and together they do not: they are hardly read, nor written."""
+    opened = tiny_opened(length=512)
+    opened = opened._replace(tokenizer=Counting(opened.tokenizer))
+    app = make_app(serve_model(opened, "tiny"))
+    opened.tokenizer.read = 0
+    monkeypatch.setattr(opened.tokenizer._tokenizer, "apply_chat_template", None)
+    answer = post(app, CHAT, chat(messages=[{"role": "user", "content": "a" * 400}] * 400))
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert opened.tokenizer.read < 64 * 512
 
 
 @settings(max_examples=50, deadline=None)
@@ -206,9 +226,10 @@ def closed(one):
         pytest.param(HEAD + b"content-length: 100\r\n\r\n{", id="half a body"),
     ],
 )
-def test_200_connections_that_do_nothing_keep_nobody_waiting(served, sent):
-    limits = Limits(connections=220, header_seconds=60)
-    with running(served, limits) as address, connected(address, 200, sent):
+@pytest.mark.parametrize("number", [100, pytest.param(300, marks=pytest.mark.full)])
+def test_connections_that_do_nothing_keep_nobody_waiting(served, number, sent):
+    limits = Limits(connections=number + 20, header_seconds=60)
+    with running(served, limits) as address, connected(address, number, sent):
         assert ask(address).status_code == 200
 
 
@@ -336,15 +357,13 @@ def growth(requests):
         gc.collect()
         return len(gc.get_objects()), open_files(), threading.active_count()
 
-    for path, body in kinds * 5:
-        post(app, path, body)
+    post_all(app, kinds * 5)
     before = state()
-    for number in range(requests):
-        post(app, *kinds[number % len(kinds)])
+    post_all(app, [kinds[number % len(kinds)] for number in range(requests)])
     return [after - first for after, first in zip(state(), before, strict=True)]
 
 
-@pytest.mark.parametrize("requests", [200, pytest.param(1000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("requests", [100, pytest.param(1000, marks=pytest.mark.full)])
 def test_requests_leave_nothing_behind(requests):
     objects, files, threads = growth(requests)
     assert objects < requests // 2 and files <= 0 and threads <= 1

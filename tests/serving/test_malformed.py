@@ -45,18 +45,28 @@ def app(served):
     return make_app(served)
 
 
-def post(app, path, content, **headers):
-    """The answer to bytes, or to a value as JSON; lone surrogates are written as escapes."""
-    if not isinstance(content, bytes):
-        content = json.dumps(content).encode()
+def post_all(app, requests, **headers):
+    """The answers to bodies at paths: bytes, or values as JSON, where lone surrogates are escapes."""
     headers = {"content-type": "application/json"} | headers
 
     async def send():
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.post(path, content=content, headers=headers)
+            return [
+                await client.post(
+                    path,
+                    content=body if isinstance(body, bytes) else json.dumps(body),
+                    headers=headers,
+                )
+                for path, body in requests
+            ]
 
     return asyncio.run(send())
+
+
+def post(app, path, body, **headers):
+    """The answer to one."""
+    return post_all(app, [(path, body)], **headers)[0]
 
 
 def chat(**fields):
