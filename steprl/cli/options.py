@@ -25,9 +25,11 @@ def add_source(sub: argparse.ArgumentParser, example: str) -> None:
 def open_source(options: argparse.Namespace, console: Console):  # type: ignore[no-untyped-def]
     """The session and its parameters; says what they are where no run says it."""
     from steprl.session import open_session
+    from steprl.session.checks import check_plays
 
     with console.status(f"Opening {escape(options.source)} ..."), errors_of_settings():
         ready = open_session(options.source, options.overrides, options.step)
+    check_plays(ready.session.config)
     if ready.run is None:
         name = ready.session.config.env.name
         console.print(f"[dim]{escape(f'{name}, played with parameters {ready.origin}')}[/]")
