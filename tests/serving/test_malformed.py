@@ -8,7 +8,7 @@ import pytest
 
 from steprl.serving import make_app, serve_model
 from tests.models.chat_models import FAMILIES
-from tests.serving.tiny import chatml_tokenizer, scripted_pieces, tiny_opened
+from tests.serving.tiny import Scripted, chatml_tokenizer, scripted_pieces, tiny_opened
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
@@ -346,6 +346,36 @@ def test_the_server_lives_on(app, served):
 def test_what_clients_may_send_is_answered(app, body):
     answer = post(app, CHAT, body)
     assert answer.status_code == 200, answer.text
+
+
+EXTREMES = [
+    *({"temperature": 10.0**-exponent} for exponent in (0, 2, 6, 7, 30, 37, 40, 45, 300)),
+    {"temperature": 0}, {"temperature": 100}, {"temperature": 5e-324}, {"top_p": 1e-6},
+    {"top_p": 1 - 1e-16}, {"top_k": 1}, {"top_k": 2**31 - 1}, {"seed": 2**63 - 1},
+    {"seed": -(2**63)}, {"temperature": 0, "top_p": 0.5, "top_k": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_extreme_settings_give_numbers_that_json_has(stream):
+    """By a real engine: no infinite log-prob, which would end the answer."""
+    app = make_app(serve_model(tiny_opened(FAMILIES["chatml"], 512), "tiny"))
+    asked = {"max_tokens": 2, "logprobs": True, "top_logprobs": 20, "stream": stream}
+    answers = post_all(app, [(CHAT, chat(**asked, **extreme)) for extreme in EXTREMES])
+    for answer, extreme in zip(answers, EXTREMES, strict=True):
+        assert answer.status_code == 200, (extreme, answer.text)
+        assert "NaN" not in answer.text and "Infinity" not in answer.text, extreme
+        assert "failed" not in answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_character_in_a_call_of_the_model_is_no_call(stream):
+    text = '<tool_call>\n{"name": "add", "arguments": {"a": "\\ud800"}}\n</tool_call>'
+    opened = tiny_opened(FAMILIES["chatml"], 512)
+    served = serve_model(opened, "tiny")._replace(engine=Scripted(opened.tokenizer, [text], 512))
+    answer = post(make_app(served), CHAT, chat(tools=[TOOL], stream=stream))
+    assert answer.status_code == 200
+    assert "tool_calls" not in answer.text and "failed" not in answer.text
 
 
 def test_what_the_model_refused_before_is_what_it_said(served, app):
