@@ -2,9 +2,12 @@
 the server answers the next one as if nothing had been."""
 
 import asyncio
+import copy
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from steprl.serving import make_app, serve_model
 from tests.models.chat_models import FAMILIES
@@ -394,3 +397,53 @@ def test_thoughts_are_read_where_the_template_reads_them(name):
     answer = post(make_app(served), CHAT, answered(content="3", **{name: "1 + 2"}))
     assert answer.status_code == 200, answer.text
     assert "<think>1 + 2</think>3" in chatml_tokenizer().decode(served.engine.prompts[-1])
+
+
+# What nobody has thought of.
+
+RICH = {
+    **chat(
+        tools=[TOOL], stream=False, n=1, stop=["x"], seed=3, temperature=0.5, top_p=0.9, user="me"
+    ),
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "name": "Ann", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None},
+        {"role": "tool", "tool_call_id": "1", "content": "3"},
+    ],
+}
+odd = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
+    st.sampled_from([HALF, "\0", "", [], {}, [[]], [{}], {"": {}}, 10**100, -1, "1", "{", "<|im_end|>"]),
+)  # fmt: skip
+
+
+@st.composite
+def mutated(draw):
+    """A request in which a few values, found by chance, are other ones, or missing."""
+    body = json.loads(json.dumps(RICH))
+    for _ in range(draw(st.integers(1, 3))):
+        place = body
+        while place:
+            key = draw(
+                st.sampled_from(list(place) if isinstance(place, dict) else range(len(place)))
+            )
+            if isinstance(place[key], dict | list) and draw(st.booleans()):
+                place = place[key]
+                continue
+            if draw(st.booleans()):
+                place[key] = copy.deepcopy(draw(odd))
+            else:
+                del place[key]
+            break
+    return body
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=mutated())
+def test_whatever_comes_is_answered_or_refused(app, body):
+    answer = post(app, CHAT, body)
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.status_code != 200:
+        error = answer.json()["error"]
+        assert error["message"] and (error["param"] is not None or "JSON" in error["message"])
