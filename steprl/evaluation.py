@@ -56,7 +56,7 @@ def evaluate(
             player, params, attempt // n, attempt % n,
             Sampling(temperature, config.top_k, config.top_p), split,
         )  # fmt: skip
-        faults += found
+        faults += filter(None, found)
         # The supports are for training, and large.
         parts.append(jax.device_get(dataclasses.replace(batch, support_NTW=None)))
 
@@ -103,14 +103,14 @@ def _play(
     player: Player, params: Params, task_N: np.ndarray, sample_N: np.ndarray, sampling: Sampling,
     split: str,
 ) -> tuple[StepBatch, list[str]]:  # fmt: skip
-    """What was played, and what went wrong with the environment."""
+    """What was played, and what went wrong with the environment in each row, "" where nothing did."""
     key = jax.random.key(PANEL_KEY)
     if player.gather is not None or player.explore is None or player.collate is None:
-        return player.play(params, key, task_N, sample_N, sampling, split=split), []
+        return player.play(params, key, task_N, sample_N, sampling, split=split), [""] * len(task_N)
     played = player.explore(
         params, key, task_N, sample_N, sampling, split=split, remember=False
     ).trajectories
-    return player.collate(played), [one.fault for one in played if one.fault]
+    return player.collate(played), [one.fault for one in played]
 
 
 def _metric(batch: StepBatch, name: str) -> np.ndarray:
@@ -190,7 +190,7 @@ def inspect(
     )
     failed_N = np.asarray(faulty_rows(batch))
     if failed_N.any():
-        first = first_fault(faults, [batch])
+        first = first_fault([fault for fault in faults if fault], [batch])
         check_faults(f"tasks of split {split!r}", int(failed_N.sum()), len(failed_N), first)
     # One attempt at each task: methods of groups show its score.
     raw = dataclasses.replace(config.algorithm, norm_adv=False, singleton="score")
@@ -205,6 +205,7 @@ def inspect(
     host = jax.device_get(batch)
     inspected = []
     for row, trajectory in enumerate(trajectories(batch, player.tokenizer)):
+        trajectory = dataclasses.replace(trajectory, fault=faults[row])
         real = np.flatnonzero(host.segment_ids_NT[row] > 0)
         step_ids = host.step_ids_NT[row][real]
         value, advantage = value_NT[row][real], advantage_NT[row][real]

@@ -66,7 +66,7 @@ def are_saved(settings: TrainerConfig, iteration: int, last: bool) -> bool:
 def save_experience(
     path: Path,
     experience: Experience,
-    record: TokenRecord,
+    record: TokenRecord | None,
     tokenizer: Any,
     iteration: int,
     settings: TrainerConfig,
@@ -76,11 +76,11 @@ def save_experience(
     Args:
         path: file to write.
         experience: what the update learnt from.
-        record: of that update.
+        record: of that update; None where there was none.
         tokenizer: for the text of each token; None leaves it out.
         iteration: counted from 1.
         settings: where they say nothing, the attempts at the first tasks only, about
-            `DEFAULT_ATTEMPTS`.
+            `DEFAULT_ATTEMPTS`, and those in which the environment failed.
     """
     tasks = None
     if settings.save_trajectories is None:
@@ -98,7 +98,7 @@ def _first_tasks(batch: StepBatch, attempts: int) -> set[int]:
 
 
 def _lines(
-    experience: Experience, record: TokenRecord, tokenizer: Any, tasks: set[int] | None
+    experience: Experience, record: TokenRecord | None, tokenizer: Any, tasks: set[int] | None
 ) -> Iterator[Line]:
     batch = experience.batch
     table, mask_NS, step_ids_NT, tokens_NT, host = jax.device_get(
@@ -107,13 +107,13 @@ def _lines(
     names = zip(*(column.tolist() for column in table), strict=True)
     row_of = {name: row for row, name in enumerate(names) if mask_NS[row].any()}
     for trajectory in experience.trajectories():
-        if tasks is not None and trajectory.task not in tasks and trajectory.steps:
+        if tasks is not None and trajectory.task not in tasks and not trajectory.fault:
             continue
         texts = None
         if tokenizer is not None:
             texts = [token_texts(tokenizer, step.action_ids) for step in trajectory.steps]
         row = row_of.get((trajectory.task, trajectory.sample))
-        if row is None:
+        if row is None or host is None:
             yield Line(trajectory, texts)
         else:
             of_row = jax.tree.map(operator.itemgetter(row), host)

@@ -22,7 +22,7 @@ from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate_all
 from steprl.experience import are_saved, make_gather, save_experience
 from steprl.interrupts import interrupts
-from steprl.metrics import CompilationCounter, MetricWriter, truncate_after
+from steprl.metrics import STEP, CompilationCounter, MetricWriter, read_metrics, truncate_after
 from steprl.optimizer import make_optimizer
 from steprl.rollout import attempts, summary
 from steprl.rollout.faults import check_faults, first_fault
@@ -152,14 +152,15 @@ def _reinforce(
     shapes = jax.eval_shape(fresh, params)
     shardings = state_shardings(shapes, mesh, session.rules)
     folder = run / "checkpoints"
+    last_row: dict[str, float] | None = None
     if begun(folder):
         restored = restore(folder, as_abstract(shapes, shardings))
-        state = restored.state
+        state, last_row = restored.state, restored.meta.get("row")
         set_aside(folder, above=restored.step)
     else:
         state = jax.jit(fresh, out_shardings=shardings)(params)
-    record_settings(run, config)
     gather = make_gather(session)
+    record_settings(run, config)
     compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None, None))
     summarise = jax.jit(summary)
     seed = jax.random.key(trainer.seed)
@@ -176,10 +177,18 @@ def _reinforce(
         Checkpointer(folder, max_to_keep=trainer.max_to_keep) as saver,
         MetricWriter(run / "metrics.jsonl", tensorboard_dir=tensorboard, wandb=wandb) as writer,
     ):
+        if last_row is not None and not _written(run / "metrics.jsonl", done):
+            writer.write(done, last_row)
         if done == 0 and trainer.val_before_train:
             before = evaluate_all(player, state.params, config)
             writer.write(0, before)
             watch(Event("rl", 0, total, before))
+
+        def write(iteration: int, experience: Experience, record: TokenRecord | None) -> None:
+            file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
+            with writing(file):
+                save_experience(file, experience, record, player.tokenizer, iteration, trainer)
+
         for iteration in range(done + 1, done + 1 if ended else total + 1):
             clock = _Clock()
             tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
@@ -188,6 +197,8 @@ def _reinforce(
             clock.lap("gen")
             failed = faults.check(iteration, experience, metrics)
             if failed is not None:
+                if are_saved(trainer, iteration, last=True):
+                    write(iteration, experience, None)  # what went wrong can be looked at
                 saver.wait()
                 if latest_step(folder) != iteration - 1:
                     saver.save(iteration - 1, state, _meta(session))
@@ -202,31 +213,26 @@ def _reinforce(
             broken = bool(metrics["train/nonfinite"])
             last = iteration == total or metrics["token/total"] >= budget
             if are_saved(trainer, iteration, last or broken):
-                file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-                with writing(file):
-                    save_experience(file, experience, record, player.tokenizer, iteration, trainer)
+                write(iteration, experience, record)
                 clock.lap("save_trajectories")
             del record  # its memory is free for the next rollout
-            stop = interrupted()
             if not broken and (last or _due(iteration, trainer.test_freq)):
                 try:
                     metrics |= evaluate_all(player, state.params, config)
                 except EnvironmentFailed as error:
                     failed = error
                 clock.lap("testing")
+            stop = interrupted()
             if broken or failed or stop or last or _due(iteration, trainer.save_freq):
                 # An update that is not finite has changed nothing: what is saved is the good state.
-                saver.save(iteration, state, _meta(session))
+                row = _row(metrics, clock, compiled)
+                saver.save(iteration, state, _meta(session) | {"row": row})
                 clock.lap("save_checkpoint")
-            metrics |= clock.laps
-            metrics["perf/agent_steps_per_s"] = (
-                float(metrics["step/count"]) / clock.laps["timing_s/step"]
-            )
-            metrics["compile/count"] = compiled.count
-            plain = {name: float(value) for name, value in metrics.items()}
+            plain = _row(metrics, clock, compiled)
             writer.write(iteration, plain)
             watch(Event("rl", iteration, total, plain))
             if broken:
+                saver.wait()  # before it is said
                 raise FloatingPointError(
                     f"iteration {iteration}: loss or gradient is not finite; the last good parameters "
                     f"are saved in {folder}. Try a smaller actor.lr or a larger batch"
@@ -266,6 +272,19 @@ class _Faults:
 
 def _due(iteration: int, frequency: int) -> bool:
     return frequency > 0 and iteration % frequency == 0
+
+
+def _row(metrics: Metrics, clock: "_Clock", compiled: CompilationCounter) -> dict[str, float]:
+    """Metrics of an iteration, with what it cost so far."""
+    found = metrics | clock.laps
+    found["perf/agent_steps_per_s"] = float(metrics["step/count"]) / clock.laps["timing_s/step"]
+    found["compile/count"] = compiled.count
+    return {name: float(value) for name, value in found.items()}
+
+
+def _written(file: Path, iteration: int) -> bool:
+    """Whether the row of an iteration is there: a process may end when it has saved, and before."""
+    return file.is_file() and any(row.get(STEP) == iteration for row in read_metrics(file))
 
 
 def _meta(session: Session) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from steprl.report import plot_credit
 
 
 def transcript(seen: Inspected, title: str) -> Panel:
-    """Observation, action, reward, value and advantage, a step a row."""
+    """Observation, action, reward, value and advantage, a step a row; or what went wrong."""
     table = Table(box=None, pad_edge=False, expand=True)
     table.add_column("step", justify="right", style="dim")
     table.add_column("observation and action", ratio=1, overflow="fold")
@@ -30,7 +30,10 @@ def transcript(seen: Inspected, title: str) -> Panel:
             f"{seen.values[number]:+.2f}",
             f"{seen.advantages[number]:+.2f}",
         )
-    last = seen.trajectory.steps[-1]
+    last = seen.trajectory.steps[-1] if seen.trajectory.steps else None
+    if seen.trajectory.fault or last is None:
+        fault = Text(f"the environment failed: {seen.trajectory.fault}", style="bold red")
+        return Panel(Group(table, fault), title=Text(title), title_align="left")
     ending = "terminated" if last.terminated else f"truncated ({last.stop_reason})"
     verdict = "solved" if seen.trajectory.success else "not solved"
     footer = Text(f"{verdict}, {ending}, return {seen.trajectory.total_reward:.2f}", style="dim")

@@ -1,6 +1,7 @@
 """The command line from end to end: what it writes, what it prints, and how it fails."""
 
 import contextlib
+import errno
 import json
 import re
 import shlex
@@ -12,6 +13,8 @@ import pytest
 
 from steprl.cli import main, progress
 from steprl.config import load_config
+from steprl.disk import WriteError
+from steprl.interrupts import Stopped
 from steprl.metrics import STEP, read_metrics
 from tests.small import SMALL
 
@@ -175,6 +178,67 @@ def test_the_way_on_after_an_interrupt_is_a_command_that_works(
         for name in ("eval/success_rate", "actor/entropy", "actor/pg_loss"):
             assert row.get(name) == want.get(name), (row[STEP], name)
     shutil.rmtree(run)
+
+
+ENDS = {
+    "SIGTERM": (Stopped(signal.SIGTERM), 143, "Interrupted; the state is saved in {run}: "),
+    "Ctrl-C": (Stopped(signal.SIGINT), 130, "Interrupted; the state is saved in {run}: "),
+    "again": (KeyboardInterrupt(), 130, "Interrupted at once; what was learnt since the last save"),
+    "disk": (WriteError("x cannot be written: No space left"), 1, "stopped: x cannot be written: "),
+}
+SAVED = {
+    "checkpoints/3": "iteration 3 is the last that is saved",
+    "sft/20": "step 20 of the warm start is the last that is saved",
+    None: "nothing is saved yet",
+}
+
+
+@pytest.mark.parametrize("saved", SAVED)
+@pytest.mark.parametrize("end", ENDS)
+def test_what_is_said_at_the_end_is_what_is_on_disk(home, capsys, monkeypatch, end, saved):
+    raised, code, said = ENDS[end]
+    run = home / "runs" / "ends"
+
+    def train(session, run, watch):
+        for part in ("state", "meta"):
+            if saved is not None:
+                (run / saved / part).mkdir(parents=True)
+        raise raised
+
+    monkeypatch.setattr("steprl.train.train", train)
+    arguments = words(home, "trainer.experiment_name=ends")
+    assert main(["train", *arguments]) == code
+    *_, line, way_on, command = capsys.readouterr().out.strip().splitlines()[-3:]
+    if way_on.startswith("When"):
+        assert end == "disk"
+    else:
+        line = way_on
+    assert said.format(run=run) in line and SAVED[saved] in line
+    assert ("the state is saved" in line) == isinstance(raised, Stopped)
+    assert shlex.split(command) == ["steprl", "train", *arguments, "--resume", "auto"]
+    shutil.rmtree(run)
+
+
+def test_pictures_that_cannot_be_written_leave_a_run_that_is_complete(home, capsys, monkeypatch):
+    monkeypatch.setattr("steprl.train.train", lambda *_: (None, []))
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "plots/credit.png")
+
+    monkeypatch.setattr("steprl.cli.training._finish", refuse)
+    assert main(["train", *words(home, "trainer.experiment_name=plots")]) == 1
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert line.startswith("error: ") and "plots/credit.png" in line
+    assert line.endswith("the run itself is complete and saved")
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+@pytest.mark.parametrize("name", [".", "..", "/tmp/x", "''"])
+def test_a_name_that_is_none_is_told_before_anything_is_done(home, capsys, command, name):
+    line = error_line(
+        capsys, [command, *words(home, f"trainer.experiment_name={name}"), "--dry-run"]
+    )
+    assert "trainer.experiment_name=" in line
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Evaluation on a fixed panel: attempts, intervals, and what the environment measures."""
 
+import dataclasses
 import io
+import logging
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ from rich.console import Console
 
 from steprl.cli.progress import print_results
 from steprl.config import EvalConfig
+from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate
 from steprl.metrics import mean_interval, pass_at_k
-from steprl.rollout import Player, collate
+from steprl.rollout import Player, Rollouts, Usage, collate
 from steprl.sampling import Sampling
 from steprl.types import Step, Trajectory
 
@@ -62,6 +65,58 @@ def test_greedy_makes_one_attempt_and_no_task_is_played_twice():
     assert [tasks for tasks, *_ in calls] == [[0, 1], [2, 3]]
     assert found["success_rate"] == pytest.approx(2 / 3) and "avg@4" not in found
     assert calls[0][2]["sampling"] == Sampling(0.0) and calls[0][2]["split"] == "held"
+
+
+def failing(failed, n=2):
+    """A player on the host, in which the environment fails for some (task, sample)."""
+
+    def explore(params, key, task_N, sample_N, sampling, **how):
+        made = [
+            trajectory(t, s, s == 0, t / 10, steps=2)
+            if (t, s) not in failed
+            else dataclasses.replace(
+                trajectory(t, s, True, 9.0), metrics={}, fault=f"task {t} broke"
+            )
+            for t, s in zip(task_N.tolist(), sample_N.tolist(), strict=True)
+        ]
+        return Rollouts(made, Usage())
+
+    one = Player(
+        None, None, None, ("train", "held"), explore=explore,
+        collate=lambda made: collate(made, 2, [16]),
+    )  # fmt: skip
+    return evaluate(one, {}, EvalConfig(num_tasks=4, n=n), "held", 4, 1.0)
+
+
+def test_attempts_in_which_the_environment_failed_are_left_out_and_counted():
+    """Of task 0 the attempt that would be solved fails, of task 3 both do."""
+    found = failing({(0, 0), (3, 0), (3, 1)})
+    assert (found["attempts"], found["faults"]) == (8, 3)
+    assert found["success_rate"] == pytest.approx((0 + 0.5 + 0.5) / 3)
+    assert found["pass@2"] == pytest.approx((0 + 1 + 1) / 3)
+    assert found["return"] == pytest.approx(4 / 5) and found["num_turns"] == 2
+    assert found["f1"] == pytest.approx((0.0 + 0.1 + 0.2) / 3)
+    console = Console(file=io.StringIO(), width=200)
+    results = {f"eval/{name}": value for name, value in found.items()}
+    print_results(results, console)
+    assert "eval/faults: the environment failed in 3 of 8 attempts" in console.file.getvalue()
+
+
+def test_where_the_environment_always_failed_there_is_nothing_to_measure():
+    everywhere = {(task, sample) for task in range(4) for sample in range(2)}
+    with pytest.raises(
+        EnvironmentFailed, match="in all of 8 attempts.*The first fault: task 0 broke"
+    ):
+        failing(everywhere)
+
+
+def test_many_faults_are_warned_of_and_few_are_not(caplog):
+    with caplog.at_level(logging.WARNING):
+        failing({(0, 0)})  # 1 of 8 is more than a tenth
+        assert "failed in 1 of 8 attempts" in caplog.text
+        caplog.clear()
+        failing({(2, 3)}, n=4)
+        assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

@@ -387,6 +387,7 @@ def test_a_run_belongs_to_one_process_until_it_is_dead(config, run, tmp_path, ot
     assert other_process(run)[1] == "locked"
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")
 def test_a_child_that_survives_its_trainer_blocks_nobody(run, other_process):
     child = os.fork()
     if child == 0:  # with all files of its parent open

@@ -103,6 +103,9 @@ def test_what_lies_here_wins_over_what_ships(home, monkeypatch, tmp_path):
         ("quickstrat", "did you mean quickstart?"),
         ("nowhere.yaml", "'nowhere.yaml' does not exist"),
         ("empty", "empty is not a run (no config.resolved.yaml), and not a model (no config.json)"),
+        ("first", "did you mean runs/first?"),
+        ("x" * 5000, "xx...: there is no such run"),
+        ("a/" * 300, "there is no such run"),
         ("no such thing", "there is no such run, model or configuration"),
     ],
 )
@@ -206,9 +209,9 @@ def test_an_environment_that_never_ends_is_ended(capsys):
     [
         (
             ["--env", "listener:Broken", "--task", "2"],
-            "Broken, task 2: step 1 failed: RuntimeError",
+            "Broken, task 2: step 1: RuntimeError",
         ),
-        (["--env", "listener:Half", "--task", "2"], "task 2: step 1 gave NoneType where 6 values"),
+        (["--env", "listener:Half", "--task", "2"], "task 2: step 1: BadAnswer"),
         (["--env", "listener:Listener", "--question", "Who?"], "takes no typed questions"),
         (["--task", "2"], "in which environment? Add --env"),
         (["env.options.right=false"], "in which environment? Add --env"),

@@ -1,20 +1,27 @@
 """A run: stopped and resumed it is the same run, what breaks is saved, and few things compile."""
 
 import dataclasses
+import errno
+import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steprl.checkpoint import all_steps, restore
+from steprl.checkpoint import DamagedCheckpoint, all_steps, restore
 from steprl.config import load_config
+from steprl.disk import WriteError
+from steprl.envs.answers import EnvironmentFailed
+from steprl.interrupts import Stopped
 from steprl.metrics import STEP, read_metrics
 from steprl.optimizer import make_optimizer
 from steprl.rollout import read_rows
-from steprl.session import abstract_params, initial_params, load_params, setup
+from steprl.session import abstract_params, initial_params, load_params, load_step, setup
 from steprl.train import train
 from steprl.update import initial_state
 from tests.small import SMALL, small_config
@@ -67,6 +74,50 @@ def at(phase, step, act):
 
 def control_c():
     signal.raise_signal(signal.SIGINT)
+
+
+def told_to_stop(session, what, when):
+    """The session, whose player is told to stop in the middle of the n-th call of something."""
+    calls = []
+
+    def told(act):
+        def wrapped(*args, **kwargs):
+            calls.append(what)
+            if len(calls) == when:
+                signal.raise_signal(signal.SIGTERM)
+            return act(*args, **kwargs)
+
+        return wrapped
+
+    act = getattr(session.player, what)
+    wrapped = (lambda *plan: told(act(*plan))) if what == "gather" else told(act)
+    return session._replace(player=session.player._replace(**{what: wrapped}))
+
+
+def flipped(run):
+    """Name of the file that `with_damage` changes."""
+    files = (run / "checkpoints" / "2").rglob("d/*")
+    return max(files, key=lambda f: f.stat().st_size).relative_to(run / "checkpoints" / "2")
+
+
+def with_damage(run, step):
+    """Adds two steps behind the newest: one with a flipped bit, and an empty one."""
+    folder = run / "checkpoints"
+    damaged = shutil.copytree(folder / str(step), folder / str(step + 1))
+    file = max(damaged.rglob("d/*"), key=lambda f: f.stat().st_size)
+    changed = bytearray(file.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    file.write_bytes(changed)
+    (folder / str(step + 2)).mkdir()
+
+
+def put_line(file, number, line):
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines[:number], line + "\n", *lines[number:]]))
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 class Killed(BaseException):
@@ -140,25 +191,66 @@ def test_n_iterations_and_n_more_are_two_n(whole, session, from_warm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [10, 30])
+@pytest.mark.parametrize("step", [13, 30])
 def test_a_warm_start_that_is_interrupted_goes_on(whole, session, tmp_path, step):
-    with pytest.raises(KeyboardInterrupt):
-        train(session, tmp_path, at("sft", step, control_c))
+    """At any step, not only where one is reported."""
+    with pytest.raises(Stopped):
+        train(told_to_stop(session, "demonstrate", step), tmp_path)
     assert all_steps(tmp_path / "sft") == [step]
     assert not (tmp_path / "metrics.jsonl").exists()
     train(session, tmp_path)
     assert_same_run(session, tmp_path, whole[0])
 
 
-def test_a_training_that_is_interrupted_is_saved_and_goes_on(whole, session, from_warm):
+@pytest.mark.slow
+@pytest.mark.full
+def test_a_stop_during_an_evaluation_or_a_rollout_ends_that_iteration(whole, session, from_warm):
+    overrides = ("trainer.test_freq=1", "trainer.val_before_train=false", "eval.greedy=false")
+    often = session._replace(config=small_config(*LEARNS, *overrides))
+    with pytest.raises(Stopped):
+        train(told_to_stop(often, "play", 1), from_warm)
+    assert all_steps(from_warm / "checkpoints") == [1]
+    with pytest.raises(Stopped):
+        train(told_to_stop(often, "gather", 1), from_warm)
+    assert all_steps(from_warm / "checkpoints") == [1, 2]
+    assert [row[STEP] for row in rows_of(from_warm)] == [1, 2]
+
+
+def test_after_a_second_control_c_nothing_more_is_saved(session, from_warm):
+    def twice():
+        control_c()
+        control_c()
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(session, from_warm, at("rl", 0, twice))
+    assert not isinstance(caught.value, Stopped)
+    assert all_steps(from_warm / "checkpoints") == []
+
+
+def test_a_training_that_is_interrupted_is_saved_and_goes_on_whatever_is_damaged_meanwhile(
+    whole, session, from_warm, caplog
+):
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped) as stopped:
         train(session, from_warm, at("rl", 1, control_c))
     # Told at the end of iteration 1, it ends with the next one.
-    assert all_steps(from_warm / "checkpoints") == [2]
+    assert all_steps(from_warm / "checkpoints") == [2] and stopped.value.signal == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before
+    with_damage(from_warm, 2)
+    put_line(from_warm / "metrics.jsonl", 1, "garbage")
+    caplog.clear()
     train(session, from_warm)
     assert_same_run(session, from_warm, whole[0])
+    # What was damaged is kept, and the steps that are saved anew have its names.
+    saved = {path.name for path in (from_warm / "checkpoints").iterdir()}
+    assert saved == {"2", "4", "3.damaged", "4.damaged"}
+    assert (from_warm / "metrics.jsonl.damaged").read_text() == "garbage\n"
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == (
+        f"{from_warm / 'checkpoints'}: step 4 is damaged, state is missing; step 3 is damaged, "
+        f"{flipped(from_warm)} has other bytes than were written; going back to step 2"
+    )
+    assert "metrics.jsonl, line 2 is no row of metrics" in said[-1]
 
 
 @pytest.mark.slow
@@ -175,6 +267,46 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_writes_no_row_twice(
     with pytest.raises(Killed):
         train(session, from_warm, at("rl", step, kill))
     assert all_steps(from_warm / "checkpoints") == []
+    train(session, from_warm)
+    assert_same_run(session, from_warm, whole[0])
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from steprl.checkpoint import saving
+from steprl.metrics import MetricWriter
+from steprl.session import setup
+from steprl.train import train
+from tests.small import small_config
+
+where, step = sys.argv[1], int(sys.argv[2])
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if where == "saving":  # all is written but the name of the folder
+    write = saving.write_file_checksums
+    saving.write_file_checksums = lambda f: kill() if f.name.startswith(f"{step}.") else write(f)
+else:  # the step is saved, and its row is not written
+    row = MetricWriter.write
+    MetricWriter.write = lambda self, s, m: time.sleep(3) or kill() if s == step else row(self, s, m)
+train(setup(small_config(*sys.argv[4:])), Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_a_process_that_is_killed_while_it_saves_or_writes_leaves_the_run_whole(
+    whole, session, from_warm
+):
+    """Really killed, twice, with these devices; the third process is this one."""
+    for where, step, saved, row in (("saving", "2", [1], 2), ("row", "3", [1, 2, 3], 2)):
+        words = [where, step, str(from_warm), *LEARNS, "trainer.save_freq=1"]
+        process = subprocess.run([sys.executable, "-c", KILLED, *words], env=os.environ)
+        assert process.returncode == -signal.SIGKILL
+        assert all_steps(from_warm / "checkpoints") == saved
+        assert rows_of(from_warm)[-1][STEP] == row
     train(session, from_warm)
     assert_same_run(session, from_warm, whole[0])
 
@@ -199,8 +331,9 @@ def test_a_budget_of_tokens_ends_a_run_and_all_that_is_carried_is_restored(whole
     train(session, one)
     totals = [row["token/total"] for row in rows_of(one)[1:]]
     assert totals[0] == first and totals[-2] < 2.2 * first <= totals[-1] and len(totals) < 4
-    with pytest.raises(KeyboardInterrupt):
-        train(session, other, at("rl", 0, control_c))
+    with pytest.raises(Stopped) as stopped:
+        train(session, other, at("rl", 0, lambda: signal.raise_signal(signal.SIGTERM)))
+    assert stopped.value.signal == signal.SIGTERM
     assert int(state_of(session, other).iteration) == 1
     train(session, other)
     assert_same_run(session, one, other)
@@ -213,6 +346,61 @@ def test_a_budget_of_tokens_ends_a_run_and_all_that_is_carried_is_restored(whole
 def test_without_iterations_there_is_nothing_to_train(session, tmp_path):
     with pytest.raises(ValueError, match="total_training_steps=0"):
         train(shorter(session, 0), tmp_path)
+
+
+# Damage
+
+
+def test_a_run_of_which_every_step_is_damaged_does_not_begin_again_silently(
+    whole, session, tmp_path
+):
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    (run / "checkpoints" / "4" / "checksums.json").write_text("{}")
+    before = contents(run)
+    for use in (train, load_params):  # nor does it evaluate the warm start in its place
+        with pytest.raises(DamagedCheckpoint, match="no step of it can be read") as caught:
+            use(session, run)
+        assert str(run / "checkpoints") in str(caught.value)
+    assert contents(run) == before
+
+
+def test_parameters_are_of_the_newest_step_that_is_whole(whole, session, tmp_path, caplog):
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    with_damage(run, 4)
+    before = contents(run)
+    assert_same_bits(jax.device_get(load_params(session, run)), jax.device_get(whole[1]))
+    assert load_step(session, run)[1] == 4
+    assert "step 5 is damaged" in caplog.text
+    with pytest.raises(DamagedCheckpoint, match="checkpoints/5 is damaged"):
+        load_params(session, run, 5)
+    assert contents(run) == before
+
+
+def test_a_resume_that_is_refused_changes_nothing(whole, tmp_path):
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    with_damage(run, 4)
+    before = contents(run)
+    with pytest.raises(ValueError, match="holds another state"):
+        train(setup(small_config(*LEARNS, "model.d_ff=64")), run)
+    assert contents(run) == before
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_a_disk_that_refuses_ends_a_run_that_can_be_resumed(whole, session, from_warm, monkeypatch):
+    often = session._replace(config=small_config(*LEARNS, "trainer.save_trajectories=1"))
+
+    def refuse(file, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("steprl.train.write_trajectories", refuse)
+        with pytest.raises(WriteError) as caught:
+            train(often, from_warm)
+    file = from_warm / "trajectories" / "step_000001.jsonl"
+    assert str(caught.value) == f"{file} cannot be written: No space left on device"
+    train(session, from_warm)
+    assert_same_run(session, from_warm, whole[0])
 
 
 # What is written
@@ -327,27 +515,31 @@ def test_more_iterations_compile_nothing_more(whole, session, tmp_path, warm):
 # Not finite
 
 
-def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
-    whole, session, from_warm, tmp_path
-):
-    """The rewards of iteration 3 are NaN: what is saved is what iteration 2 left."""
+def spoiled(session, name, iteration=3):
+    """The session, in one iteration of which an array of the batch is NaN."""
 
     def gather(plan, sampling):
         rollouts = session.player.gather(plan, sampling)
 
-        def broken_rollouts(params, key, task_N, sample_N, before):
+        def spoiled_rollouts(params, key, task_N, sample_N, before):
             experience = rollouts(params, key, task_N, sample_N, before)
-            if task_N[0] == 2 * session.config.rollout.batch_size:
-                reward_NS = experience.batch.reward_NS * jnp.nan
-                batch = dataclasses.replace(experience.batch, reward_NS=reward_NS)
+            if task_N[0] == (iteration - 1) * session.config.rollout.batch_size:
+                nothing = getattr(experience.batch, name) * jnp.nan
+                batch = dataclasses.replace(experience.batch, **{name: nothing})
                 experience = experience._replace(batch=batch)
             return experience
 
-        return broken_rollouts
+        return spoiled_rollouts
 
-    broken = session._replace(player=session.player._replace(gather=gather))
+    return session._replace(player=session.player._replace(gather=gather))
+
+
+def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
+    whole, session, from_warm, tmp_path
+):
+    """The log-probs of iteration 3 are NaN: what is saved is what iteration 2 left."""
     with pytest.raises(FloatingPointError, match="iteration 3: loss or gradient is not finite"):
-        train(broken, from_warm)
+        train(spoiled(session, "logprob_NT"), from_warm)
     assert all_steps(from_warm / "checkpoints") == [3]
     saved = state_of(session, from_warm)
     good = tmp_path / "good"
@@ -359,6 +551,22 @@ def test_what_is_not_finite_stops_the_run_and_the_last_good_state_is_saved(
     last = rows_of(from_warm)[-1]
     assert last[STEP] == 3 and last["train/nonfinite"] == 2  # one mini-batch, two epochs
     assert rows_of(from_warm)[:3] == rows_of(whole[0])[:3]
+
+
+@pytest.mark.full
+def test_an_iteration_of_nothing_but_faults_stops_the_run_which_goes_on_when_mended(
+    whole, session, from_warm
+):
+    """All rewards of iteration 3 are NaN, as a broken environment may give them."""
+    with pytest.raises(EnvironmentFailed) as raised:
+        train(spoiled(session, "reward_NS"), from_warm)
+    said = str(raised.value)
+    assert said.startswith("iteration 3: the environment failed in all of ")
+    assert "step 0: the reward is nan" in said and "--resume auto" in said
+    assert all_steps(from_warm / "checkpoints") == [2] and rows_of(from_warm)[-1][STEP] == 2
+    train(session, from_warm)
+    assert_same_bits(state_of(session, from_warm).params, state_of(session, whole[0]).params)
+    assert rows_of(from_warm) == rows_of(whole[0])
 
 
 def test_a_warm_start_that_is_not_finite_stops_too(session, tmp_path):

@@ -16,6 +16,7 @@ from steprl.models import decoder_config, make_policy
 from steprl.models.scoring import score
 from steprl.optimizer import make_optimizer
 from steprl.rollout import attempts
+from steprl.rollout.faults import without_rows
 from steprl.session import initial_params, setup
 from steprl.sharding import make_mesh, shard_rows, state_shardings
 from steprl.update import initial_state, make_update
@@ -201,7 +202,7 @@ def same_bits(a, b):
 
 @pytest.mark.parametrize(
     "where, bad",
-    [("parameter", np.nan), ("reward", np.nan), ("reward", np.inf), ("log-prob", np.nan)],
+    [("parameter", np.nan), ("log-prob", np.nan)],
 )
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(compiled, where, bad):
     state, update = compiled
@@ -210,8 +211,6 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(compiled, wher
         head = state.params["value"]["out"] | {"kernel": jnp.full((16, 1), bad, jnp.float32)}
         params = state.params | {"value": state.params["value"] | {"out": head}}
         state = state._replace(params=params)
-    elif where == "reward":
-        batch = dataclasses.replace(batch, reward_NS=batch.reward_NS.at[0, 0].set(bad))
     else:
         active = batch.step_ids_NT >= 0
         batch = dataclasses.replace(batch, logprob_NT=jnp.where(active, jnp.float32(bad), 0))
@@ -233,6 +232,34 @@ def test_only_the_mini_batch_that_is_not_finite_is_left_out(compiled):
     assert metrics["train/nonfinite"] == 2  # the row is in one mini-batch of each epoch
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(after)))
     assert moved(jax.device_get(after.params)) > 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e38])
+def test_a_row_whose_reward_is_no_number_is_left_out(compiled, bad):
+    state, update = compiled
+    _, batch = example()
+    after, metrics = update(
+        state, dataclasses.replace(batch, reward_NS=batch.reward_NS.at[3, 0].set(bad))
+    )
+    assert metrics["train/nonfinite"] == 0 and metrics["rollout/left_out"] == 1
+    without, _ = update(state, without_rows(batch, jnp.arange(ROWS) == 3))
+    same_bits(after.params, without.params)
+    same_bits(after.opt_state, without.opt_state)
+    assert moved(jax.device_get(after.params)) > 0
+
+
+def test_where_all_rows_are_left_out_nothing_changes_and_all_metrics_are_numbers(compiled):
+    state, update = compiled
+    _, batch = example()
+    state, _ = update(state, batch)  # Adam has moments: without a gradient, it would still move
+    before = jax.device_get(state)
+    after, metrics = update(
+        state, dataclasses.replace(batch, reward_NS=jnp.full_like(batch.reward_NS, jnp.nan))
+    )
+    same_bits(after.params, before.params)
+    same_bits(after.opt_state, before.opt_state)
+    assert metrics["train/nonfinite"] == 0 and metrics["rollout/left_out"] == ROWS
+    assert {name for name, x in metrics.items() if not np.isfinite(x)} == set()
 
 
 def test_one_compilation_serves_all_updates(compiled):

@@ -152,8 +152,10 @@ def test_the_scale_of_rewards_is_carried_from_update_to_update():
         example()[1], reward_NS=example()[1].reward_NS.at[0, 0].set(np.nan)
     )
     _, third, metrics = step(*on, return_moments=moments, batch=broken)
-    assert metrics["train/nonfinite"] == 1
-    np.testing.assert_array_equal(third.carried["return_moments"].variance, moments.variance)
+    assert metrics["train/nonfinite"] == 0  # the row is left out, of the moments too
+    left = steps - int(np.sum(example()[1].mask_NS[0]))
+    assert third.carried["return_moments"].number == pytest.approx(2 * steps + left, abs=1e-2)
+    assert np.isfinite(third.carried["return_moments"].variance)
 
 
 @pytest.mark.slow

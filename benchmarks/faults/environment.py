@@ -113,7 +113,6 @@ RESET_FAULTS: dict[str, Callable[[int], Any]] = {
     **{f"raises {name}": lambda task, act=act: act() for name, act in RAISED.items()},  # type: ignore[misc]
     "observation: 100 MB": lambda task: ((task, 0), "x" * 10**8),
     "observation: longer than the context": lambda task: ((task, 0), "a long story " * 500),
-    "observation: empty": lambda task: ((task, 0), ""),
     "returns None": lambda task: None,
     "returns the state alone": lambda task: ((task, 0),),
     "returns three values": lambda task: ((task, 0), "begin", {}),

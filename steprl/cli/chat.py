@@ -40,6 +40,10 @@ def _chat(options: argparse.Namespace, console: Console) -> int:
 
     if options.max_tokens < 1 or not 0 <= options.temperature < float("inf"):
         raise ValueError("--max-tokens starts at 1, --temperature at 0")
+    if strangers := [item for item in options.overrides if not item.startswith("env.")]:
+        raise ValueError(
+            f"{strangers[0]}: chat takes settings of the environment only, env.KEY=VALUE"
+        )
     with console.status(f"Opening {escape(options.model)} ..."):
         opened = open_policy(options.model, options.step)
         talk = Talk(serve_model(opened, options.model, options.context), options, console)

@@ -23,11 +23,6 @@ def environment_of(talk: Talk, opened: Any) -> tuple[Any, Any]:
     options = talk.options
     named = [] if options.env in (None, "none") else [f"env.name={options.env}"]
     overrides = [*options.overrides, *named]
-    strangers = [item for item in overrides if not item.startswith("env.")]
-    if strangers:
-        raise ValueError(
-            f"{strangers[0]}: chat takes settings of the environment only, env.KEY=VALUE"
-        )
     is_named = any(item.startswith("env.name=") for item in overrides)
     if options.env == "none" or (opened.config is None and not is_named):
         if overrides or options.task is not None:

@@ -57,9 +57,9 @@ class ModelConfig:
     # The critic: a head on the policy's own hidden state, a network of its own, or none.
     value_head: str = setting("shared", choices=("shared", "separate", "none"))
     dtype: str = setting("float32", choices=("float32", "bfloat16"))  # of computation
-    # Of parameters; the optimiser keeps what it trains in float32 as well, so bfloat16 saves memory
-    # where most of the model is frozen (adapters), and in the copies that acting and training read.
-    param_dtype: str = setting("float32", choices=("float32", "bfloat16"))
+    param_dtype: str = setting(
+        "float32", choices=("float32", "bfloat16")
+    )  # of parameters and of their updates
     remat: bool = False  # compute activations again in the backward pass: less memory, more time
     logprob_chunk: int = setting(8192, 1)  # tokens whose logits exist at the same time
     # Regular expression; parameters in whose path it is found are not trained.
@@ -139,12 +139,11 @@ class AlgorithmConfig:
     kl_ctrl: KlControlConfig = KlControlConfig()
     scale_rewards: bool = False  # divide them by the running deviation of the returns
     bootstrap_truncated: bool = False  # a limit is not an end: add the critic's value behind it
-    # Attempts that are no learning signal: they count in no loss, mean or deviation.
-    mask_faults: bool = True  # those that a fault of the environment ended
-    # "cut": an action reached rollout.response_length, or the context was full; "all": those that ran
-    # out of steps too
+    mask_faults: bool = True  # leave out attempts in which the environment failed
+    # Leave out attempts that a limit cut off; cut = an action reached rollout.response_length or the
+    # context was full, all = those that ran out of steps too.
     mask_truncated: str = setting("none", choices=("none", "cut", "all"))
-    # A group of one has nothing to be compared with: "zero", or its raw "score" as in the papers' code
+    # Advantage of the only attempt at a task; score = the raw one, as in code of the papers.
     singleton: str = setting("zero", choices=("zero", "score"))
     filter_groups: bool = False  # leave out tasks whose attempts all scored the same
     filter_groups_denominator: str = setting(
@@ -234,7 +233,9 @@ class RolloutConfig:
     env_timeout: float = setting(60.0, 0.0)  # seconds of a step, then it is truncated; 0 = no limit
     # Where environments run; in a process of their own they may crash or hang.
     env_isolate: str = setting("thread", choices=("thread", "process"))
-    observation_limit: int = setting(1_000_000, 1)  # characters; a longer observation is a fault
+    observation_limit: int = setting(
+        1_000_000, 1
+    )  # characters of an observation; a longer one ends the attempt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,8 +267,9 @@ class TrainerConfig:
     val_before_train: bool = True  # evaluate before the first iteration
     # Where metrics are written: jsonl, tensorboard, wandb.
     logger: list[str] = dataclasses.field(default_factory=lambda: ["jsonl"])
-    # Iterations between files of trajectories, 0 = none. None = about ten files a run, the last iteration
-    # among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token, 10 a token read.
+    # Iterations between files of trajectories (docs/report.md), 0 = none. None = about ten files a run,
+    # the last iteration among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token
+    # and 10 a token read.
     save_trajectories: int | None = setting(None, 0)
     init_from: str | None = None  # run directory whose newest parameters to start from
 

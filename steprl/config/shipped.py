@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import steprl
+from steprl.config.checks import shown
 
 _PACKAGE = Path(steprl.__file__).resolve().parent
 # In a wheel they lie inside of the package, in a checkout beside it.
@@ -27,15 +28,15 @@ def config_file(name: str | os.PathLike[str]) -> Path:
         FileNotFoundError: there is neither; names what ships under a similar name.
     """
     path, shipped = Path(name), shipped_configs()
-    if path.exists():
+    if os.path.exists(path):  # pathlib raises for names that no file can have
         return path
     if os.fspath(name) in shipped:
         return shipped[os.fspath(name)]
     near = difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = f"; did you mean `{near[0]}`, which ships with steprl?" if near else ""
-    raise FileNotFoundError(
-        f"config file {os.fspath(name)!r} does not exist{hint or '; `steprl configs` lists those that ship'}"
-    )
+    hint = "`steprl configs` lists those that ship"
+    if near:
+        hint = f"did you mean `{near[0]}`, which ships with steprl?"
+    raise FileNotFoundError(f"config file {shown(os.fspath(name))} does not exist; {hint}")
 
 
 def summary_of(file: Path) -> str:

@@ -17,7 +17,8 @@ class Env(Protocol):
     """A text environment: Gymnasium's five results, with the state made explicit.
 
     `info` holds "success" (the task is solved) and "valid" (the action was understood); where it
-    was not, "reason" says why. A malformed action costs a step and never raises.
+    was not, "reason" says why. A malformed action costs a step and never raises. What is not of this
+    form (see `steprl.envs.answers`) is a fault: it ends the trajectory, and no other.
 
     An environment may say more of itself by further attributes:
         system: the system message for chat models.

@@ -4,11 +4,12 @@ Every entry of a file is read, or known to change nothing, or refused: a setting
 what the model computes is never passed over.
 """
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from steprl.models.files import read_json
 from steprl.models.generation import one_or_all
@@ -22,6 +23,7 @@ FAMILIES = {
 RUN_SETTINGS = ("value_head", "dtype", "param_dtype", "attention_block", "remat")
 """Fields of `DecoderConfig` that are ours to choose; the others are those of the pretrained model."""
 
+_LARGEST = float(np.finfo(np.float32).max)
 MAX_LAYERS = 10_000  # more is no model but a damaged file, and would take hours to lay out
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
@@ -105,9 +107,7 @@ def read_config(directory: str | os.PathLike[str], **settings: Any) -> DecoderCo
     """
     file = Path(directory) / "config.json"
     if not file.is_file():
-        packed = sorted(Path(directory).glob("*.gguf"))
-        hint = f"give the file {packed[0]}" if packed else "is this the directory of a model?"
-        raise FileNotFoundError(f"{file} does not exist; {hint}")
+        raise FileNotFoundError(f"{file} does not exist; {_what_it_is(Path(directory))}")
     raw = read_json(file)
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
@@ -125,11 +125,10 @@ def read_config(directory: str | os.PathLike[str], **settings: Any) -> DecoderCo
     if layers > MAX_LAYERS:
         raise ValueError(f"{file}: num_hidden_layers={layers} is more than any model has")
     _check_layers(values, layers, family, file)
-    size = values.get("head_dim")
-    if size is None and width % heads:
+    if width % heads and (family == "llama" or values.get("head_dim") is None):
         raise ValueError(
-            f"{file}: hidden_size={width} is no multiple of num_attention_heads={heads}, and there is no "
-            "head_dim"
+            f"{file}: hidden_size={width} is no multiple of num_attention_heads={heads}, as it has to be "
+            "for this model_type, or where there is no head_dim"
         )
     kv_heads = count("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -186,6 +185,11 @@ def config_settings(
     if config.qk_norm and config.attention_bias:
         raise ValueError("qk_norm and attention_bias together: no family of transformers has both")
     family = "qwen3" if config.qk_norm else "qwen2" if config.attention_bias else "llama"
+    if family == "llama" and config.d_model % config.num_heads:
+        raise ValueError(
+            f"d_model={config.d_model} is no multiple of num_heads={config.num_heads}: transformers loads "
+            "no Llama of that shape, nor is there another family for it"
+        )
     scaling = config.rope_scaling
     settings: dict[str, Any] = {
         "architectures": [FAMILIES[family]],
@@ -234,11 +238,23 @@ def positive_integer(value: Any, name: str) -> int:
 
 
 def positive_number(value: Any, name: str) -> float:
-    """The value as a float, if it is finite and above 0; else a ValueError that begins with its name."""
+    """The value as a float, if it is above 0 in float32; else a ValueError that begins with its name."""
     usable = isinstance(value, int | float) and not isinstance(value, bool)
-    if not usable or not math.isfinite(value) or value <= 0:
+    if not usable or not 0 < value <= _LARGEST:
         raise ValueError(f"{name}={value!r} has to be a number above 0")
     return float(value)
+
+
+def _what_it_is(directory: Path) -> str:
+    """What to do with a folder that is no model."""
+    packed = sorted(directory.glob("*.gguf"))
+    if packed:
+        return f"give the file {packed[0]}"
+    if (directory / "adapter_config.json").is_file():
+        return "these are adapters: merge them into their base with PEFT (merge_and_unload) first"
+    if (directory / "config.resolved.yaml").is_file():
+        return f"this is a run: `steprl export {directory} NEW_DIRECTORY` makes a model of it"
+    return "is this the directory of a model?"
 
 
 def _check_entries(raw: Mapping[str, Any], family: str, file: Path) -> None:
@@ -260,6 +276,9 @@ def _check_entries(raw: Mapping[str, Any], family: str, file: Path) -> None:
                 f"{file}: {name}={value!r} is not known here, and might change what the model computes; "
                 "if it does not, remove the entry"
             )
+    for name in ("torch_dtype", "dtype"):
+        if not isinstance(raw.get(name), str | None):
+            raise ValueError(f"{file}: {name}={raw[name]!r} has to be the name of a type")
     activation = raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ValueError(f"{file}: hidden_act={activation!r}: another than silu is not supported")

@@ -65,8 +65,8 @@ def keep_generation(tokenizer: Any, generation: Generation) -> None:
 
 
 def generation_of(tokenizer: Any) -> Generation:
-    """What is kept with a tokenizer; empty for one that came by itself."""
-    return vars(tokenizer).get(_ATTRIBUTE, Generation())
+    """What is kept with a tokenizer, or with the one that it stands for; empty for one by itself."""
+    return getattr(tokenizer, _ATTRIBUTE, Generation())
 
 
 def end_ids(tokenizer: Any) -> tuple[int, ...]:

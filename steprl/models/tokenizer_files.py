@@ -45,7 +45,7 @@ def load_tokenizer(directory: Path) -> Any:
             contents[name] = read_json(file)
         elif file.is_file():
             check_content(file)
-    _check_end(settings, contents, settings_file)
+    _check_ends(settings, contents, settings_file)
     from transformers import AutoTokenizer
 
     try:
@@ -58,29 +58,32 @@ def load_tokenizer(directory: Path) -> Any:
         ) from error
 
 
-def _check_end(
+def _check_ends(
     settings: Mapping[str, Any], contents: Mapping[str, Any], settings_file: Path
 ) -> None:
-    """Refuses an end token that no vocabulary has: it would be added, and the model never write it."""
-    token = settings.get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    described = contents.get(TOKENIZER_FILE)
-    if token is None or described is None:
-        return
+    """Refuses a first or last token that no vocabulary has.
+
+    It would be added, as one that the model has never read or written.
+    """
+    described = contents.get(TOKENIZER_FILE, {})
     model = described.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocabulary, dict):
-        return  # of a kind that lists pieces with scores
-    added = [
-        described.get("added_tokens"),
-        list((settings.get("added_tokens_decoder") or {}).values()),
-    ]
-    names = {one.get("content") for part in added for one in part or () if isinstance(one, dict)}
-    if token not in vocabulary and token not in names | set(contents.get("added_tokens.json", ())):
-        raise ValueError(
-            f"{settings_file}: eos_token={token!r} is not in the vocabulary of {TOKENIZER_FILE}; write "
-            "the end token of the model there"
-        )
+    added = [described.get("added_tokens"), settings.get("added_tokens_decoder")]
+    listed = [one.values() if isinstance(one, dict) else one or () for one in added]
+    names = {str(one.get("content")) for part in listed for one in part if isinstance(one, dict)}
+    names |= set(contents.get("added_tokens.json", ()))
+    for name in ("bos_token", "eos_token"):
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(token, str | None):
+            raise ValueError(f"{settings_file}: {name}={token!r} has to be a text")
+        # Some kinds of tokenizers list pieces with scores instead; those are left to transformers.
+        known = token is None or not isinstance(vocabulary, dict) or token in vocabulary
+        if not known and token not in names:
+            raise ValueError(
+                f"{settings_file}: {name}={token!r} is not in the vocabulary of {TOKENIZER_FILE}; write "
+                "the token of the model there"
+            )
 
 
 def check_vocabulary(

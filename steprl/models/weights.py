@@ -239,7 +239,8 @@ def _check_same_weights(
         if name not in expected:
             lines.append(f"{name}: unexpected, of shape {weights[name].shape}")
         elif name not in weights:
-            lines.append(f"{name}: missing, expected of shape {expected[name]}")
+            tied = " (or tie_word_embeddings is true)" if name == "lm_head.weight" else ""
+            lines.append(f"{name}: missing, expected of shape {expected[name]}{tied}")
         elif weights[name].shape != expected[name]:
             lines.append(f"{name}: of shape {weights[name].shape}, expected {expected[name]}")
     if lines:

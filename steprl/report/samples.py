@@ -1,6 +1,6 @@
 """The trajectories of a run as the page shows them: a short entry each, and its steps on demand."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,6 @@ from steprl.report.contents import number
 from steprl.rollout.trajectory_file import read_rows
 
 Rows = list[dict[str, Any]]
-SMALLEST_GAP = 5e-5  # of log-probs: rounding is below it
 MOST_CHARACTERS = 60_000_000  # of a page's trajectories, as JSON
 
 
@@ -93,7 +92,7 @@ def _add(found: Samples, trajectories: Sequence[Rows], iteration: int | None) ->
 
 def _entry(rows: Rows, iteration: int | None, place_of: Mapping[str, int]) -> dict[str, Any]:
     steps, last = [row for row in rows if row["step"] is not None], rows[-1]
-    faults = [_fault(row) for row in rows]
+    faults = [last.get("fault"), *map(_fault, rows)]
     stop = last.get("stop_reason", "env_crash")
     if last.get("terminated"):
         stop = "terminated"
@@ -121,7 +120,7 @@ def _entry(rows: Rows, iteration: int | None, place_of: Mapping[str, int]) -> di
 
 def _fault(row: Mapping[str, Any]) -> str | None:
     """What went wrong in the environment at a step, in its own words where there are some."""
-    told = (row.get("info") or {}).get("fault") or row.get("fault")
+    told = (row.get("info") or {}).get("fault")
     reason = row.get("stop_reason", "env_crash")
     if told:
         return str(told)
@@ -174,17 +173,15 @@ def _step(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _column(numbers: Sequence[float | None] | None) -> list[float | int | None] | None:
-    return None if numbers is None else [number(x, 4) for x in numbers]
+    """Of each token; there may be millions, so `number`, which is slower, is for the others."""
+    if numbers is None:
+        return None
+    return [None if x is None else round(x, 4) or 0 for x in numbers]
 
 
 def _gap(one: Sequence[float | None], other: Sequence[float | None]) -> list[float | int | None]:
-    """Differences; those that are rounding are 0."""
-
-    def differences() -> Iterator[float | int | None]:
-        for a, b in zip(one, other, strict=True):
-            if a is None or b is None:
-                yield None
-            else:
-                yield number(a - b, 3) if abs(a - b) >= SMALLEST_GAP else 0
-
-    return list(differences())
+    """Differences of log-probs; those that are rounding are 0."""
+    return [
+        None if a is None or b is None else round(a - b, 4) or 0
+        for a, b in zip(one, other, strict=True)
+    ]

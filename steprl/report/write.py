@@ -17,6 +17,7 @@ from typing import Any
 
 from steprl.report.contents import curves, evaluations, headline, settings
 from steprl.report.samples import MOST_CHARACTERS, samples
+from steprl.rollout.trajectory_file import finite
 
 DEFAULT_TRAJECTORIES = 1000
 _SCRIPTS = ("text.js", "curves.js", "list.js", "tree.js", "steps.js", "start.js")
@@ -90,8 +91,12 @@ def page(run: Path, trajectories: int = DEFAULT_TRAJECTORIES) -> str:
 
 
 def embedded(value: Any) -> str:
-    """JSON that can stand in a script element, whatever its texts are."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    """JSON that can stand in a script element, whatever its texts and numbers are."""
+    how: dict[str, Any] = dict(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    try:
+        text = json.dumps(value, **how)
+    except ValueError:
+        text = json.dumps(finite(value), **how)
     return re.sub("[<>&]", lambda sign: _UNSAFE[sign[0]], text)
 
 

@@ -32,11 +32,11 @@ class Context(NamedTuple):
     extend: Callable[[Observation], list[int]]
     encode: Callable[[str], list[int]]
     decode: Callable[[Iterable[int]], str]
-    measure: Callable[[str], int]
     stop_ids: tuple[int, ...]
     closing_ids: tuple[int, ...]  # put behind an action that its length cut off
     pad_id: int
     rebuild: bool  # every observation begins a context of its own
+    measure: Callable[[str], int] = len
 
 
 def suite_context(suite: Suite, tokenizer: Any, pretrained: bool) -> Context:
@@ -80,7 +80,7 @@ def plain_context(tokenizer: Any, rebuild: bool = False) -> Context:
             raise ValueError("an observation of messages needs a tokenizer with a chat template")
         ids = ids_of(observation)
         if not unknown_words and tokenizer.unk_token_id in ids:
-            unknown_words.update(unknown_of(tokenizer, plain.shield(observation)))
+            unknown_words.update(unknown_of(tokenizer, observation) or [tokenizer.unk_token])
             shown = ", ".join(map(repr, sorted(unknown_words)[:10]))
             warnings.warn(
                 f"an observation has words that are not in the vocabulary of the environment: {shown}"

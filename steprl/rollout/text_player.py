@@ -135,7 +135,7 @@ def text_player(
     stride = 1 if first in sizes else MAX_PACKED
     # A context that is written anew holds one action; one that grows may be half actions.
     sampled_room = max(response, length // 8) if context.rebuild else length // 2
-    failures: list[str] = []  # of the demonstrator, as far as they were told
+    failures: list[str] = []  # of the demonstrator; the first is told
 
     def row_of(first_task: int, seed: int) -> list[Trajectory]:
         """The contexts of a run of tasks, as many as a row has room for."""
@@ -149,7 +149,10 @@ def text_player(
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # of a demonstrator or an environment of the user
-                failure = failure or f"task {task}: {describe(error)}"
+                failure = f"task {task}: {describe(error)}"
+                if not failures:
+                    _LOG.warning("Demonstrations that fail are left out. The first: %s", failure)
+                failures.append(failure)
                 continue
             begin = seed % max(len(pieces), 1)  # so that rows which hold one context show them all
             for piece in [*pieces[begin:], *pieces[:begin]]:
@@ -161,12 +164,10 @@ def text_player(
                     return row
                 row.append(piece)
                 room, sampled_left = room - tokens, sampled_left - sampled
-        if failure and not failures:
-            failures.append(failure)
-            _LOG.warning("Demonstrations that fail are left out. The first one, %s", failure)
         if failure and not row:
             raise ValueError(
-                f"of tasks {first_task} to {first_task + MAX_PACKED - 1} there is no demonstration; {failure}"
+                f"none of tasks {first_task} to {first_task + MAX_PACKED - 1} has a demonstration; the last "
+                f"failed, {failure}"
             )
         if not row:
             raise ValueError(

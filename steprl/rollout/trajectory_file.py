@@ -102,7 +102,7 @@ def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 def _decode(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=lambda name: None)  # NaN, of the first format
         row["traj_id"], row["step"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: line {number} is not a step of a trajectory") from error
@@ -141,15 +141,16 @@ def _encode(row: dict[str, Any]) -> str:
     except UnicodeEncodeError:
         return json.dumps(row, allow_nan=False)
     except ValueError:
-        return _encode(_finite(row))
+        return _encode(finite(row))
     return text
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What JSON can hold: each number that is not finite is None."""
     if isinstance(value, dict):
-        return {name: _finite(x) for name, x in value.items()}
+        return {name: finite(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(x) for x in value]
+        return [finite(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -21,7 +21,7 @@ class MessageFormat(NamedTuple):
     stop_ids: tuple[int, ...]
     bare: bool = False  # calls are written without tags, as Llama 3 does
     opened: str = ""  # see `ChatFormat`
-    reasoning: bool = False  # the template reads `reasoning_content` of messages
+    reasoning: bool = False
 
 
 def message_format(tokenizer: Any) -> MessageFormat:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from steprl.config import Config, ConfigError, load_config
+from steprl.config.checks import shorten
 from steprl.config.environments import ENVIRONMENTS, GAMES
 from steprl.config.shipped import config_file, shipped_configs
 
@@ -27,29 +28,33 @@ def kind_of(source: str | os.PathLike[str]) -> str:
         FileNotFoundError: there is nothing of that name, or a folder that is neither run nor model.
     """
     text, path = os.fspath(source), Path(source).expanduser()
-    if (path / _FILE).is_file():
+    # os.path, as pathlib raises for names that no file can have.
+    if os.path.isfile(path / _FILE):
         return RUN
     if text.startswith("pypi:"):
         return MODEL
-    if path.is_dir():
+    if os.path.isdir(path):
         if (path / "config.json").is_file():
             return MODEL
         raise FileNotFoundError(
             f"{text} is not a run (no {_FILE}), and not a model (no config.json)"
         )
-    if path.suffix in (".yaml", ".yml") or (not path.exists() and text in shipped_configs()):
+    exists = os.path.exists(path)
+    if path.suffix in (".yaml", ".yml") or (not exists and text in shipped_configs()):
         config_file(text)
         return CONFIG
-    if path.is_file():
+    if exists:
         return MODEL
     # OWNER/NAME of the hub; but a folder that is here is meant where its name comes first.
     is_of_hub = len(path.parts) == 2 and not text.startswith((".", "~", os.sep))
-    if is_of_hub and not path.parent.is_dir():
+    if is_of_hub and not os.path.isdir(path.parent) and len(text) < 200:
         return MODEL
-    there = sorted(str(run.parent) for run in path.parent.glob(f"*/{_FILE}"))
-    near = difflib.get_close_matches(text, [*there, *shipped_configs()], n=1)
+    folders = [folder for folder in {path.parent, Path("runs")} if os.path.isdir(folder)]
+    there = sorted(str(file.parent) for folder in folders for file in folder.glob(f"*/{_FILE}"))
+    near = [run for run in there if Path(run).name == text]
+    near += difflib.get_close_matches(text, [*there, *shipped_configs()], n=1)
     raise FileNotFoundError(
-        f"{text}: there is no such run, model or configuration"
+        f"{shorten(text)}: there is no such run, model or configuration"
         + (f" (did you mean {near[0]}?)" if near else "")
         + "; give the directory of a run, a model (directory, .gguf file, pypi:NAME, OWNER/NAME of the "
         "hub), a YAML file, or a name of `steprl configs`"

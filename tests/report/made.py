@@ -137,7 +137,7 @@ def odd_run(run: Path) -> Path:
     )
     broken, said = step(rng, 0, 5, **crash)
     faulty = Line(Trajectory(1, 0, (broken,), False), [said], [credit(rng, broken, masked=True)])
-    never = Trajectory(1, 1, (), False)
+    never = Trajectory(1, 1, (), False, fault="lights, task 1, reset: KeyError")
     odd_steps = [step(rng, i, 0, said=["<", text, "", ">"], read=text, info={"said": text})
                  for i, text in enumerate(ODD_TEXTS)]  # fmt: skip
     odd = Line(Trajectory(2, 0, tuple(one for one, _ in odd_steps), True), [said for _, said in odd_steps],
@@ -148,8 +148,11 @@ def odd_run(run: Path) -> Path:
     write_trajectories(run / "trajectories" / "step_000002.jsonl", [odd, lost], 1, 7)
     whole = (run / "trajectories" / "step_000001.jsonl").read_text().splitlines()
     old = [json.loads(line) for line in whole[:5]]
-    new = ("format", "response_tokens", "trained_reward", "return", "value", "target", "advantage", "learnt",
-           "response_train_logprobs", "response_reference_logprobs", "response_advantages")  # fmt: skip
+    names = "trained_reward return value target advantage learnt fault".split()
+    names += [
+        f"response_{x}" for x in ("tokens", "train_logprobs", "reference_logprobs", "advantages")
+    ]
+    new = {"format", *names}
     lines = [json.dumps({k: v for k, v in row.items() if k not in new}) for row in old]
     (run / "trajectories" / "step_000003.jsonl").write_text(
         "\n".join([*lines, '{"traj_id": "torn'])

@@ -144,7 +144,7 @@ def test_each_trajectory_has_an_entry_and_its_steps(read):
     assert [len(found[f"t{i}"]["steps"]) for i in range(9)] == [e["steps"] for e in entries]
     assert [e["return"] for e in entries[:4]] == [1, 0, 0, 1]
     assert entries[4]["fault"].startswith("KeyError: 'lamp'") and entries[4]["stop"] == "env_crash"
-    assert entries[5]["fault"] == "env_crash"  # it never began
+    assert entries[5]["fault"] == "lights, task 1, reset: KeyError"  # it never began
     assert all(entry["fault"] is None for entry in entries[:4])
 
 
@@ -243,6 +243,18 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(tmp_path, line, said):
     assert data_of(Read(page(run)))["data"]["notes"] == found.notes
 
 
+@pytest.mark.parametrize("odd", ["NaN", "1e999", "-Infinity"])
+def test_numbers_that_are_not_finite_leave_gaps(tmp_path, odd):
+    run = written(tmp_path / "a", Trajectory(0, 0, (made(),), True))
+    file = run / "trajectories" / "step_000001.jsonl"
+    file.write_text(
+        file.read_text().replace("-0.5", odd).replace('"reward": 1.0', f'"reward": {odd}')
+    )
+    found = data_of(Read(page(run)))
+    assert found["t0"]["steps"][0]["logprob"] == [None, None]
+    assert len(found["data"]["entries"]) == 1
+
+
 # What it says of the run
 
 
@@ -335,17 +347,31 @@ def test_a_command_that_cannot_be_done_is_one_line(tmp_path, capsys, words, said
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("damage", ["folder", "metrics", "page"])
-def test_a_report_that_fails_never_fails_the_run(tmp_path, damage):
-    if damage == "metrics":
-        (tmp_path / "metrics.jsonl").write_text("garbage\nmore\n")
-    if damage == "page":
-        (tmp_path / "metrics.jsonl").write_text("")
-        (tmp_path / "report.html").mkdir()
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("two\nlines"),
+        OSError(28, "No space left on device"),
+        RuntimeError(),
+        MemoryError(),
+    ],
+)
+def test_a_report_that_fails_never_fails_the_run(odd, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("steprl.report.write.page", fail)
     said = io.StringIO()
-    report_of_run(tmp_path, Console(file=said, width=10_000))
+    report_of_run(odd, Console(file=said, width=10_000))
     (line,) = said.getvalue().splitlines()
     assert line.startswith("no report: ")
+    assert (" ".join(str(error).split()) or type(error).__name__) in line
+
+
+@pytest.mark.parametrize("damage", ["garbage\nmore\n", "\x00", '{"training/global_step": 1'])
+def test_lines_that_are_no_metrics_are_passed_over(tmp_path, damage):
+    (tmp_path / "metrics.jsonl").write_text('{"training/global_step": 3, "a": 1}\n' + damage)
+    assert curves(tmp_path)["steps"] == [3]
 
 
 def test_a_page_is_written_whole_or_not_at_all(odd, tmp_path, monkeypatch):

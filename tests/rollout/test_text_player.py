@@ -15,7 +15,7 @@ from tests.rollout.test_contexts import Diary
 TOKENIZER = chat_tokenizer(CHATML)
 
 
-def demonstrations(form, questions, rows, step=0, length=128):
+def demonstrations(form, questions, rows, step=0, length=128, broken=()):
     """What tasks the rows of a batch begin with, and the batch."""
     context = chat_context(TOKENIZER, "Be the.", rebuild=form == "rebuild")
     config = DecoderConfig(
@@ -27,6 +27,8 @@ def demonstrations(form, questions, rows, step=0, length=128):
     def demonstrate(task, seed):
         asked.append(task)
         task = task if questions is None else task % questions
+        if task in broken:
+            raise SystemExit(f"no expert for {task}")
         return scripted(Diary(form), context, task, lambda env, state: "the", 4, length)
 
     player = text_player(
@@ -70,3 +72,20 @@ def test_rows_hold_whole_contexts_and_only_actions_count(form):
 def test_demonstrations_that_fit_nowhere_are_an_error():
     with pytest.raises(ValueError, match="rollout.context_length=40.* do not fit"):
         demonstrations("rebuild", 16, 8, length=40)
+
+
+def test_a_demonstration_that_fails_is_left_out_and_the_first_is_told(caplog):
+    """Rows of 16 questions, of which three have no expert."""
+    _, batch = demonstrations("rebuild", 16, 8, broken=(0, 5, 6))
+    assert (np.asarray(batch.step_ids_NT) >= 0).any(axis=1).all()
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "Demonstrations that fail are left out. The first: task 0: SystemExit: no expert for 0"
+    ]
+
+
+def test_where_no_demonstration_is_left_the_error_says_why():
+    with pytest.raises(
+        ValueError, match="none of tasks 0 to 7 .* task 7: SystemExit: no expert for 7"
+    ):
+        demonstrations("rebuild", 16, 8, broken=range(16))

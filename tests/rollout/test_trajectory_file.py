@@ -94,9 +94,10 @@ def test_what_is_not_finite_is_null_wherever_it_stands(tmp_path, bad):
 
 
 def test_a_trajectory_that_never_began_is_not_lost(tmp_path):
-    empty = Trajectory(3, 1, (), False)
+    empty = Trajectory(3, 1, (), False, fault="lights, task 3, reset: KeyError")
     found = read_trajectories(written(tmp_path, empty, Trajectory(3, 2, (step(),), True)))
     assert [(t.sample, len(t.steps), t.success) for t in found] == [(1, 0, False), (2, 1, True)]
+    assert [t.fault for t in found] == [empty.fault, ""]
 
 
 def test_trajectories_of_one_name_stay_apart(tmp_path):
@@ -167,6 +168,13 @@ def test_a_file_of_the_first_format_is_read(tmp_path):
     (found,) = read_trajectories(file)
     assert found.parent == Parent(0, 1, 2, 0.5, 0) and found.success and len(found.steps) == 1
     assert found.steps[0].action_ids.tolist() == [3, 1]
+
+
+def test_a_number_that_is_not_finite_in_a_file_of_the_first_format_is_read(tmp_path):
+    file = tmp_path / "old.jsonl"
+    file.write_text(json.dumps(OLD | {"reward": math.nan, "response_logprobs": [-math.inf, -1.0]}))
+    (found,) = read_trajectories(file)
+    assert math.isnan(found.steps[0].reward) and math.isnan(found.steps[0].logprobs[0])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from steprl.envs.mini_shop.records import Goal
 from steprl.envs.mini_shop.rules import ShopState, act, commands
 from steprl.envs.mini_shop.scoring import SUCCESS, Score, full_score, small_score
 from steprl.envs.mini_shop.shop import SPLITS, Shop, load_shop, small_shop
+from steprl.tools.hermes import TAGS
 
 SCORE_MODES = ("small", "full")
 REWARDS = ("success", "binary", "score")
@@ -84,6 +85,11 @@ class MiniShop:
                 raise ValueError(f"{name}: {getattr(self, name)}; it starts at {minimum}")
         if not self.goals:
             raise ValueError("goals: there is none")
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What its own texts hold and its quotations do not, see `Suite`."""
+        return TAGS
 
     @property
     def system(self) -> str:

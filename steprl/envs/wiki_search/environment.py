@@ -15,6 +15,7 @@ from steprl.envs.wiki_search.index import PassageIndex, open_index
 from steprl.envs.wiki_search.prompts import SYSTEM, passage_line, user_prompt
 from steprl.envs.wiki_search.questions import Question, load_questions
 from steprl.tools import CallError, Outcome, last_answer, render_tool_response
+from steprl.tools.hermes import TAGS
 
 SAMPLE = Path(__file__).parent / "sample"
 """174 questions of HotpotQA, 143 of them comparisons, and 922 passages: see `sample/NOTICE`."""
@@ -108,6 +109,11 @@ class WikiSearch:
             raise ValueError(f"reward: {self.reward!r}; choose from {', '.join(REWARDS)}")
         if not self.questions:
             raise ValueError("questions: there is none")
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What its own texts hold and its quotations do not, see `Suite`."""
+        return TAGS
 
     @property
     def system(self) -> str:
