@@ -51,6 +51,7 @@ def add_commands(command: Any) -> None:
 def _train(options: argparse.Namespace, console: Console) -> int:
     from steprl.config import ConfigError
     from steprl.disk import WriteError
+    from steprl.envs.answers import EnvironmentFailed
     from steprl.run_directory import open_run, run_path
     from steprl.session.checks import check_plays
     from steprl.train import train
@@ -73,7 +74,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
             params, _ = train(session, run, watch)
         except KeyboardInterrupt as interrupt:
             return _interrupted(options, run, console, interrupt)
-        except FloatingPointError:
+        except (FloatingPointError, EnvironmentFailed):
             report_of_run(run, console)  # where it went wrong can be looked at
             raise
         except WriteError as error:
