@@ -141,8 +141,10 @@ def _of_environments(splits: Mapping[str, Env], source: str | None) -> Suite:
         for name in ("system", "tools", "control_tags", "context", "max_steps")
         if (value := getattr(first, name, None))
     }
+    told = {name: getattr(env, "num_tasks", None) for name, env in splits.items()}
+    sizes = {name: n for name, n in told.items() if n is not None and not callable(n)}
     try:
-        return Suite(splits=splits, workers=_WORKERS, **attributes)
+        return Suite(splits=splits, sizes=sizes, workers=_WORKERS, **attributes)
     except ValueError as error:
         raise ValueError(f"{source}: {error}" if source else str(error)) from None
 

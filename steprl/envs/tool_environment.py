@@ -154,6 +154,11 @@ class ToolEnvironment:
         )
         self._call([])  # so that a wrong limit is found here
 
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks there are."""
+        return len(self.tasks)
+
     def reset(self, task: int, key: Any = None) -> tuple[ToolState, Any]:
         """The first state and the prompt of a task.
 
