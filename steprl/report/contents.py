@@ -14,12 +14,13 @@ import steprl
 from steprl.config import Config
 from steprl.metrics import STEP, Metrics, read_metrics
 
-# Curves that the page opens with: title, note, and lines as (metric, label).
+# Curves that the page opens with: title, note, and lines as (metric, label). The order is the order of
+# colours, so training comes first wherever there is more than one.
 PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Success", "share of tasks solved", (
+        ("rollout/success_rate", "training"),
         ("eval/success_rate", "evaluation"),
         ("eval/success_rate_greedy", "evaluation, greedy"),
-        ("rollout/success_rate", "training"),
     )),
     ("Return", "sum of rewards, mean", (
         ("critic/rewards/mean", "training"),
@@ -39,11 +40,11 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ("actor/kl_loss", "to the reference, in the loss"),
         ("actor/reward_kl_penalty", "to the reference, in the reward"),
     )),
-    ("Malformed calls", "share of steps not understood", (
+    ("Malformed actions", "share of steps", (
         ("env/parse_error_frac", "training"),
         ("eval/parse_error_frac", "evaluation"),
     )),
-    ("Cut replies", "share of actions that hit the limit", (
+    ("Cut actions", "share that hit the limit of length", (
         ("response_length/clip_ratio", "training"),
     )),
     ("Policy loss", "", (("actor/pg_loss", "loss"),)),

@@ -139,7 +139,7 @@ function drawBrowser() {
   recall();
 }
 
-const THEMES = { "": ["Auto", "as the system"], light: ["Light", "light"], dark: ["Dark", "dark"] };
+const THEMES = { "": ["Colours: auto", "as the system"], light: ["Colours: light", "light"], dark: ["Colours: dark", "dark"] };
 byId("theme").addEventListener("click", () => {
   const names = Object.keys(THEMES);
   const next = names[(names.indexOf(document.documentElement.dataset.theme || "") + 1) % names.length];
