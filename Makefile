@@ -4,7 +4,7 @@
 #   make search         a real language model learns to search Wikipedia, two steps of it
 #   make test           the test suite
 #
-# Overridable: PYTHON=python3.12, VENV=path, PYTEST_ARGS="-k checkpoint", VECTORS=path.
+# Overridable: PYTHON=python3.12 (with a VENV of its own), VENV=path, PYTEST_ARGS="-k checkpoint", VECTORS=path.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart search test test-all test-fast lint types conformance clean
+.PHONY: help quickstart search test test-all test-fast lint types conformance clean same-python
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,17 +74,28 @@ $(VENV)/bin/python:
 	@echo "==> Creating the environment $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+# An environment keeps the Python that it was made with: another that is asked for needs another one.
+same-python: | $(VENV)/bin/python
+	@if [ "$(origin PYTHON)" = "command line" ]; then \
+	  of='import sys; print("%d.%d" % sys.version_info[:2])'; \
+	  want=$$($(PYTHON) -c "$$of") && have=$$($(BIN)/python -c "$$of") || exit 1; \
+	  if [ "$$want" != "$$have" ]; then \
+	    echo "error: $(VENV) was made with Python $$have; add VENV=.venv$$want for one with $$want," \
+	      "or remove it first: make clean" >&2; exit 1; \
+	  fi; \
+	fi
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python same-python
 	@echo "==> Installing steprl and what it needs (about a minute)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
-$(VENV)/.installed-search: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed-search: pyproject.toml | $(VENV)/bin/python same-python
 	@echo "==> Installing steprl with search and GGUF files (about a minute)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[search,gguf]'
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python same-python
 	@echo "==> Installing steprl with its test tools (about a minute)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.installed

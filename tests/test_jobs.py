@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -89,6 +90,19 @@ def test_make_takes_another_python():
     assert lines and all(f"\n{target}:" in makefile for _, target, *_ in lines)
     names = {word.partition("=")[0] for _, _, *words in lines for word in words}
     assert names == {"PYTHON", "VENV"} and all(f"\n{name} ?=" in makefile for name in names)
+
+
+@pytest.mark.parametrize(("made_with", "code"), [("this", 0), ("2.7", 2)])
+def test_make_does_not_take_another_python_in_silence(made_with, code, tmp_path):
+    kept = tmp_path / "venv" / "bin" / "python"
+    kept.parent.mkdir(parents=True)
+    runs = f'exec {sys.executable} "$@"' if made_with == "this" else f"echo {made_with}"
+    kept.write_text(f"#!/bin/sh\n{runs}\n")
+    kept.chmod(0o755)
+    command = ["make", "same-python", f"PYTHON={sys.executable}", f"VENV={kept.parents[1]}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert ("was made with Python 2.7; add VENV=.venv" in done.stderr) == bool(code)
 
 
 # Files

@@ -274,7 +274,11 @@ def test_panels_show_the_metrics_that_there_are(odd):
     success = found["panels"][0]["lines"]
     assert success[2]["low"] == "eval/success_rate_low_greedy" and "low" not in success[0]
     names = [[line["label"] for line in panel["lines"]] for panel in found["panels"][:2]]
-    assert names[0] == ["training", "evaluation", "evaluation, greedy"]  # of the same colours in both
+    assert names[0] == [
+        "training",
+        "evaluation",
+        "evaluation, greedy",
+    ]  # of the same colours in both
     assert names[1] == names[0][: len(names[1])]
     faults = next(panel for panel in found["panels"] if panel["title"] == "Faults")
     assert [line["label"] for line in faults["lines"]] == ["crash", "timeout"]
