@@ -201,7 +201,8 @@ class GameConfig:
 class EnvConfig:
     """The environment: which, and its settings."""
 
-    name: str = "multihop"  # that ships, of another package, your own as module:function, or none
+    # One that ships, or of another package; your own as module:function; none.
+    name: str = "multihop"
     # Arguments of the function of an adapter, or of your own.
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     game: GameConfig = GameConfig()

@@ -71,7 +71,8 @@ class ModelConfig:
 class SftConfig:
     """The supervised warm start, before reinforcement learning."""
 
-    data: str | None = None  # JSONL of conversations; None = the environment's own demonstrations
+    # Conversations (JSONL or parquet), see docs/data.md; None = the environment's own demonstrations.
+    data: str | None = None
     steps: int = setting(0, 0)  # updates; 0 = no warm start
     batch_size: int = setting(128, 1)  # rows of one update
     lr: float = setting(2e-3, 0.0)  # learning rate at its peak
@@ -243,7 +244,7 @@ class RolloutConfig:
 class EvalConfig:
     """How success is measured: during training, and by `steprl eval`."""
 
-    num_tasks: int = setting(1024, 1)  # at most, of each split; attempts at each: eval.n
+    num_tasks: int = setting(1024, 1)  # of each split, at most; eval.n is how often each is tried
     temperature: float = setting(1.0, 0.0)  # of sampling, 0 = greedy
     top_k: int = setting(0, 0)  # as rollout.top_k
     top_p: float = setting(1.0, 1e-6, 1.0)  # as rollout.top_p
