@@ -1,8 +1,9 @@
 """What several commands share: their exit codes, and the settings they run with."""
 
 import argparse
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -40,6 +41,25 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
     from steprl.interrupts import Stopped
 
     return 128 + interrupt.signal if isinstance(interrupt, Stopped) else EXIT_INTERRUPTED
+
+
+@contextmanager
+def notices_on(console: Console) -> Iterator[None]:
+    """Prints what the package logs: each a line, as it is, whatever other packages do to the log."""
+
+    class Printer(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with suppress(OSError):  # of a terminal that is gone
+                console.print(f"[yellow]{escape(record.getMessage())}[/]")
+
+    log, printer = logging.getLogger("steprl"), Printer(logging.WARNING)
+    before, log.propagate = log.propagate, False
+    log.addHandler(printer)
+    try:
+        yield
+    finally:
+        log.removeHandler(printer)
+        log.propagate = before
 
 
 def config_of(options: argparse.Namespace):  # type: ignore[no-untyped-def]

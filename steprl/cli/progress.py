@@ -90,11 +90,27 @@ def _tokens(metrics: dict[str, float]) -> str:
     return text
 
 
-def print_results(results: dict[str, float], console: Console) -> None:
+def fewer_tasks(name: str, found: float, wanted: int) -> str:
+    """What is said where an environment has fewer tasks than `eval.num_tasks` asks for."""
+    return (
+        f"{name}: eval.num_tasks={wanted}, and there are {found:.0f} different tasks; intervals are over "
+        "these (eval.n makes more attempts at each)"
+    )
+
+
+def print_results(
+    results: dict[str, float], console: Console, num_tasks: int | None = None
+) -> None:
+    """Tables of success and of what else was measured.
+
+    Args:
+        num_tasks: that were asked for.
+    """
     from rich.table import Table
 
     table = Table(box=None)
-    for title in ("", "success", "95 % interval", "return", "turns", "parse errors"):
+    titles = ("", "success", "95 % interval", "tasks", "return", "turns", "parse errors")
+    for title in titles:
         table.add_column(title, justify="left" if not title else "right")
     for name, rate in results.items():
         if name.removesuffix("_greedy").endswith("/success_rate"):
@@ -104,6 +120,7 @@ def print_results(results: dict[str, float], console: Console) -> None:
                 escape(prefix) + (" greedy" if suffix else " sampled"),
                 f"{rate:.3f}",
                 f"{value_of('success_rate_low'):.3f} .. {value_of('success_rate_high'):.3f}",
+                f"{value_of('num_tasks'):.0f}",
                 f"{value_of('return'):.3f}",
                 f"{value_of('num_turns'):.1f}",
                 f"{value_of('parse_error_frac'):.3f}",
@@ -116,6 +133,9 @@ def print_results(results: dict[str, float], console: Console) -> None:
                 f"{name}: the environment failed in {failed:.0f} of {attempts:.0f} attempts, which are "
                 "left out"
             )
+    for name, found in results.items():
+        if name.endswith("/num_tasks") and num_tasks is not None and found < num_tasks:
+            console.print(fewer_tasks(name.rsplit("/", 1)[0], found, num_tasks), markup=False)
     measured = _measured(results)
     if measured:
         table = Table(box=None)

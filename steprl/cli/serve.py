@@ -48,6 +48,11 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
 
     token = read_token(options.token, options.token_file, os.environ)
     check_exposure(options.host, token)
+    if options.token_file and Path(options.token_file).stat().st_mode & 0o077:
+        console.print(
+            f"[yellow]--token-file {escape(options.token_file)}: others on this machine may read it; "
+            f"`chmod 600 {escape(options.token_file)}` keeps it to yourself[/]"
+        )
     try:
         import uvicorn
     except ImportError as error:

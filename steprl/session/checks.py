@@ -32,6 +32,31 @@ def check_rows(config: Config, mesh: Mesh) -> None:
             )
 
 
+def check_first_reset(suite: Suite, name: str) -> None:
+    """Environments on the host begin a first task; each is asked once.
+
+    Raises:
+        ValueError: one fails; says how.
+    """
+    for split, env in suite.splits.items():
+        try:
+            env.reset(0)
+        except (Exception, SystemExit) as error:
+            said = _first_words(error)
+            raise ValueError(
+                f"env.name={name}: task 0 of split {split!r} does not begin: {said}"
+            ) from error
+
+
+def _first_words(error: BaseException) -> str:
+    """Kind and first line of an exception, whose text may itself fail."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+
+
 def check_plays(config: Config) -> None:
     """There is an environment to play in."""
     if config.env.name == NO_ENVIRONMENT:

@@ -305,6 +305,18 @@ def test_serve_refuses_before_it_opens_anything(monkeypatch, capsys, arguments, 
     assert says in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_secret_that_others_may_read_is_warned_of(monkeypatch, capsys, tmp_path, mode):
+    file = tmp_path / "token"
+    file.write_text("secret")
+    file.chmod(mode)
+    monkeypatch.setattr(session, "open_policy", None)
+    assert main(["serve", "m", "--token-file", str(file), "--port", "-1"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("others on this machine may read it" in printed) == (mode == 0o644)
+    assert "secret" not in printed.replace(str(file), "")
+
+
 @pytest.mark.parametrize(
     ("text", "token", "says"),
     [
