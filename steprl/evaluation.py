@@ -191,6 +191,7 @@ def inspect(
     failed_N = np.asarray(faulty_rows(batch))
     if failed_N.any():
         first = first_fault([fault for fault in faults if fault], [batch])
+        faults = [fault or first * bool(bad) for fault, bad in zip(faults, failed_N, strict=True)]
         check_faults(f"tasks of split {split!r}", int(failed_N.sum()), len(failed_N), first)
     if "anchors" in method.needs:
         batch = with_anchors(batch, player.tokenizer, config.algorithm.similarity_thresh)
