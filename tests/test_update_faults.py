@@ -172,9 +172,10 @@ def test_the_only_prefix_of_a_task_is_compared_with_nothing():
         branches=Branches(own * 0, own * 0 + 1, own - 1, own * 0.0, own * 0),
     )
     credit = jax.jit(algorithm("branpo").credit, static_argnums=2)
-    of = lambda **settings: (
-        credit(batch, batch.logprob_NT, AlgorithmConfig(**settings)).advantage_NT
-    )  # noqa: E731
+
+    def of(**settings):
+        return credit(batch, batch.logprob_NT, AlgorithmConfig(**settings)).advantage_NT
+
     prefix_NT = (batch.step_ids_NT == 0) & (own == 0)[:, None]
     assert not jnp.where(prefix_NT, of(), 0).any() and of().any()
     assert jnp.where(prefix_NT, of(singleton="score"), 0).max() == pytest.approx(2.0, rel=1e-4)
