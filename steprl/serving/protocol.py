@@ -8,7 +8,7 @@ from steprl.serving.fields import (
     array,
     bad,
     boolean,
-    check_characters,
+    check_values,
     integer,
     number,
     parse_json,
@@ -184,7 +184,7 @@ def _options(body: Mapping[str, Any], limit: int | None, logprobs: bool, top: in
 def _fields(body: Any, known: set[str]) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError(400, "The body of the request has to be a JSON object.")
-    check_characters(body, "body")
+    check_values(body, "body")
     for name, value in body.items():
         if name in known or value is None:
             continue

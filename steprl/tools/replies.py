@@ -5,7 +5,8 @@ Tags are parsed, not searched for. Thoughts, calls and answers may stand in any 
 - Nothing between `<think>` and `</think>` counts, and nothing behind a `<think>` that is never closed.
   Thoughts nest. A `</think>` that closes nothing ends a thought that the prompt began, so nothing
   before it counts either. So with `thinking`, `thought`, `reasoning` and `analysis`.
-- A `<tool_call>` block holds a JSON object, see `steprl.tools.hermes`; tags inside its strings are text.
+- A `<tool_call>` block holds a JSON object, see `steprl.tools.hermes`; tags inside its strings are text,
+  as they are in any object in a thought.
 - `<answer>` and `</answer>` enclose an answer, from the last opening tag before the closing one.
 
 The tags of thoughts and answers may be in any case and have attributes; those of calls are exact.
@@ -34,6 +35,7 @@ THOUGHTS = ("think", "thinking", "thought", "reasoning", "analysis")
 
 _TAG = re.compile(
     rf"</?tool_call>|<(?P<end>/?)(?P<name>(?i:{'|'.join(THOUGHTS)}|answer))(?:\s[^<>]*)?>"
+    r'|(?P<object>\{\s*")'
 )
 _CALL_TAG = re.compile(r"</?tool_call>")
 _SPACE = re.compile(r"\s*")
@@ -171,7 +173,9 @@ class _Scan:
         while tag := _TAG.search(reply, position):
             position = tag.end()
             name = (tag["name"] or "").lower()
-            if not name:
+            if tag["object"]:
+                position = self._object(tag)
+            elif not name:
                 if len(self.calls) == MAX_BLOCKS and not self.open:
                     text = f"Not called: only {MAX_BLOCKS} tool_call blocks are read."
                     self.calls.append(CallError(MAX_BLOCKS, "too_many", text))
@@ -238,6 +242,14 @@ class _Scan:
         elif self.answer_start is not None:
             self.answers.append((self.answer_start, self.length - len(tag.group())))
             self.answer_start = None
+
+    def _object(self, tag: re.Match[str]) -> int:
+        """Where to read on: behind an object in a thought, whose strings hold no tags either."""
+        self.mentions += bool(self.open)
+        if not self.open or self.mentions > MAX_MENTIONS:
+            return tag.end()
+        read = read_value(self.reply, tag.start())
+        return tag.end() if read.problem else read.end
 
     def _call(self, tag: re.Match[str]) -> int:
         """Reads the block that begins at a tag, and returns where to read on."""

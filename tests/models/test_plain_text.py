@@ -28,7 +28,7 @@ NAMES = st.sampled_from(
     [*SPECIAL, *ADDED, "<", "<|", "|>", "<|im_", "\ufdd0", "\ufdd2", " ", "a\n"]
 )
 SOUP = st.lists(NAMES | st.text("<|>abé🦉 \n", max_size=4), max_size=8).map("".join)
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=25, deadline=None)
 
 
 def user(text):

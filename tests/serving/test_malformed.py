@@ -96,8 +96,9 @@ def completion(**fields):
     return {"model": "tiny", "prompt": "Hi", **fields}
 
 
-def deep(levels):
-    return json.loads("[" * levels + "]" * levels)
+def deep(levels, name="a"):
+    """Objects within each other."""
+    return json.loads(f'{{"{name}": ' * levels + "1" + "}" * levels)
 
 
 # Bodies that are no JSON of the form asked for.
@@ -107,7 +108,10 @@ BODIES = [
     b'{"seed": -Infinity}', b'{"temperature": 1e999}', b'{"seed": ' + b"9" * 5000 + b"}",
     b'{"model": "tiny", "model": "tiny", "prompt": "x"}', b"{'model': 'tiny'}",
     b'{"model": "tiny", "prompt": "x"} {}', b'{"model": "tiny", "prompt": "\\ud800"}',
-    b'{"prompt": "\t"}', b'{"\\udc00": 1}', "{\"model\": \"tiný\"}".encode("latin-1"),
+    b'{"prompt": "\t"}',
+    b"{" + b", ".join(b'"%d": 0' % n for n in range(100_000)) + b', "0": 0}',
+    b'{"' + b"k" * 1_000_000 + b'": [' + b"0, " * 100_000 + b'"\\ud800"]}',
+ b'{"\\udc00": 1}', "{\"model\": \"tiný\"}".encode("latin-1"),
 ]  # fmt: skip
 
 # (body of a chat, the field that is named)
@@ -192,6 +196,7 @@ CHATS = [
     (chat(tools=[{"type": "function"}]), "tools[0]"),
     (chat(tools=[{**TOOL, "cache": 1}]), "tools[0].cache"),
     (chat(tools=[TOOL, TOOL]), "tools[1].function.name"),
+    (chat(tools=[TOOL] * 129), "tools"),
     (chat(tools=[{"type": "function", "function": {}}]), "tools[0].function.name"),
     (chat(tools=[{"type": "function", "function": {"name": " "}}]), "tools[0].function.name"),
     (chat(tools=[{"type": "function", "function": {"name": HALF}}]), "tools[0].function.name"),
@@ -265,7 +270,12 @@ CHATS = [
     (chat(store="no"), "store"), (chat(service_tier=1), "service_tier"),
     (chat(colour="red"), "colour"), (chat(temprature=1), "temprature"), (chat(**{"": 1}), ""),
     (chat(prompt="Hi"), "prompt"), (chat(input="Hi"), "input"),
-    (chat(tools=deep(500)), "tools[0]"),
+    (chat(**{"x" * 1_000_000: "y"}), "x" * 200 + "..."),
+    (chat(tools=[{"type": "function", "function": {"name": "a", "parameters": deep(97)}}]),
+     "tools[0].function.parameters" + ".a" * 86 + "..."),
+    (chat(metadata=deep(900, "")), "metadata" + "." * 99),
+    (answered(tool_calls=[{**CALL, "function": {"name": "a", "arguments": json.dumps(deep(900))}}]),
+     "messages[1].tool_calls[0].function.arguments" + ".a" * 78 + "..."),
     (said("a" * 600), "messages"), (said("a" * 1_000_000), "messages"),
     (said("🦉" * 100_000), "messages"), (said(" " * 1_000_000), "messages"),
     (chat(messages=[{"role": "user", "content": ""}] * 600), "messages"),
@@ -359,7 +369,7 @@ EXTREMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_extreme_settings_give_numbers_that_json_has(stream):
     """By a real engine: no infinite log-prob, which would end the answer."""
     app = make_app(serve_model(tiny_opened(FAMILIES["chatml"], 512), "tiny"))
@@ -439,7 +449,7 @@ def mutated(draw):
     return body
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(body=mutated())
 def test_whatever_comes_is_answered_or_refused(app, body):
     answer = post(app, CHAT, body)

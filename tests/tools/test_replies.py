@@ -61,6 +61,8 @@ few = settings(max_examples=60, deadline=None)
         (f"<think>use <answer> tags</think>{ANSWER}", "Paris"),
         (f"<think>use <tool_call> tags</think>{ANSWER}", "Paris"),
         (f"<think>use <tool_call>{{...}} here</think>{ANSWER}", "Paris"),
+        (f'<think>{{"name": "f", "parameters": {{"q": "</think>{ANSWER}"}}}} or', ""),
+        (f'<think>as {{"a": "</think>"}} or {{"b</think>{ANSWER}', "Paris"),
         (f"I use <tool_call> tags.</think>{ANSWER}", "Paris"),
         ("<think>Paris", ""),
         ("<think>hm</think> Paris ", "Paris"),
@@ -95,7 +97,7 @@ BALANCED = st.lists(
     st.sampled_from(
         ["<think>hm</think>", "<analysis>a <think>b</think></analysis>", "<think>", "<Think>", "<answer>",
          ANSWER, CALL, TRICKY, CALL[:-14], f"<think>{TRICKY}</think>", "x",
-         '{"name": "search", "parameters": {}}']
+         '{"name": "search", "parameters": {}}', '{"q": "</think>"}']
     ) | TEXT.map(lambda text: text.replace("</", "")),
     max_size=12,
 ).map("".join)  # fmt: skip
