@@ -16,7 +16,6 @@ import jax
 
 from steprl.carried import share_spent
 from steprl.checkpoint import Checkpointer, begun, latest_step, restore, set_aside
-from steprl.config import load_config
 from steprl.disk import writing
 from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate_all
@@ -27,7 +26,7 @@ from steprl.optimizer import make_optimizer
 from steprl.rollout import attempts, summary
 from steprl.rollout.faults import check_faults, first_fault
 from steprl.rollout.rollouts import Experience
-from steprl.run_directory import locked, record_settings
+from steprl.run_directory import SETTINGS, is_run, locked, record_settings, saved_settings
 from steprl.session import Session, abstract_params, initial_params
 from steprl.session.checks import check_plays
 from steprl.sft import warm_start
@@ -92,16 +91,15 @@ def train(
 
 def _check_names(session: Session, run: Path) -> None:
     """The settings in the run's directory name what is trained there."""
-    saved = run / "config.resolved.yaml"
-    if not saved.is_file():
+    if not is_run(run):
         return
-    before = load_config(saved)
+    before = saved_settings(run)
     for section in ("env", "model", "algorithm"):
         old, new = (getattr(config, section).name for config in (before, session.config))
         if old != new:
             raise ValueError(
-                f"{saved} says {section}.name={old}, and the session has {new}: open the run with the "
-                "settings of the session, open_run(session.config)"
+                f"{run / SETTINGS} says {section}.name={old}, and the session has {new}: open the run "
+                "with the settings of the session, open_run(session.config)"
             )
 
 
