@@ -10,7 +10,7 @@ from steprl.config import Config, EvalConfig
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.models.scoring import score
 from steprl.models.tokenizer import token_texts
-from steprl.rollout import Player, trajectories
+from steprl.rollout import Player, trajectories, with_anchors
 from steprl.rollout.faults import check_faults, faulty_rows, first_fault, without_rows
 from steprl.sampling import Sampling
 from steprl.session import Session
@@ -218,6 +218,8 @@ def inspect(
     if failed_N.any():
         first = first_fault([fault for fault in faults if fault], [batch])
         check_faults(f"tasks of split {split!r}", int(failed_N.sum()), len(failed_N), first)
+    if "anchors" in method.needs:
+        batch = with_anchors(batch, player.tokenizer, config.algorithm.similarity_thresh)
     # One attempt at each task: methods of groups show its score.
     raw = dataclasses.replace(config.algorithm, norm_adv=False, singleton="score")
 

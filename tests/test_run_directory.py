@@ -435,6 +435,7 @@ def test_a_directory_that_cannot_be_written_is_named(config, tmp_path, monkeypat
             with pytest.raises(WriteError, match=f"^{message}$"):
                 open_run(config)
         assert not (tmp_path / "a" / "config.resolved.yaml").exists()
+    (tmp_path / "a" / "config.resolved.yaml.tmp").write_text("env:")  # as far as it came
     assert open_run(config)
 
 

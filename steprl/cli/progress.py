@@ -45,7 +45,7 @@ class Watch:
         else:
             self.bar("training", event.steps)
             rate = metrics.get("rollout/success_rate", metrics.get("eval/success_rate", 0.0))
-            note = f"success {rate:.2f}{_tokens(metrics)}"
+            note = f"success {rate:.2f}{_returns(metrics)}{_tokens(metrics)}"
             if "eval/success_rate" in metrics:
                 self.console.print(_evaluation_line(event))
         for task in self.bars.values():
@@ -60,10 +60,22 @@ def _evaluation_line(event) -> str:  # type: ignore[no-untyped-def]
     for name, value in metrics.items():
         if name.count("/") == 2 and name.endswith("/success_rate"):
             line += f"  {escape(name.split('/')[1])} {value:.3f}"
+    line += _returns(metrics)
     if "num_turns/mean" in metrics:
         line += f"  turns {metrics['num_turns/mean']:.1f}  clip {metrics['actor/pg_clipfrac']:.3f}"
         line += f"  entropy {metrics['actor/entropy']:.3f}{_tokens(metrics)}"
     return line
+
+
+def _returns(metrics: dict[str, float]) -> str:
+    """The return, of the evaluation where there was one, and the tokens of an action in training."""
+    text = ""
+    name = "eval/return" if "eval/return" in metrics else "critic/rewards/mean"
+    if name in metrics:
+        text += f"  return {metrics[name]:.2f}"
+    if "response_length/mean" in metrics:
+        text += f"  length {metrics['response_length/mean']:.1f}"
+    return text
 
 
 def _tokens(metrics: dict[str, float]) -> str:
@@ -97,7 +109,8 @@ def print_results(
     from rich.table import Table
 
     table = Table(box=None)
-    for title in ("", "success", "95 % interval", "tasks", "turns", "parse errors"):
+    titles = ("", "success", "95 % interval", "tasks", "return", "turns", "parse errors")
+    for title in titles:
         table.add_column(title, justify="left" if not title else "right")
     for name, rate in results.items():
         if name.removesuffix("_greedy").endswith("/success_rate"):
@@ -108,6 +121,7 @@ def print_results(
                 f"{rate:.3f}",
                 f"{value_of('success_rate_low'):.3f} .. {value_of('success_rate_high'):.3f}",
                 f"{value_of('num_tasks'):.0f}",
+                f"{value_of('return'):.3f}",
                 f"{value_of('num_turns'):.1f}",
                 f"{value_of('parse_error_frac'):.3f}",
             )

@@ -108,7 +108,7 @@ class ToolEnvironment:
     """
 
     system: str  # absent where there is none
-    tags = ("<tool_response>", "</tool_response>")  # see `steprl.envs.suite.Suite`
+    control_tags = ("<tool_response>", "</tool_response>")  # see `steprl.envs.suite.Suite`
 
     def __init__(
         self,

@@ -153,7 +153,7 @@ def _interpreter(
 ) -> subprocess.Popen[bytes]:
     numbers = f"{theirs.fileno()}, {lifeline.fileno()}, {os.getpid()}"
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    program = _PROGRAM.format(path=sys.path, numbers=numbers)
+    program = _PROGRAM.format(path=[os.fspath(folder) for folder in sys.path], numbers=numbers)
     return subprocess.Popen(
         [spawn.get_executable(), *flags, "-c", program],
         stdin=subprocess.DEVNULL,

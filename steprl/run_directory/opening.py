@@ -60,10 +60,12 @@ def open_run(config: Config, resume: str | None = None, overwrite: bool = False)
 
 def _used(path: Path) -> bool:
     """There is something to lose: a run that failed before its first record has left nothing."""
+    # Nor has a process that ended before it had written the settings.
+    nothing = (LOCK, SETTINGS + ".tmp")
     if not path.is_dir():
         return False
     if not is_run(path):
-        return any(entry.name != LOCK for entry in path.iterdir())
+        return any(entry.name not in nothing for entry in path.iterdir())
     return any(_is_record(file, path) for file in path.rglob("*"))
 
 
@@ -72,7 +74,7 @@ def _is_record(file: Path, run: Path) -> bool:
     if file.is_symlink():
         return True
     inside = file.relative_to(run)
-    begins = str(inside) in (SETTINGS, LOCK) or inside.parts[0] == "tensorboard"
+    begins = str(inside) in (SETTINGS, LOCK, SETTINGS + ".tmp") or inside.parts[0] == "tensorboard"
     return file.is_file() and not begins and file.stat().st_size > 0
 
 

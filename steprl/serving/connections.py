@@ -45,7 +45,7 @@ def server_config(app: Any, limits: Limits | None = None, **settings: Any) -> An
 
     limits = limits or Limits()
     # A short queue is accepted in one go, before the connections that make room have gone.
-    config = uvicorn.Config(app, **{"backlog": 128, **settings})
+    config = uvicorn.Config(app, **{"backlog": 128, "ws": "none", **settings})
     config.load()
     config.http_protocol_class = watched(config.http_protocol_class, limits)
     return config

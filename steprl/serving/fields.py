@@ -5,6 +5,9 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+MAX_DEPTH = 100  # of lists and objects within each other
+_Place = tuple["_Place | None", str | int]  # of a value: that of what holds it, and its name there
+
 
 class ApiError(Exception):
     """A request that is answered with an error, in OpenAI's form."""
@@ -30,6 +33,7 @@ class ApiError(Exception):
 
 def bad(param: str, problem: str) -> ApiError:
     """The refusal of one field."""
+    param = param if len(param) <= 200 else param[:200] + "..."
     return ApiError(400, f"`{param}` {problem}.", param=param)
 
 
@@ -51,9 +55,11 @@ def parse_json(text: str | bytes, where: str) -> Any:
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in found if names.count(name) > 1)
-            raise ValueError(f"the key {show(twice)} is given twice")
+            seen: set[str] = set()
+            for name, _ in pairs:
+                if name in seen:
+                    raise ValueError(f"the key {show(name)} is given twice")
+                seen.add(name)
         return found
 
     try:
@@ -64,25 +70,51 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise bad(where, f"is no valid JSON: {error}") from error
 
 
-def check_characters(value: Any, where: str) -> None:
-    """Refuses halves of surrogate pairs, which no tokenizer takes, in texts and keys at any depth.
+def check_values(value: Any, where: str) -> None:
+    """Refuses what is read here and breaks something later, at any depth.
+
+    That is half of a surrogate pair in a text or a key, which no tokenizer takes, and nesting that the
+    programs of chat templates do not.
 
     Raises:
-        ApiError: 400, with the path of the text; paths of a request's body begin at its fields.
+        ApiError: 400, with the path of the value; paths of a request's body begin at its fields.
     """
-    waiting = [(value, "" if where == "body" else where)]
+    waiting: list[tuple[Any, _Place | None, int]] = [(value, None, 0)]
     while waiting:
-        value, path = waiting.pop()
+        value, place, depth = waiting.pop()
         if isinstance(value, str):
             if not _is_text(value):
-                raise bad(path or "body", "holds half of a surrogate pair, which is no character")
-        elif isinstance(value, list):
-            waiting += [(item, f"{path}[{index}]") for index, item in enumerate(value)]
-        elif isinstance(value, dict):
-            for name, item in value.items():
-                if not _is_text(name):
-                    raise bad(path or "body", "has a key with half of a surrogate pair")
-                waiting.append((item, f"{path}.{name}" if path else name))
+                raise bad(
+                    _path(place, where), "holds half of a surrogate pair, which is no character"
+                )
+            continue
+        if not isinstance(value, list | dict):
+            continue
+        if depth == MAX_DEPTH and value:
+            raise bad(_path(place, where), f"is nested more than {MAX_DEPTH} deep")
+        if isinstance(value, dict):
+            if not all(map(_is_text, value)):
+                raise bad(_path(place, where), "has a key with half of a surrogate pair")
+            parts: Any = value.items()
+        else:
+            parts = enumerate(value)
+        waiting += [
+            (part, (place, name), depth + 1)
+            for name, part in parts
+            if isinstance(part, str | list | dict)
+        ]
+
+
+def _path(place: "_Place | None", where: str) -> str:
+    """As in `messages[0].content`."""
+    names: list[str | int] = []
+    while place is not None:
+        place, name = place
+        names.append(name)
+    path = "" if where == "body" else where
+    for name in reversed(names):
+        path += f"[{name}]" if isinstance(name, int) else f".{name}"
+    return path.removeprefix(".") or "body"
 
 
 def _is_text(value: str) -> bool:

@@ -6,12 +6,13 @@ from steprl.serving.fields import (
     ApiError,
     array,
     bad,
-    check_characters,
+    check_values,
     only_keys,
     parse_json,
     show,
 )
 
+MAX_TOOLS = 128
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _ANY_ROLE = {"role", "content", "name"}
 _OF_ROLE = {
@@ -120,7 +121,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         arguments = {}
     if isinstance(arguments, str):
         arguments = parse_json(arguments, f"{where}.function.arguments")
-        check_characters(arguments, f"{where}.function.arguments")
+        check_values(arguments, f"{where}.function.arguments")
     if not isinstance(arguments, dict):
         raise bad(f"{where}.function.arguments", "has to be the JSON text of an object")
     return {
@@ -137,6 +138,8 @@ def read_tools(body: dict[str, Any]) -> list[dict[str, Any]]:
         ApiError: 400, and which field is wrong.
     """
     tools = array(body, "tools")
+    if len(tools) > MAX_TOOLS:
+        raise bad("tools", f"has {len(tools)} tools; a request may have {MAX_TOOLS}")
     names = [_tool_name(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     for index, name in enumerate(names):
         if name in names[:index]:

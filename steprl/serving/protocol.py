@@ -8,7 +8,7 @@ from steprl.serving.fields import (
     array,
     bad,
     boolean,
-    check_characters,
+    check_values,
     integer,
     number,
     parse_json,
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 MAX_CHOICES, MAX_PROMPTS, MAX_STOPS, MAX_STOP_CHARACTERS = 128, 128, 16, 1000
+_COLD = 1e-6  # a lower temperature is 0: what it divides would be out of range in the end
 # What clients send along and what changes no reply, with its type.
 _IGNORED: dict[str, type] = {
     "metadata": dict,
@@ -163,6 +164,7 @@ def _options(body: Mapping[str, Any], limit: int | None, logprobs: bool, top: in
     model = body.get("model")
     if not isinstance(model, str):
         raise bad("model", "is missing; GET /v1/models says which there is")
+    temperature = number(body, "temperature", 1.0, 0.0, 100.0)
     return Options(
         model=model,
         stream=stream,
@@ -170,7 +172,7 @@ def _options(body: Mapping[str, Any], limit: int | None, logprobs: bool, top: in
         n=integer(body, "n", 1, 1, MAX_CHOICES) or 1,
         stops=tuple(stops),
         seed=integer(body, "seed", None, -(2**63), 2**63 - 1),
-        temperature=number(body, "temperature", 1.0, 0.0, 100.0),
+        temperature=temperature if temperature >= _COLD else 0.0,
         top_p=number(body, "top_p", 1.0, 1e-6, 1.0),
         top_k=max(integer(body, "top_k", 0, -1, 2**31 - 1) or 0, 0),  # -1 is all, as in vLLM
         max_tokens=limit,
@@ -182,7 +184,7 @@ def _options(body: Mapping[str, Any], limit: int | None, logprobs: bool, top: in
 def _fields(body: Any, known: set[str]) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError(400, "The body of the request has to be a JSON object.")
-    check_characters(body, "body")
+    check_values(body, "body")
     for name, value in body.items():
         if name in known or value is None:
             continue

@@ -7,6 +7,8 @@ from jax.sharding import Mesh
 from steprl.algorithms import Algorithm, check_needs, future_kl_loss
 from steprl.branching import initial_attempts, keeps_groups
 from steprl.config import Config
+from steprl.config.environments import NO_ENVIRONMENT
+from steprl.envs.nothing import REFUSAL
 from steprl.envs.suite import Suite
 from steprl.rollout import Player
 
@@ -53,6 +55,12 @@ def _first_words(error: BaseException) -> str:
     except Exception:
         text = ""
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+
+
+def check_plays(config: Config) -> None:
+    """There is an environment to play in."""
+    if config.env.name == NO_ENVIRONMENT:
+        raise ValueError(REFUSAL)
 
 
 def check_player(config: Config, suite: Suite, player: Player) -> None:

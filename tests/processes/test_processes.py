@@ -135,9 +135,8 @@ def test_ctrl_c_waits_for_no_tool(interruptible, mark):
     ("start_method", "calls"),
     [
         ("forkserver", 6),
-        ("spawn", 2),
         pytest.param("forkserver", 200, marks=full),
-        pytest.param("spawn", 20, marks=full),
+        pytest.param("spawn", 10, marks=full),
     ],
 )
 def test_calls_leave_no_descriptors_threads_or_processes(start_method, calls, mark):

@@ -266,6 +266,41 @@ def test_a_body_that_never_comes_is_answered_and_ended(served):
         assert closed(one)
 
 
+NO_HTTP = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 200,  # the hello of TLS
+    b"\0" * 5000,
+    b"\r\n" * 1000,
+    b"GET\r\n\r\n",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 20_000 + b"\r\n",
+    b"GET /v1/models/%ff%ed%a0%80 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+    b"GET / HTTP/1.1\r\nhost: \xff\xfe\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    HEAD + b"content-length: -1\r\n\r\n{}",
+    HEAD + b"content-length: x\r\n\r\n{}",
+    HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+    HEAD + b"content-length: " + b"9" * 30 + b"\r\n\r\n{}",
+    HEAD + b"transfer-encoding: gzip\r\n\r\n{}",
+    HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\n",
+    HEAD + b"content-length: 2\r\n\r\n{}{}{}{}",
+]  # fmt: skip
+
+
+def test_what_is_no_http_ends_its_own_connection_only(served):
+    limits = Limits(header_seconds=0.3, pause_seconds=0.3)
+    with running(served, limits) as address, contextlib.ExitStack() as stack:
+        ones = [stack.enter_context(connected(address, 1, sent))[0] for sent in NO_HTTP]
+        for one, sent in zip(ones, NO_HTTP, strict=True):
+            with contextlib.suppress(ConnectionResetError):
+                answer = one.recv(65536)
+                assert not answer or answer.split(b" ")[1][:1] == b"4", (sent[:40], answer[:80])
+            assert closed(one)
+        assert ask(address).status_code == 200
+
+
 def test_a_connection_is_used_again(served):
     with running(served, Limits(header_seconds=60)) as address, httpx.Client() as client:
         for _ in range(3):

@@ -2,13 +2,16 @@
 the server answers the next one as if nothing had been."""
 
 import asyncio
+import copy
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from steprl.serving import make_app, serve_model
 from tests.models.chat_models import FAMILIES
-from tests.serving.tiny import chatml_tokenizer, scripted_pieces, tiny_opened
+from tests.serving.tiny import Scripted, chatml_tokenizer, scripted_pieces, tiny_opened
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
@@ -93,8 +96,9 @@ def completion(**fields):
     return {"model": "tiny", "prompt": "Hi", **fields}
 
 
-def deep(levels):
-    return json.loads("[" * levels + "]" * levels)
+def deep(levels, name="a"):
+    """Objects within each other."""
+    return json.loads(f'{{"{name}": ' * levels + "1" + "}" * levels)
 
 
 # Bodies that are no JSON of the form asked for.
@@ -104,7 +108,10 @@ BODIES = [
     b'{"seed": -Infinity}', b'{"temperature": 1e999}', b'{"seed": ' + b"9" * 5000 + b"}",
     b'{"model": "tiny", "model": "tiny", "prompt": "x"}', b"{'model': 'tiny'}",
     b'{"model": "tiny", "prompt": "x"} {}', b'{"model": "tiny", "prompt": "\\ud800"}',
-    b'{"prompt": "\t"}', b'{"\\udc00": 1}', "{\"model\": \"tiný\"}".encode("latin-1"),
+    b'{"prompt": "\t"}',
+    b"{" + b", ".join(b'"%d": 0' % n for n in range(100_000)) + b', "0": 0}',
+    b'{"' + b"k" * 1_000_000 + b'": [' + b"0, " * 100_000 + b'"\\ud800"]}',
+ b'{"\\udc00": 1}', "{\"model\": \"tiný\"}".encode("latin-1"),
 ]  # fmt: skip
 
 # (body of a chat, the field that is named)
@@ -189,6 +196,7 @@ CHATS = [
     (chat(tools=[{"type": "function"}]), "tools[0]"),
     (chat(tools=[{**TOOL, "cache": 1}]), "tools[0].cache"),
     (chat(tools=[TOOL, TOOL]), "tools[1].function.name"),
+    (chat(tools=[TOOL] * 129), "tools"),
     (chat(tools=[{"type": "function", "function": {}}]), "tools[0].function.name"),
     (chat(tools=[{"type": "function", "function": {"name": " "}}]), "tools[0].function.name"),
     (chat(tools=[{"type": "function", "function": {"name": HALF}}]), "tools[0].function.name"),
@@ -262,7 +270,12 @@ CHATS = [
     (chat(store="no"), "store"), (chat(service_tier=1), "service_tier"),
     (chat(colour="red"), "colour"), (chat(temprature=1), "temprature"), (chat(**{"": 1}), ""),
     (chat(prompt="Hi"), "prompt"), (chat(input="Hi"), "input"),
-    (chat(tools=deep(500)), "tools[0]"),
+    (chat(**{"x" * 1_000_000: "y"}), "x" * 200 + "..."),
+    (chat(tools=[{"type": "function", "function": {"name": "a", "parameters": deep(97)}}]),
+     "tools[0].function.parameters" + ".a" * 86 + "..."),
+    (chat(metadata=deep(900, "")), "metadata" + "." * 99),
+    (answered(tool_calls=[{**CALL, "function": {"name": "a", "arguments": json.dumps(deep(900))}}]),
+     "messages[1].tool_calls[0].function.arguments" + ".a" * 78 + "..."),
     (said("a" * 600), "messages"), (said("a" * 1_000_000), "messages"),
     (said("🦉" * 100_000), "messages"), (said(" " * 1_000_000), "messages"),
     (chat(messages=[{"role": "user", "content": ""}] * 600), "messages"),
@@ -348,6 +361,36 @@ def test_what_clients_may_send_is_answered(app, body):
     assert answer.status_code == 200, answer.text
 
 
+EXTREMES = [
+    *({"temperature": 10.0**-exponent} for exponent in (0, 2, 6, 7, 30, 37, 40, 45, 300)),
+    {"temperature": 0}, {"temperature": 100}, {"temperature": 5e-324}, {"top_p": 1e-6},
+    {"top_p": 1 - 1e-16}, {"top_k": 1}, {"top_k": 2**31 - 1}, {"seed": 2**63 - 1},
+    {"seed": -(2**63)}, {"temperature": 0, "top_p": 0.5, "top_k": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_extreme_settings_give_numbers_that_json_has(stream):
+    """By a real engine: no infinite log-prob, which would end the answer."""
+    app = make_app(serve_model(tiny_opened(FAMILIES["chatml"], 512), "tiny"))
+    asked = {"max_tokens": 2, "logprobs": True, "top_logprobs": 20, "stream": stream}
+    answers = post_all(app, [(CHAT, chat(**asked, **extreme)) for extreme in EXTREMES])
+    for answer, extreme in zip(answers, EXTREMES, strict=True):
+        assert answer.status_code == 200, (extreme, answer.text)
+        assert "NaN" not in answer.text and "Infinity" not in answer.text, extreme
+        assert "failed" not in answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_character_in_a_call_of_the_model_is_no_call(stream):
+    text = '<tool_call>\n{"name": "add", "arguments": {"a": "\\ud800"}}\n</tool_call>'
+    opened = tiny_opened(FAMILIES["chatml"], 512)
+    served = serve_model(opened, "tiny")._replace(engine=Scripted(opened.tokenizer, [text], 512))
+    answer = post(make_app(served), CHAT, chat(tools=[TOOL], stream=stream))
+    assert answer.status_code == 200
+    assert "tool_calls" not in answer.text and "failed" not in answer.text
+
+
 def test_what_the_model_refused_before_is_what_it_said(served, app):
     post(app, CHAT, answered(refusal="I will not."))
     assert "I will not." in chatml_tokenizer().decode(served.engine.prompts[-1])
@@ -364,3 +407,53 @@ def test_thoughts_are_read_where_the_template_reads_them(name):
     answer = post(make_app(served), CHAT, answered(content="3", **{name: "1 + 2"}))
     assert answer.status_code == 200, answer.text
     assert "<think>1 + 2</think>3" in chatml_tokenizer().decode(served.engine.prompts[-1])
+
+
+# What nobody has thought of.
+
+RICH = {
+    **chat(
+        tools=[TOOL], stream=False, n=1, stop=["x"], seed=3, temperature=0.5, top_p=0.9, user="me"
+    ),
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "name": "Ann", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None},
+        {"role": "tool", "tool_call_id": "1", "content": "3"},
+    ],
+}
+odd = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
+    st.sampled_from([HALF, "\0", "", [], {}, [[]], [{}], {"": {}}, 10**100, -1, "1", "{", "<|im_end|>"]),
+)  # fmt: skip
+
+
+@st.composite
+def mutated(draw):
+    """A request in which a few values, found by chance, are other ones, or missing."""
+    body = json.loads(json.dumps(RICH))
+    for _ in range(draw(st.integers(1, 3))):
+        place = body
+        while place:
+            key = draw(
+                st.sampled_from(list(place) if isinstance(place, dict) else range(len(place)))
+            )
+            if isinstance(place[key], dict | list) and draw(st.booleans()):
+                place = place[key]
+                continue
+            if draw(st.booleans()):
+                place[key] = copy.deepcopy(draw(odd))
+            else:
+                del place[key]
+            break
+    return body
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=mutated())
+def test_whatever_comes_is_answered_or_refused(app, body):
+    answer = post(app, CHAT, body)
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.status_code != 200:
+        error = answer.json()["error"]
+        assert error["message"] and (error["param"] is not None or "JSON" in error["message"])
