@@ -175,8 +175,11 @@ def evaluate_all(
     for index, split in enumerate(player.splits[1:]):
         prefix = "eval/" if index == 0 else f"eval/{split}/"
         temperatures = {"": settings.temperature} | ({"_greedy": 0.0} if settings.greedy else {})
+        played: dict[float, dict[str, float]] = {}  # at temperature 0, sampled is greedy
         for suffix, temperature in temperatures.items():
-            result = evaluate(player, params, settings, split, rows, temperature)
+            if temperature not in played:
+                played[temperature] = evaluate(player, params, settings, split, rows, temperature)
+            result = played[temperature]
             metrics |= {f"{prefix}{name}{suffix}": value for name, value in result.items()}
     return metrics
 
