@@ -165,6 +165,13 @@ def smaller(words):
         words += ["model.path=model", *TINY]
     elif "model" in words or command == "sft":
         words += LESS.get(command, ())
+    if words[:2] == ["train", "count.yaml"]:
+        own = any(word.startswith(("model.name", "algorithm.name")) for word in words)
+        words += [
+            "sft.steps=10" if own else "sft.steps=100",
+            "train.steps=2",
+            "rollout.batch_size=32",
+        ]
     if command == "chat":
         words += ["--max-tokens", "4"]
     return words
@@ -201,4 +208,4 @@ def test_the_jobs_can_be_done(home, capsys):
     assert (home / "exported" / "config.json").is_file()
     rates = [row["eval/success_rate"] for row in read_metrics(home / "runs/count/metrics.jsonl")
              if "eval/success_rate" in row]  # fmt: skip
-    assert rates[-1] > 0.2  # of ten words, the right one
+    assert rates[-1] > 0.15  # of twenty words, the right one
