@@ -10,7 +10,7 @@ from steprl.config import Config, EvalConfig
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.models.scoring import score
 from steprl.models.tokenizer import token_texts
-from steprl.rollout import Player, trajectories
+from steprl.rollout import Player, trajectories, with_anchors
 from steprl.rollout.faults import check_faults, faulty_rows, first_fault, without_rows
 from steprl.sampling import Sampling
 from steprl.session import Session
@@ -30,6 +30,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Plays `num_tasks` tasks, `n` times each; greedy once, as all attempts would be the same.
 
+    Where an environment on the host does not say how many tasks it has, those that begin alike are
+    attempts at one task, and intervals are over the tasks that are left: a panel that goes round
+    four tasks tells no more than the four.
+
     Args:
         split: of the environment's tasks; where it has fewer, each is played and none twice.
         rows: trajectories played at a time; the last batch is filled up and cut, so one shape is
@@ -37,11 +41,11 @@ def evaluate(
         temperature: 0 is greedy.
 
     Returns:
-        success_rate with its 95 % interval as success_rate_low and _high, over tasks; with n above 1
-        also avg@n and pass@n; return, num_turns, parse_error_frac, truncated_frac; and each metric of
-        the environment with its interval, such as f1, f1_low, f1_high. All of these are of the attempts
-        in which the environment did not fail; attempts and faults say how many were made and how many
-        failed.
+        success_rate with its 95 % interval as success_rate_low and _high, over tasks; num_tasks, how
+        many different ones there were; with n above 1 also avg@n and pass@n; return, num_turns,
+        parse_error_frac, truncated_frac; and each metric of the environment with its interval, such as
+        f1, f1_low, f1_high. All of these are of the attempts in which the environment did not fail;
+        attempts and faults say how many were made and how many failed.
 
     Raises:
         EnvironmentFailed: the environment failed in all attempts.
@@ -74,7 +78,12 @@ def evaluate(
     success, turns = of_fine(lambda b: b.success_N), of_fine(lambda b: b.mask_NS.sum(axis=1))
     # A task in which the environment always failed is left out.
     some, tried = fine.any(axis=1), np.maximum(fine.sum(axis=1), 1)
-    metrics = _with_interval("success_rate", (success.sum(axis=1) / tried)[some])
+    task_Q = np.arange(num_tasks)
+    if split not in player.sizes and player.gather is None:
+        task_Q = _by_beginning(parts, num_tasks, n)
+    rate_Q = np.where(some, success.sum(axis=1) / tried, np.nan)
+    metrics = _with_interval("success_rate", _means(rate_Q, task_Q))
+    metrics["num_tasks"] = float(len(np.unique(task_Q[some])))
     if n > 1:
         passed = [
             pass_at_k(of, int(solved), of)
@@ -95,7 +104,7 @@ def evaluate(
     }
     for name in dict.fromkeys(name for part in parts for name in part.metrics_N or {}):
         values = np.where(fine, column(lambda b, name=name: _metric(b, name)), np.nan)
-        metrics |= _with_interval(name, _means(values))
+        metrics |= _with_interval(name, _means(values, task_Q))
     return metrics
 
 
@@ -125,12 +134,29 @@ def _with_interval(name: str, values: np.ndarray) -> dict[str, float]:
     return {name: mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _means(values_QK: np.ndarray) -> np.ndarray:
-    """Of each task over its attempts; an attempt that has no value (NaN) is left out."""
-    there = ~np.isnan(values_QK)
-    tasks = there.any(axis=1)
-    total = np.where(there, values_QK, 0.0).sum(axis=1)
-    return total[tasks] / there.sum(axis=1)[tasks]
+def _means(values_Q: np.ndarray, task_Q: np.ndarray) -> np.ndarray:
+    """Of each task, over its attempts and whatever played it again; NaN, no value, is left out."""
+    rows = values_Q.reshape(len(task_Q), -1)
+    there = ~np.isnan(rows)
+    total = np.bincount(task_Q, np.where(there, rows, 0.0).sum(axis=1))
+    number = np.bincount(task_Q, there.sum(axis=1))
+    return total[number > 0] / number[number > 0]
+
+
+def _by_beginning(parts: list[StepBatch], num_tasks: int, n: int) -> np.ndarray:
+    """[tasks] the number of the first task with the same first prompt.
+
+    Where all begin alike, what tells them apart is hidden: each is its own.
+    """
+    prompts: list[bytes] = []
+    for part in parts:
+        tokens, real = np.asarray(part.tokens_NT), np.asarray(part.segment_ids_NT) > 0
+        end_N = np.argmax(np.asarray(part.step_ids_NT) >= 0, axis=1)
+        for row, end in enumerate(end_N):
+            prompts.append(tokens[row, :end][real[row, :end]].tobytes())
+    first: dict[bytes, int] = {}
+    task_Q = np.array([first.setdefault(prompts[q * n], q) for q in range(num_tasks)])
+    return np.arange(num_tasks) if len(first) == 1 else task_Q
 
 
 def evaluate_all(
@@ -192,6 +218,8 @@ def inspect(
     if failed_N.any():
         first = first_fault([fault for fault in faults if fault], [batch])
         check_faults(f"tasks of split {split!r}", int(failed_N.sum()), len(failed_N), first)
+    if "anchors" in method.needs:
+        batch = with_anchors(batch, player.tokenizer, config.algorithm.similarity_thresh)
     # One attempt at each task: methods of groups show its score.
     raw = dataclasses.replace(config.algorithm, norm_adv=False, singleton="score")
 

@@ -29,6 +29,7 @@ from steprl.rollout.faults import check_faults, first_fault
 from steprl.rollout.rollouts import Experience
 from steprl.run_directory import locked, record_settings
 from steprl.session import Session, abstract_params, initial_params
+from steprl.session.checks import check_plays
 from steprl.sft import warm_start
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params, StepBatch
@@ -78,6 +79,7 @@ def train(
         raise ValueError(
             "trainer.total_training_steps=0: there is nothing to train; use `steprl sft`"
         )
+    check_plays(config)
     _check_names(session, run)
     with locked(run), CompilationCounter() as compiled, interrupts() as interrupted:
         if not begun(run / "checkpoints"):

@@ -10,6 +10,7 @@ import signal
 from importlib import metadata
 
 import pytest
+import yaml
 
 from steprl.cli import main, progress
 from steprl.config import load_config
@@ -141,6 +142,38 @@ def test_dry_run_checks_prints_and_writes_nothing(home, capsys):
 def test_dry_run_finds_what_does_not_fit(home, capsys):
     line = error_line(capsys, ["train", *words(home, "algorithm.name=stepo"), "--dry-run"])
     assert "did you mean steppo?" in line
+
+
+def test_dry_run_shows_what_acts_and_says_what_was_set_in_vain(home, capsys):
+    vain = ["algorithm.name=grpo", "rollout.n=2", "critic.lr=0.5", "env.shop.goods=5"]
+    assert main(["train", *words(home, *vain), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    sections = yaml.safe_load(out.split("\n\n")[0])
+    assert list(sections["env"]) == ["name", "game", "multihop"] and "critic" not in sections
+    line = next(line for line in out.splitlines() if line.startswith("without effect here"))
+    assert "critic.lr (grpo trains no critic)" in line and "env.shop.goods" in line
+    assert main(["train", *words(home, *vain), "--dry-run", "--all"]) == 0
+    sections = yaml.safe_load(capsys.readouterr().out.split("\n\n")[0])
+    assert sections["env"]["shop"]["goods"] == 5 and sections["critic"]["lr"] == 0.5
+
+
+def test_an_environment_whose_first_task_does_not_begin_is_found_before_anything_is_written(
+    home, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fails_at_first.py").write_text(
+        "from steprl.envs.suite import Suite\n"
+        "class Fails:\n"
+        "    def reset(self, task, key=None): raise RuntimeError('no server')\n"
+        "    def step(self, state, action): return state, '', 0.0, True, False, {}\n"
+        "def make(): return Suite(splits={'train': Fails()}, vocabulary=('yes', 'no'))\n"
+    )
+    own = words(
+        home, "env.name=fails_at_first:make", "trainer.experiment_name=fails", "sft.steps=0"
+    )
+    line = error_line(capsys, ["train", *own, "--dry-run"])
+    assert "task 0 of split 'train' does not begin: RuntimeError: no server" in line
+    assert not (home / "runs" / "fails").exists()
 
 
 def test_settings_may_stand_behind_options(home, capsys):

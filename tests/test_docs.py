@@ -141,3 +141,11 @@ def test_the_example_of_the_laboratory_trains_seeds_side_by_side(monkeypatch):
     scope: dict = {}
     exec(compile(code, "laboratory.md", "exec"), scope)
     assert scope["metrics"]["rollout/success_rate"].shape == (2, 2)
+
+
+def test_a_signature_is_that_of_the_source(build):
+    assert build.signature(ops.step_ids_from_mask).startswith("step_ids_from_mask(")
+    long = build.signature(ops.policy_loss)
+    assert "\n    logprob_t: jax.Array,\n" in long and "\n    *,\n    level: str = " in long
+    for name in build.functions():
+        assert f"```python\n{name}(" in PAGE

@@ -11,6 +11,8 @@ from rich.console import Console
 from steprl.cli.progress import print_results
 from steprl.config import EvalConfig
 from steprl.envs.answers import EnvironmentFailed
+from steprl.envs.flow import FlowEnvironment
+from steprl.envs.suite import suite_of
 from steprl.evaluation import evaluate
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.rollout import Player, Rollouts, Usage, collate
@@ -142,3 +144,59 @@ def test_what_the_environment_measures_is_printed():
     results = {f"eval/{name}": value for name, value in found.items()}
     print_results(results, Console(file=written, width=120))
     assert "eval sampled" in written.getvalue() and "eval/f1" in written.getvalue()
+
+
+# Tasks that repeat.
+
+
+def round_trip(distinct, sizes=None):
+    """Plays tasks of which only so many differ, by what they begin with; even ones are solved."""
+
+    def play(params, key, task_N, sample_N, sampling, **how):
+        made = []
+        for task, sample in zip(task_N.tolist(), sample_N.tolist(), strict=True):
+            one = trajectory(task, sample, task % distinct % 2 == 0, task % distinct / 10)
+            ids = np.arange(4 + task % distinct, dtype=np.int32)
+            step = dataclasses.replace(one.steps[0], observation_ids=ids)
+            made.append(dataclasses.replace(one, steps=(step,)))
+        return collate(made, 1, [32])
+
+    return Player(play, None, None, ("train", "held"), sizes or {})
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("num_tasks", [4, 40, 400])
+def test_a_panel_that_goes_round_four_tasks_has_the_interval_of_four(num_tasks, n):
+    config = EvalConfig(num_tasks=num_tasks, n=n)
+    found = evaluate(round_trip(4), {}, config, "held", 16, 1.0)
+    four = mean_interval(np.array([1.0, 0.0, 1.0, 0.0]))
+    assert found["success_rate"] == 0.5 and found["num_tasks"] == 4
+    assert (found["success_rate_low"], found["success_rate_high"]) == pytest.approx(tuple(four))
+    assert found["success_rate_low"] < 0.2 and found["success_rate_high"] > 0.8
+    assert (found["f1_low"], found["f1_high"]) == pytest.approx(
+        tuple(mean_interval(np.array([0.0, 0.1, 0.2, 0.3])))
+    )
+
+
+def test_a_task_that_was_played_more_often_counts_no_more():
+    found = evaluate(round_trip(3), {}, EvalConfig(num_tasks=4), "held", 4, 0.0)
+    assert found["success_rate"] == pytest.approx(2 / 3) and found["num_tasks"] == 3
+
+
+def test_tasks_are_told_apart_by_number_where_the_environment_says_how_many_there_are():
+    found = evaluate(round_trip(4, {"held": 8}), {}, EvalConfig(num_tasks=400), "held", 4, 0.0)
+    assert found["num_tasks"] == 8
+
+
+def test_tasks_that_all_begin_alike_are_each_their_own():
+    found = evaluate(round_trip(1), {}, EvalConfig(num_tasks=16), "held", 8, 0.0)
+    assert found["num_tasks"] == 16
+
+
+def test_an_environment_says_how_many_tasks_it_has():
+    def flow(task):
+        yield f"{task}?"
+        return 1.0
+
+    env = FlowEnvironment(flow, tasks=[3, 7, 8, 9])
+    assert suite_of(env).sizes == {"train": 4}

@@ -207,7 +207,7 @@ def shown(*actions):
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        ("red", "demonstration of task 0 is the text 'red': give a list of actions"),
+        ("red", "the demonstration of task 7 is the text 'red': give a list of actions"),
         (["red", "purple"], "'purple' has words that are not in the vocabulary"),
     ],
 )

@@ -435,4 +435,32 @@ def test_a_directory_that_cannot_be_written_is_named(config, tmp_path, monkeypat
             with pytest.raises(WriteError, match=f"^{message}$"):
                 open_run(config)
         assert not (tmp_path / "a" / "config.resolved.yaml").exists()
+    (tmp_path / "a" / "config.resolved.yaml.tmp").write_text("env:")  # as far as it came
     assert open_run(config)
+
+
+# A run that failed before its first record.
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_run_that_has_recorded_nothing_does_not_block_the_next_try(config, tmp_path, resume):
+    path = open_run(config)
+    release(path)
+    (path / "checkpoints").mkdir()
+    (path / "metrics.jsonl").touch()
+    (path / "tensorboard").mkdir()
+    (path / "tensorboard" / "events").write_text("begun")
+    other = load_config(None, [f"trainer.output_dir={tmp_path}", "trainer.experiment_name=a",
+                               "env.name=shop", "actor.lr=0.5"])  # fmt: skip
+    assert open_run(other, resume=resume) == path
+    assert load_config(path / "config.resolved.yaml") == other
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "sft.jsonl", "checkpoints/1/state", "notes.txt"])
+def test_one_record_is_enough_to_keep_it(config, tmp_path, file):
+    path = open_run(config)
+    release(path)
+    (path / file).parent.mkdir(parents=True, exist_ok=True)
+    (path / file).write_text("{}")
+    with pytest.raises(RunDirectoryError, match="already holds a run"):
+        open_run(config)

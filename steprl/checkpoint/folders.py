@@ -1,15 +1,14 @@
 """The folders of the steps: which are there, and how a damaged one is put out of the way."""
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from steprl.checkpoint.quiet import quiet
 from steprl.disk import writing
 
 _LOG = logging.getLogger("steprl")
@@ -80,21 +79,3 @@ def set_aside(directory: str | os.PathLike[str], above: int) -> list[str]:
     if names and jax.process_count() > 1:
         multihost_utils.sync_global_devices("steprl: damaged steps are set aside")
     return names
-
-
-class OrbaxFilter(logging.Filter):
-    """Drops what orbax logs: progress, and tracebacks of errors that are raised as well."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hides the log of orbax while we are inside it; what it raises is raised."""
-    absl, no_orbax = logging.getLogger("absl"), OrbaxFilter()
-    absl.addFilter(no_orbax)
-    try:
-        yield
-    finally:
-        absl.removeFilter(no_orbax)

@@ -1,13 +1,8 @@
 """Restoring: the newest step that is whole, verified."""
 
-import contextlib
-import gc
 import json
 import logging
 import os
-import sys
-import warnings
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from steprl.checkpoint.checksums import DamagedCheckpoint, array_checksums, check_files
-from steprl.checkpoint.folders import as_path, quiet, step_folders
+from steprl.checkpoint.folders import as_path, step_folders
 from steprl.checkpoint.leaves import (
     check_same_leaves,
     leaf_table,
@@ -25,6 +20,7 @@ from steprl.checkpoint.leaves import (
     sharding_of,
     uncommitted,
 )
+from steprl.checkpoint.quiet import quiet_failure
 
 _LOG = logging.getLogger("steprl")
 # Of errors that say nothing about what was written.
@@ -161,8 +157,7 @@ def _read_arrays(path: epath.Path, abstract_state: Any, partial: bool) -> Any:
     )
     try:
         with (
-            quiet(),
-            _without_reports_of_threads(),
+            quiet_failure(),
             ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
         ):
             state = reader.restore(path / "state", args=args)
@@ -185,25 +180,3 @@ def _read_arrays(path: epath.Path, abstract_state: Any, partial: bool) -> Any:
         )
     ]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-
-
-@contextlib.contextmanager
-def _without_reports_of_threads() -> Iterator[None]:
-    """Where a read fails, asyncio reports each other read that was going on: hundreds of lines."""
-    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
-    level = log.level
-    sys.unraisablehook = lambda _: None
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", RuntimeWarning
-            )  # coroutines that nobody awaits any more
-            try:
-                yield
-            except Exception:
-                gc.collect()
-                raise
-    finally:
-        sys.unraisablehook = hook
-        log.setLevel(level)

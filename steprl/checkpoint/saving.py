@@ -1,7 +1,6 @@
 """Saving: one step after the other, in the background."""
 
 import importlib.metadata
-import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -10,8 +9,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from steprl.checkpoint.checksums import array_checksums, write_file_checksums
-from steprl.checkpoint.folders import OrbaxFilter, as_path, latest_step
+from steprl.checkpoint.folders import as_path, latest_step
 from steprl.checkpoint.leaves import leaf_table, named_leaves
+from steprl.checkpoint.quiet import silence
 from steprl.disk import WriteError, reason, writing
 
 
@@ -39,8 +39,7 @@ class Checkpointer:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
         )
         # What orbax logs of an error in the background, hundreds of lines, is raised as well.
-        self._no_orbax = OrbaxFilter()
-        logging.getLogger("absl").addFilter(self._no_orbax)
+        self._speak = silence()
         with writing(self._directory):
             self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -97,7 +96,7 @@ class Checkpointer:
             self._named(self._manager.close)
         finally:
             if not self._refused:  # else its other threads have something to say yet
-                logging.getLogger("absl").removeFilter(self._no_orbax)
+                self._speak()
 
     def __enter__(self) -> Self:
         return self

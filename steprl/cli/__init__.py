@@ -19,7 +19,7 @@ from steprl.cli import (
     serve,
     training,
 )
-from steprl.cli.options import EXIT_ERROR, exit_code
+from steprl.cli.options import EXIT_ERROR, exit_code, notices_on
 
 _COMMANDS = (training, evaluation, report, audit, export, chat, serve, configurations, explain)
 
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from steprl.run_directory import RunDirectoryError
 
     try:
-        return options.command(options, console)
+        with notices_on(console):
+            return options.command(options, console)
     except KeyboardInterrupt as interrupt:
         console.print("Interrupted.")
         return exit_code(interrupt)

@@ -40,6 +40,8 @@ def _chat(options: argparse.Namespace, console: Console) -> int:
 
     if options.max_tokens < 1 or not 0 <= options.temperature < float("inf"):
         raise ValueError("--max-tokens starts at 1, --temperature at 0")
+    if options.seed is not None and not -(2**63) <= options.seed < 2**63:
+        raise ValueError(f"--seed {options.seed}: a whole number of 64 bits")
     if strangers := [item for item in options.overrides if not item.startswith("env.")]:
         raise ValueError(
             f"{strangers[0]}: chat takes settings of the environment only, env.KEY=VALUE"

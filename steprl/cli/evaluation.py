@@ -48,7 +48,7 @@ def _eval(options: argparse.Namespace, console: Console) -> int:
     session = ready.session
     with console.status("Playing ..."):
         results = evaluate_all(session.player, ready.params, session.config, options.tasks)
-    print_results(results, console)
+    print_results(results, console, options.tasks or session.config.eval.num_tasks)
     folder = options.output or ready.run
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """What several commands share: their exit codes, and the settings they run with."""
 
 import argparse
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,9 +25,11 @@ def add_source(sub: argparse.ArgumentParser, example: str) -> None:
 def open_source(options: argparse.Namespace, console: Console):  # type: ignore[no-untyped-def]
     """The session and its parameters; says what they are where no run says it."""
     from steprl.session import open_session
+    from steprl.session.checks import check_plays
 
     with console.status(f"Opening {escape(options.source)} ..."), errors_of_settings():
         ready = open_session(options.source, options.overrides, options.step)
+    check_plays(ready.session.config)
     if ready.run is None:
         name = ready.session.config.env.name
         console.print(f"[dim]{escape(f'{name}, played with parameters {ready.origin}')}[/]")
@@ -38,6 +41,25 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
     from steprl.interrupts import Stopped
 
     return 128 + interrupt.signal if isinstance(interrupt, Stopped) else EXIT_INTERRUPTED
+
+
+@contextmanager
+def notices_on(console: Console) -> Iterator[None]:
+    """Prints what the package logs: each a line, as it is, whatever other packages do to the log."""
+
+    class Printer(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with suppress(OSError):  # of a terminal that is gone
+                console.print(f"[yellow]{escape(record.getMessage())}[/]")
+
+    log, printer = logging.getLogger("steprl"), Printer(logging.WARNING)
+    before, log.propagate = log.propagate, False
+    log.addHandler(printer)
+    try:
+        yield
+    finally:
+        log.removeHandler(printer)
+        log.propagate = before
 
 
 def config_of(options: argparse.Namespace):  # type: ignore[no-untyped-def]

@@ -45,7 +45,7 @@ class Watch:
         else:
             self.bar("training", event.steps)
             rate = metrics.get("rollout/success_rate", metrics.get("eval/success_rate", 0.0))
-            note = f"success {rate:.2f}{_tokens(metrics)}"
+            note = f"success {rate:.2f}{_returns(metrics)}{_tokens(metrics)}"
             if "eval/success_rate" in metrics:
                 self.console.print(_evaluation_line(event))
         for task in self.bars.values():
@@ -60,10 +60,22 @@ def _evaluation_line(event) -> str:  # type: ignore[no-untyped-def]
     for name, value in metrics.items():
         if name.count("/") == 2 and name.endswith("/success_rate"):
             line += f"  {escape(name.split('/')[1])} {value:.3f}"
+    line += _returns(metrics)
     if "num_turns/mean" in metrics:
         line += f"  turns {metrics['num_turns/mean']:.1f}  clip {metrics['actor/pg_clipfrac']:.3f}"
         line += f"  entropy {metrics['actor/entropy']:.3f}{_tokens(metrics)}"
     return line
+
+
+def _returns(metrics: dict[str, float]) -> str:
+    """The return, of the evaluation where there was one, and the tokens of an action in training."""
+    text = ""
+    name = "eval/return" if "eval/return" in metrics else "critic/rewards/mean"
+    if name in metrics:
+        text += f"  return {metrics[name]:.2f}"
+    if "response_length/mean" in metrics:
+        text += f"  length {metrics['response_length/mean']:.1f}"
+    return text
 
 
 def _tokens(metrics: dict[str, float]) -> str:
@@ -78,11 +90,27 @@ def _tokens(metrics: dict[str, float]) -> str:
     return text
 
 
-def print_results(results: dict[str, float], console: Console) -> None:
+def fewer_tasks(name: str, found: float, wanted: int) -> str:
+    """What is said where an environment has fewer tasks than `eval.num_tasks` asks for."""
+    return (
+        f"{name}: eval.num_tasks={wanted}, and there are {found:.0f} different tasks; intervals are over "
+        "these (eval.n makes more attempts at each)"
+    )
+
+
+def print_results(
+    results: dict[str, float], console: Console, num_tasks: int | None = None
+) -> None:
+    """Tables of success and of what else was measured.
+
+    Args:
+        num_tasks: that were asked for.
+    """
     from rich.table import Table
 
     table = Table(box=None)
-    for title in ("", "success", "95 % interval", "turns", "parse errors"):
+    titles = ("", "success", "95 % interval", "tasks", "return", "turns", "parse errors")
+    for title in titles:
         table.add_column(title, justify="left" if not title else "right")
     for name, rate in results.items():
         if name.removesuffix("_greedy").endswith("/success_rate"):
@@ -92,6 +120,8 @@ def print_results(results: dict[str, float], console: Console) -> None:
                 escape(prefix) + (" greedy" if suffix else " sampled"),
                 f"{rate:.3f}",
                 f"{value_of('success_rate_low'):.3f} .. {value_of('success_rate_high'):.3f}",
+                f"{value_of('num_tasks'):.0f}",
+                f"{value_of('return'):.3f}",
                 f"{value_of('num_turns'):.1f}",
                 f"{value_of('parse_error_frac'):.3f}",
             )
@@ -103,6 +133,9 @@ def print_results(results: dict[str, float], console: Console) -> None:
                 f"{name}: the environment failed in {failed:.0f} of {attempts:.0f} attempts, which are "
                 "left out"
             )
+    for name, found in results.items():
+        if name.endswith("/num_tasks") and num_tasks is not None and found < num_tasks:
+            console.print(fewer_tasks(name.rsplit("/", 1)[0], found, num_tasks), markup=False)
     measured = _measured(results)
     if measured:
         table = Table(box=None)

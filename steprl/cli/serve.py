@@ -10,15 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-_SNIPPET = """curl {url}/chat/completions -H 'Content-Type: application/json'{header} \\
-  -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-
-from openai import OpenAI
-client = OpenAI(base_url="{url}", api_key={key})
-answer = client.chat.completions.create(
-    model="{name}", messages=[{{"role": "user", "content": "Hello!"}}]
-)
-print(answer.choices[0].message.content)"""
+from steprl.cli.snippets import example_prompt, snippets
 
 
 def add_commands(command: Any) -> None:
@@ -70,7 +62,8 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
     with _listen(options.host, options.port) as listening:
         name = options.name or Path(options.model.removeprefix("pypi:")).name
         with console.status(f"Opening {escape(options.model)} ..."):
-            served = serve_model(open_policy(options.model, options.step), name, options.context)
+            opened = open_policy(options.model, options.step)
+            served = serve_model(opened, name, options.context)
         with console.status("Compiling ..."):
             seconds = warm_up(served.engine)
 
@@ -78,7 +71,9 @@ def _serve(options: argparse.Namespace, console: Console) -> int:
             console.print(f"[dim]{time.strftime('%H:%M:%S')}  {escape(line)}[/]")
 
         app = make_app(served, host=options.host, token=token, report=report)
-        _announce(options, served, listening.getsockname()[1], token, seconds, console)
+        prompt = None if served.conversation is not None else example_prompt(opened.config)
+        port = listening.getsockname()[1]
+        _announce(options, served, port, token, prompt, seconds, console)
         config = server_config(app, log_config=None, timeout_graceful_shutdown=3)
         try:
             uvicorn.Server(config).run(sockets=[listening])
@@ -115,6 +110,7 @@ def _announce(
     served: Any,
     port: int,
     token: str | None,
+    prompt: str | None,
     seconds: float,
     console: Console,
 ) -> None:
@@ -126,9 +122,10 @@ def _announce(
         + ("a token is needed" if token else "for this machine only")
     )
     if served.conversation is None:
-        console.print("It has no chat template: only /v1/completions can be asked.")
-    header = ' \\\n  -H "Authorization: Bearer $STEPRL_SERVE_TOKEN"' if token else ""
-    key = 'os.environ["STEPRL_SERVE_TOKEN"]' if token else '"none"'
-    snippet = _SNIPPET.format(url=url, name=served.name, header=header, key=key)
-    console.print(escape(snippet), style="dim")
+        console.print(
+            "It has no chat template, so it completes texts: /v1/completions answers, "
+            "/v1/chat/completions does not."
+        )
+    shown = snippets(url, served.name, prompt, token is not None)
+    console.print(escape(shown), style="dim")
     console.print("Ctrl-C ends it.")

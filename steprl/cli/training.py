@@ -9,18 +9,24 @@ from rich.console import Console
 from rich.markup import escape
 
 from steprl.cli.options import EXIT_ERROR, config_of, exit_code, session_of
-from steprl.cli.progress import Watch, print_results
+from steprl.cli.progress import Watch, fewer_tasks, print_results
 from steprl.cli.report import report_of_run
+from steprl.config.environments import NO_ENVIRONMENT
 
 
 def add_commands(command: Any) -> None:
     """Adds both to the parser."""
-    for name, run, text in (
-        ("train", _train, "Warm start, then reinforcement learning, as a configuration says."),
-        ("sft", _sft, "The supervised warm start alone."),
-    ):
+    configuration = "YAML file, or one of `steprl configs`, such as quickstart"
+    for name, run, text, source in (
+        ("train", _train, "Warm start, then reinforcement learning, as a configuration says.",
+         configuration),
+        ("sft", _sft, "The supervised warm start alone, or a model on conversations of yours.",
+         f"{configuration}; or a model, with sft.data=FILE sft.steps=N"),
+    ):  # fmt: skip
         sub = command(name, run, text)
-        sub.add_argument("config", help="YAML file, or one of `steprl configs`, such as quickstart")
+        sub.add_argument(
+            "config", metavar="CONFIG|MODEL" if name == "sft" else "CONFIG", help=source
+        )
         sub.add_argument(
             "overrides", nargs="*", metavar="key=value", help="algorithm.gamma=0.99 ..."
         )
@@ -45,9 +51,12 @@ def add_commands(command: Any) -> None:
 def _train(options: argparse.Namespace, console: Console) -> int:
     from steprl.config import ConfigError
     from steprl.disk import WriteError
+    from steprl.envs.answers import EnvironmentFailed
     from steprl.run_directory import open_run, run_path
+    from steprl.session.checks import check_plays
     from steprl.train import train
 
+    _read_resume(options)
     config = config_of(options)
     run_path(config)  # a name that cannot be is told at once
     if options.dry_run:
@@ -56,6 +65,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--all says what --dry-run prints: give both, or neither")
     if config.trainer.total_training_steps == 0:
         raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
+    check_plays(config)
     session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
@@ -64,7 +74,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
             params, _ = train(session, run, watch)
         except KeyboardInterrupt as interrupt:
             return _interrupted(options, run, console, interrupt)
-        except FloatingPointError:
+        except (FloatingPointError, EnvironmentFailed):
             report_of_run(run, console)  # where it went wrong can be looked at
             raise
         except WriteError as error:
@@ -85,9 +95,11 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     from steprl.evaluation import evaluate_all
     from steprl.interrupts import interrupts
     from steprl.run_directory import open_run, run_path
+    from steprl.session.sources import tuning_settings
     from steprl.train import run_warm_start
 
-    config = config_of(options)
+    _read_resume(options)
+    config = tuning_settings(options.config, options.overrides)
     run_path(config)
     if options.dry_run:
         return _dry_run(config, options.all, console)
@@ -106,27 +118,51 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
             return _interrupted(options, run, console, interrupt)
         except WriteError as error:
             return _not_written(options, run, console, error)
-        print_results(evaluate_all(session.player, params, config), console)
+        if config.env.name != NO_ENVIRONMENT:
+            results = evaluate_all(session.player, params, config)
+            print_results(results, console, config.eval.num_tasks)
+    if config.model.path is not None:
+        console.print(f"Talk to it with [bold]steprl chat {escape(shlex.quote(str(run)))}[/]")
     console.print(f"Start from it with [bold]trainer.init_from={escape(str(run))}[/]")
     return 0
 
 
+def _read_resume(options: argparse.Namespace) -> None:
+    """A setting right behind --resume is a setting, and no run."""
+    word = options.resume
+    if word and "=" in word and not Path(word).exists():
+        options.resume, options.overrides = "auto", [*options.overrides, word]
+
+
 def _checked_session(config, resume: str | None = None):  # type: ignore[no-untyped-def]
     """All that can fail before training has failed here: no directory is made for it."""
+    import jax
+    import numpy as np
+
     from steprl.session import check_origin
 
     session = session_of(config)
     if resume is None:  # else the run has its own parameters
         check_origin(config)
+        if config.sft.data is not None and config.sft.steps and session.player.demonstrate:
+            rows = np.arange(config.sft.batch_size)
+            session.player.demonstrate(jax.random.key(0), rows)  # reads the file, which is kept
     return session
 
 
 def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore[no-untyped-def]
     from omegaconf import OmegaConf
 
-    from steprl.session import abstract_params, acting_settings, idle_settings, notice_idle
+    from steprl.session import (
+        abstract_params,
+        acting_settings,
+        check_first_reset,
+        idle_settings,
+        notice_idle,
+    )
 
     session = _checked_session(config)
+    check_first_reset(session.suite, config.env.name)
     shown = OmegaConf.structured(config) if everything else acting_settings(session)
     console.print(escape(OmegaConf.to_yaml(shown)))
     if not everything:
@@ -157,6 +193,10 @@ def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-
     )
     if notice := notice_idle(session):
         console.print(f"[dim]{escape(notice)}[/]")
+    for split, size in session.player.sizes.items():
+        if split in session.player.splits[1:] and size < config.eval.num_tasks:
+            line = fewer_tasks(f"split {split}", size, config.eval.num_tasks)
+            console.print(line, style="dim", markup=False)
 
 
 def _interrupted(

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any, get_args, get_origin
 
-from steprl.config.environments import ADAPTERS, ENVIRONMENTS, EnvConfig
+from steprl.config.environments import ADAPTERS, ENVIRONMENTS, NO_ENVIRONMENT, EnvConfig
 from steprl.config.settings import KL_WITHOUT_GRADIENT, LOGGERS, Config
 
 _LARGEST = 2**31 - 1  # of whole numbers that declare nothing else: sizes and counts are int32
@@ -151,7 +151,7 @@ def check_consistency(config: Config) -> None:
 
 
 def _check_environment(env: EnvConfig) -> None:
-    if ":" in env.name or env.name in ADAPTERS:
+    if ":" in env.name or env.name in (*ADAPTERS, NO_ENVIRONMENT):
         return
     if env.name not in ENVIRONMENTS:
         near = difflib.get_close_matches(env.name, ENVIRONMENTS + ADAPTERS, n=1)

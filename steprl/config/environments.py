@@ -7,6 +7,7 @@ from typing import Any
 # Each is a package of steprl.envs, whose `open` takes the section of `EnvConfig` of the same name.
 # The first are games on the device, each with a small language of its own.
 GAMES = ("multihop", "errand", "shop")
+NO_ENVIRONMENT = "none"  # of runs that only learn from conversations
 ENVIRONMENTS = (*GAMES, "household", "wiki_search", "mini_shop")
 # Of other packages, set by env.options; each is a module of steprl.envs.adapters.
 ADAPTERS = (
@@ -200,7 +201,7 @@ class GameConfig:
 class EnvConfig:
     """The environment: which, and its settings."""
 
-    name: str = "multihop"  # that ships, of another package, or your own as module:function
+    name: str = "multihop"  # that ships, of another package, your own as module:function, or none
     # Arguments of the function of an adapter, or of your own.
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     game: GameConfig = GameConfig()

@@ -57,9 +57,9 @@ class ModelConfig:
     # The critic: a head on the policy's own hidden state, a network of its own, or none.
     value_head: str = setting("shared", choices=("shared", "separate", "none"))
     dtype: str = setting("float32", choices=("float32", "bfloat16"))  # of computation
-    param_dtype: str = setting(
-        "float32", choices=("float32", "bfloat16")
-    )  # of parameters and of their updates
+    # Of parameters. The optimiser keeps a float32 copy of what it trains, so bfloat16 saves memory where
+    # most of the model is frozen.
+    param_dtype: str = setting("float32", choices=("float32", "bfloat16"))
     remat: bool = False  # compute activations again in the backward pass: less memory, more time
     logprob_chunk: int = setting(8192, 1)  # tokens whose logits exist at the same time
     # Regular expression; parameters in whose path it is found are not trained.
@@ -196,7 +196,8 @@ class ActorConfig:
     entropy_coeff: float = setting(0.0, 0.0)  # weight of the entropy, which is added
     use_kl_loss: bool = False  # stay near the policy that training began with
     kl_loss_coef: float = setting(0.001, 0.0)  # weight of that KL in the loss
-    kl_loss_type: str = setting("low_var_kl", choices=KL_PENALTIES)  # estimator of that KL
+    # Estimator of that KL; kl and k1 are refused, as their gradient is 0 on average.
+    kl_loss_type: str = setting("low_var_kl", choices=KL_PENALTIES)
     ppo_epochs: int = setting(2, 1)  # times that a batch is trained on
     ppo_mini_batch_size: int = setting(64, 1)  # trajectories an optimiser step
     ppo_micro_batch_size: int = setting(0, 0)  # trajectories a gradient, 0 = the mini-batch
@@ -242,7 +243,7 @@ class RolloutConfig:
 class EvalConfig:
     """How success is measured: during training, and by `steprl eval`."""
 
-    num_tasks: int = setting(1024, 1)  # at most, of each split
+    num_tasks: int = setting(1024, 1)  # at most, of each split; attempts at each: eval.n
     temperature: float = setting(1.0, 0.0)  # of sampling, 0 = greedy
     top_k: int = setting(0, 0)  # as rollout.top_k
     top_p: float = setting(1.0, 1e-6, 1.0)  # as rollout.top_p
@@ -265,7 +266,7 @@ class TrainerConfig:
     save_freq: int = setting(10, 0)  # iterations between checkpoints, 0 = at the end only
     max_to_keep: int = setting(3, 1)  # checkpoints; older ones are deleted
     val_before_train: bool = True  # evaluate before the first iteration
-    # Where metrics are written: jsonl, tensorboard, wandb.
+    # Where metrics are written: jsonl, tensorboard, wandb; one of them, or a list.
     logger: list[str] = dataclasses.field(default_factory=lambda: ["jsonl"])
     # Iterations between files of trajectories (docs/report.md), 0 = none. None = about ten files a run,
     # the last iteration among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token

@@ -25,6 +25,7 @@ class Env(Protocol):
         tools: schemas for the chat template.
         context: one of `CONTEXTS`, "extend" where it is absent.
         max_steps: steps of an episode at most.
+        num_tasks: how many tasks there are, where they are finitely many; an evaluation plays each once.
         metrics(infos): numbers of an episode beside reward and success, from the `info` of its steps;
             the same names always, NaN for what an episode has not.
     """

@@ -155,6 +155,11 @@ class FlowEnvironment:
         self._flow, self._success = flow, success
         self._live = _Live(live)
 
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks there are."""
+        return len(self.tasks)
+
     def reset(self, task: int, key: Any = None) -> tuple[FlowState, Prompt]:
         """The first state and prompt of a task.
 

@@ -3,9 +3,10 @@
 import importlib
 
 from steprl.config import EnvConfig
-from steprl.config.environments import ENVIRONMENTS
+from steprl.config.environments import ENVIRONMENTS, NO_ENVIRONMENT
 from steprl.envs.custom import load_suite
 from steprl.envs.games import Game
+from steprl.envs.nothing import open_nothing
 from steprl.envs.suite import Suite, shaped
 
 
@@ -16,6 +17,8 @@ def open_suite(config: EnvConfig) -> Suite:
         ValueError: settings do not fit each other, or a user's function fails or returns what is none.
         ImportError: an optional package is missing.
     """
+    if config.name == NO_ENVIRONMENT:
+        return open_nothing()
     if config.name not in ENVIRONMENTS:
         return shaped(load_suite(config.name, config.options), config.game)
     package = importlib.import_module(f"steprl.envs.{config.name}")

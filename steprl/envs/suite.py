@@ -33,7 +33,7 @@ class Suite:
         sizes: tasks of a split, where there are finitely many.
         system: the system message for chat models.
         tools: schemas for the chat template.
-        tags: names such as "<tool_call>" that the environment itself writes into observations, and
+        control_tags: names such as "<tool_call>" that the environment itself writes into observations, and
             keeps out of what it quotes: where a tokenizer has a token for one, it is read as that token.
             All other text of an environment never becomes control tokens.
         context: "extend": an observation is added to what was before; "rebuild": it replaces all.
@@ -67,7 +67,7 @@ class Suite:
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     system: str | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
-    tags: tuple[str, ...] = ()
+    control_tags: tuple[str, ...] = ()
     context: str = "extend"
     max_steps: int | None = None
     vocabulary: tuple[str, ...] | None = None
@@ -138,11 +138,13 @@ def _of_environments(splits: Mapping[str, Env], source: str | None) -> Suite:
     first = next(iter(splits.values()), None)
     attributes: dict[str, Any] = {
         name: value
-        for name in ("system", "tools", "tags", "context", "max_steps")
+        for name in ("system", "tools", "control_tags", "context", "max_steps")
         if (value := getattr(first, name, None))
     }
+    told = {name: getattr(env, "num_tasks", None) for name, env in splits.items()}
+    sizes = {name: n for name, n in told.items() if n is not None and not callable(n)}
     try:
-        return Suite(splits=splits, workers=_WORKERS, **attributes)
+        return Suite(splits=splits, sizes=sizes, workers=_WORKERS, **attributes)
     except ValueError as error:
         raise ValueError(f"{source}: {error}" if source else str(error)) from None
 
@@ -186,8 +188,9 @@ def _problem(suite: Suite) -> str | None:
     tools = [] if suite.tools is None else suite.tools
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
         return "its tools are no list of schemas, see steprl.tools.tool_schema"
-    if isinstance(suite.tags, str) or not all(isinstance(tag, str) for tag in suite.tags):
-        return f"its tags are {suite.tags!r}: give a tuple of names such as '<tool_call>'"
+    tags = suite.control_tags
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
+        return f"its control_tags are {tags!r}: give a tuple of names such as '<tool_call>'"
     if suite.max_steps is not None and not _is_count(suite.max_steps):
         return f"max_steps={suite.max_steps!r}: give a whole number from 1"
     unknown = [name for name in suite.sizes if name not in suite.splits]

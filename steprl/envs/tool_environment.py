@@ -108,7 +108,7 @@ class ToolEnvironment:
     """
 
     system: str  # absent where there is none
-    tags = ("<tool_response>", "</tool_response>")  # see `steprl.envs.suite.Suite`
+    control_tags = ("<tool_response>", "</tool_response>")  # see `steprl.envs.suite.Suite`
 
     def __init__(
         self,
@@ -153,6 +153,11 @@ class ToolEnvironment:
             max_characters=max_characters,
         )
         self._call([])  # so that a wrong limit is found here
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks there are."""
+        return len(self.tasks)
 
     def reset(self, task: int, key: Any = None) -> tuple[ToolState, Any]:
         """The first state and the prompt of a task.

@@ -45,7 +45,8 @@ def plain_text(tokenizer: Any) -> PlainText:
 
     Note:
         A control token that is written out has other neighbours than in one piece of text: it is cut
-        behind its first character. All that is decoded from it is the text as it was.
+        behind its first character. It is decoded to the text as it was; but tokenizers that put a blank
+        before every piece put one there, too.
     """
     added = tokenizer.added_tokens_decoder
     special = {token.content for token in added.values() if token.special}
@@ -54,6 +55,7 @@ def plain_text(tokenizer: Any) -> PlainText:
     tags = {token.content for token in added.values()} - special
     tags = {name for name in tags if len(name) > 1 and _BRACKETS.fullmatch(name)}
     ids = {number for number, token in added.items() if token.content in special | tags}
+    id_of = {token.content: number for number, token in added.items()}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # A token that is looked for in the normalised text may be hidden in another text.
     hides = getattr(backend, "normalizer", None) is not None and any(
@@ -82,7 +84,7 @@ def plain_text(tokenizer: Any) -> PlainText:
         text = text.replace(_ESCAPE, _ESCAPE + _ITSELF)
         places = [at + 1 for at in begins(text, frozenset(allowed))]
         shielded = _insert(text, places, _ESCAPE + _MAY_CUT)
-        if hides and not text.isascii() and ids & set(encode(shielded)):
+        if hides and (ids - {id_of.get(name) for name in allowed}) & set(encode(shielded)):
             return _insert(text, range(1, len(text)), _ESCAPE + _MUST_CUT)
         return shielded
 

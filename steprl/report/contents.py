@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("F1", "of the answers", (("env/f1", "training"), ("eval/f1", "evaluation"))),
     ("Warm start", "loss by step", (("sft/loss", "loss"),)),
 )  # fmt: skip
-_FAULTS = ("crash", "timeout", "fault", "context_full")
+_FAULTS = "crash|timeout|fault|context_full"
 _ENDS = ("_low", "_high")
 
 
@@ -68,7 +69,7 @@ def curves(run: Path) -> dict[str, Any]:
     faults = [
         (name, name.removeprefix("env/").removesuffix("_frac").replace("_", " "))
         for name in sorted(columns)
-        if name.startswith("env/") and any(word in name for word in _FAULTS)
+        if re.fullmatch(rf"env/.*({_FAULTS}).*_frac", name)
     ]
     for title, note, lines in (*PANELS, ("Faults", "share of trajectories", tuple(faults))):
         there = [(name, label) for name, label in lines if name in columns]

@@ -20,6 +20,9 @@ _SUCCESS = (
     ("rollout/success_rate", "training rollouts", ":", 1.4),
 )
 _PANELS = (
+    ("critic/rewards/mean", "return of training rollouts"),
+    ("eval/return", "return, evaluation, sampled"),
+    ("response_length/mean", "tokens per action"),
     ("env/f1", "F1 of training rollouts"),
     ("eval/f1", "F1, evaluation, sampled"),
     ("actor/pg_loss", "policy loss"),

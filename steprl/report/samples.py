@@ -27,6 +27,10 @@ def samples(run: Path, most: int) -> Samples:
     files = sorted((run / "trajectories").glob("*.jsonl"))
     found = Samples([], [], [])
     left_out = 0
+    if not files:
+        found.notes.append(
+            "This run has no trajectories: trainer.save_trajectories=N keeps those of every N-th iteration"
+        )
     for place, file in enumerate(files):
         share = (most - len(found.entries)) // (len(files) - place)
         kept, others, note = _first_tasks(file, share)

@@ -64,10 +64,11 @@ def page(run: Path, trajectories: int = DEFAULT_TRAJECTORIES) -> str:
     found = samples(run, trajectories)
     details, size = [], 0
     for detail in found.details:
-        details.append(embedded(detail))
-        size += len(details[-1])
+        text = embedded(detail)
+        size += len(text)
         if size > MOST_CHARACTERS:
             break
+        details.append(text)
     if len(details) < len(found.details):
         found.notes.append(
             f"the last {len(found.details) - len(details)} trajectories are left out: the page would "
@@ -97,7 +98,9 @@ def embedded(value: Any) -> str:
         text = json.dumps(value, **how)
     except ValueError:
         text = json.dumps(finite(value), **how)
-    return re.sub("[<>&]", lambda sign: _UNSAFE[sign[0]], text)
+    for sign, escape in _UNSAFE.items():
+        text = text.replace(sign, escape)
+    return text
 
 
 def _filled(name: str, slots: Mapping[str, str]) -> str:

@@ -58,7 +58,7 @@ def suite_context(suite: Suite, tokenizer: Any, pretrained: bool) -> Context:
         # A template that shows no tools; they are described instead, and how to call them.
         described = instruct_tools(map(dict, tools))
         system, tools = "\n\n".join(part for part in (system, described) if part), None
-    return chat_context(tokenizer, system, tools, rebuild, suite.tags)
+    return chat_context(tokenizer, system, tools, rebuild, suite.control_tags)
 
 
 def plain_context(tokenizer: Any, rebuild: bool = False) -> Context:
@@ -125,12 +125,13 @@ def chat_context(
         system: the system message; None leaves it to the template.
         tools: schemas that the template shows.
         rebuild: every observation is the whole of what the policy sees, not what is new.
-        tags: see `Suite.tags`.
+        tags: see `Suite.control_tags`.
 
     Raises:
         ValueError: as of `steprl.models.chat.chat_format`.
     """
     chat: ChatFormat = chat_format(tokenizer, tools, tags=tags)
+    allowed = chat.plain.tags.intersection(tags)
     first = [] if system is None else [{"role": "system", "content": system}]
 
     def messages(observation: Observation) -> list[Mapping[str, Any]]:
@@ -157,7 +158,7 @@ def chat_context(
         encode=encode,
         # A thought that the prompt has begun: without its tag it would read as what is said.
         decode=lambda ids: chat.opened + chat.decode(ids),
-        measure=lambda text: len(chat.encode(chat.plain.shield(text, tags))),
+        measure=lambda text: len(chat.encode(chat.plain.shield(text, allowed))),
         stop_ids=chat.stop_ids,
         closing_ids=chat.stop_ids[:1],
         pad_id=chat.stop_ids[0] if pad is None else pad,

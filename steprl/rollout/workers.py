@@ -6,9 +6,11 @@ depends on its arguments only, never on the order in which calls end.
 """
 
 import atexit
+import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from steprl.envs.answers import describe
@@ -189,7 +191,7 @@ class EnvWorkers:
             _join(threads, 2 * CLOSE_LIMIT)
         elif close := getattr(self._env, "close", None):
             # A hung call may hold what `close` wants.
-            closing = threading.Thread(target=close, daemon=True)
+            closing = threading.Thread(target=_close, args=(close,), daemon=True)
             closing.start()
             _join([closing], CLOSE_LIMIT)
 
@@ -312,6 +314,15 @@ def _inline(env: Any, call: str, arguments: tuple[Any, ...]) -> Any:
         raise
     except BaseException as error:
         return Fault("crash", describe(error))
+
+
+def _close(close: Callable[[], Any]) -> None:
+    try:
+        close()
+    except BaseException as error:
+        logging.getLogger("steprl").warning(
+            "`close` of the environment failed: %s", describe(error)
+        )
 
 
 def _join(threads: list[threading.Thread], limit: float) -> None:

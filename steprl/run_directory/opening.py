@@ -50,7 +50,7 @@ def open_run(config: Config, resume: str | None = None, overwrite: bool = False)
             left = delete_run(path)
             if left:
                 _LOG.warning("--overwrite %s: no run wrote %s, not deleted", path, ", ".join(left))
-        if not is_run(path):
+        if not is_run(path) or not _used(path):
             write_settings(path, config)
     except BaseException:
         release(path)
@@ -59,7 +59,23 @@ def open_run(config: Config, resume: str | None = None, overwrite: bool = False)
 
 
 def _used(path: Path) -> bool:
-    return path.is_dir() and any(entry.name != LOCK for entry in path.iterdir())
+    """There is something to lose: a run that failed before its first record has left nothing."""
+    # Nor has a process that ended before it had written the settings.
+    nothing = (LOCK, SETTINGS + ".tmp")
+    if not path.is_dir():
+        return False
+    if not is_run(path):
+        return any(entry.name not in nothing for entry in path.iterdir())
+    return any(_is_record(file, path) for file in path.rglob("*"))
+
+
+def _is_record(file: Path, run: Path) -> bool:
+    """A link, or a file with something in it, other than those with which every run begins."""
+    if file.is_symlink():
+        return True
+    inside = file.relative_to(run)
+    begins = str(inside) in (SETTINGS, LOCK, SETTINGS + ".tmp") or inside.parts[0] == "tensorboard"
+    return file.is_file() and not begins and file.stat().st_size > 0
 
 
 def _check(path: Path, config: Config, resume: str | None, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from steprl.algorithms import Algorithm
-from steprl.config import Config
+from steprl.config import Config, check_consistency, check_ranges, check_types
 from steprl.config.import_path import name_of_value
 from steprl.envs.opening import open_suite
 from steprl.envs.suite import suite_of
@@ -46,6 +46,9 @@ def setup(
             contract.
         TypeError: what was given is something else.
     """
+    check_types(config)  # settings may have been made in Python, without `load_config`
+    check_ranges(config)
+    check_consistency(config)
     _check_options(config, env, policy, method)
     method, source = method_of(config, method)
     config = _with_names(config, env, policy, method if source == GIVEN_METHOD else None)

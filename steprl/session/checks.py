@@ -7,6 +7,8 @@ from jax.sharding import Mesh
 from steprl.algorithms import Algorithm, check_needs, future_kl_loss
 from steprl.branching import initial_attempts, keeps_groups
 from steprl.config import Config
+from steprl.config.environments import NO_ENVIRONMENT
+from steprl.envs.nothing import REFUSAL
 from steprl.envs.suite import Suite
 from steprl.rollout import Player
 
@@ -28,6 +30,37 @@ def check_rows(config: Config, mesh: Mesh) -> None:
             raise ValueError(
                 f"{name}={size} must be a multiple of the {mesh.size} devices of the mesh"
             )
+
+
+def check_first_reset(suite: Suite, name: str) -> None:
+    """Environments on the host begin a first task; each is asked once.
+
+    Raises:
+        ValueError: one fails; says how.
+    """
+    for split, env in suite.splits.items():
+        try:
+            env.reset(0)
+        except (Exception, SystemExit) as error:
+            said = _first_words(error)
+            raise ValueError(
+                f"env.name={name}: task 0 of split {split!r} does not begin: {said}"
+            ) from error
+
+
+def _first_words(error: BaseException) -> str:
+    """Kind and first line of an exception, whose text may itself fail."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+
+
+def check_plays(config: Config) -> None:
+    """There is an environment to play in."""
+    if config.env.name == NO_ENVIRONMENT:
+        raise ValueError(REFUSAL)
 
 
 def check_player(config: Config, suite: Suite, player: Player) -> None:

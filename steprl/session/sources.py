@@ -1,5 +1,6 @@
 """What a word on the command line stands for: a run, a configuration, or a pretrained model."""
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import jax
 
 from steprl.config import Config, ConfigError, load_config
 from steprl.config.checks import shorten
-from steprl.config.environments import ENVIRONMENTS, GAMES
+from steprl.config.environments import ENVIRONMENTS, GAMES, NO_ENVIRONMENT, EnvConfig
 from steprl.config.shipped import config_file, shipped_configs
 
 RUN, CONFIG, MODEL = "run", "configuration", "model"
@@ -44,7 +45,7 @@ def kind_of(source: str | os.PathLike[str]) -> str:
         config_file(text)
         return CONFIG
     if exists:
-        return MODEL
+        return MODEL if path.suffix == ".gguf" else CONFIG
     # OWNER/NAME of the hub; but a folder that is here is meant where its name comes first.
     is_of_hub = len(path.parts) == 2 and not text.startswith((".", "~", os.sep))
     if is_of_hub and not os.path.isdir(path.parent) and len(text) < 200:
@@ -106,3 +107,47 @@ def model_settings(source: str | os.PathLike[str]) -> tuple[str, ...]:
         f"actor.ppo_mini_batch_size={devices}",
         f"sft.batch_size={devices}",
     )
+
+
+def tuning_settings(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """The settings of a supervised phase, of a configuration, or of a model and conversations alone.
+
+    A model, and a configuration with `model.path` and `sft.data` that names no environment, have none:
+    `env.name=none`. A model is trained in batches of 8 rows of 1024 tokens, at a rate of 1e-4; the
+    overrides say with which `sft.data`, and how many `sft.steps`.
+
+    Raises:
+        ConfigError: as of `load_config`; or no conversations are named for a model.
+        ValueError: the source is a run.
+        FileNotFoundError: as of `kind_of`.
+    """
+    kind = kind_of(source)
+    if kind == RUN:
+        raise ValueError(
+            f"{source} is a run: to train on from it, give its configuration or model, and "
+            f"trainer.init_from={source}"
+        )
+    if kind == CONFIG:
+        config = load_config(Path(source), overrides)
+        if config.sft.data and config.model.path and config.env == EnvConfig():
+            nothing = dataclasses.replace(config.env, name=NO_ENVIRONMENT)
+            config = dataclasses.replace(config, env=nothing)
+        return config
+    if not any(item.startswith("sft.data=") for item in overrides):
+        raise ConfigError(
+            f"{source} is a model: say what it is to learn from, as sft.data=FILE of conversations, and how "
+            "long, as sft.steps=N"
+        )
+    devices = jax.device_count()
+    rows = -(-8 // devices) * devices
+    defaults = (
+        f"model.path={source}",
+        f"env.name={NO_ENVIRONMENT}",
+        f"sft.batch_size={rows}",
+        "sft.lr=1e-4",
+        "rollout.context_length=1024",
+        f"rollout.batch_size={devices}",
+        f"actor.ppo_mini_batch_size={devices}",
+        "trainer.experiment_name=sft",
+    )
+    return load_config(None, [*defaults, *overrides])

@@ -5,13 +5,15 @@ Tags are parsed, not searched for. Thoughts, calls and answers may stand in any 
 - Nothing between `<think>` and `</think>` counts, and nothing behind a `<think>` that is never closed.
   Thoughts nest. A `</think>` that closes nothing ends a thought that the prompt began, so nothing
   before it counts either. So with `thinking`, `thought`, `reasoning` and `analysis`.
-- A `<tool_call>` block holds a JSON object, see `steprl.tools.hermes`; tags inside its strings are text.
+- A `<tool_call>` block holds a JSON object, see `steprl.tools.hermes`; tags inside its strings are text,
+  as they are in any object in a thought.
 - `<answer>` and `</answer>` enclose an answer, from the last opening tag before the closing one.
 
 The tags of thoughts and answers may be in any case and have attributes; those of calls are exact.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -27,11 +29,13 @@ from steprl.tools.call_objects import (
 from steprl.tools.schema import Tool
 
 MAX_BLOCKS = 64  # of one text; behind them nothing is read
+MAX_MENTIONS = 1000  # of blocks in thoughts; behind them nothing is read either
 THOUGHTS = ("think", "thinking", "thought", "reasoning", "analysis")
 """Tags whose content is not part of what a reply says."""
 
 _TAG = re.compile(
     rf"</?tool_call>|<(?P<end>/?)(?P<name>(?i:{'|'.join(THOUGHTS)}|answer))(?:\s[^<>]*)?>"
+    r'|(?P<object>\{\s*")'
 )
 _CALL_TAG = re.compile(r"</?tool_call>")
 _SPACE = re.compile(r"\s*")
@@ -147,12 +151,16 @@ class _Scan:
     def __init__(self, reply: str, bare: bool):
         self.reply, self.bare = reply, bare
         self.open: list[str] = []  # thoughts
+        self.depth: Counter[str] = Counter()  # of each name among them
+        # What was tried to be read: where JSON breaks off, Python counts the lines up to there.
+        self.mentions = self.tries = 0
         self._restart()
 
     def _restart(self) -> None:
         """What was said so far was a thought."""
         self.said: list[str] = []
         self.length = 0  # of what was said
+        self.silent = True  # that was nothing but blanks
         self.answers: list[tuple[int, int]] = []  # places in it
         self.answer_start: int | None = None
         self.calls: list[ToolCall | CallError] = []
@@ -165,10 +173,15 @@ class _Scan:
         while tag := _TAG.search(reply, position):
             position = tag.end()
             name = (tag["name"] or "").lower()
-            if not name:
+            if tag["object"]:
+                position = self._object(tag)
+            elif not name:
                 if len(self.calls) == MAX_BLOCKS and not self.open:
                     text = f"Not called: only {MAX_BLOCKS} tool_call blocks are read."
                     self.calls.append(CallError(MAX_BLOCKS, "too_many", text))
+                    break
+                self.mentions += bool(self.open)
+                if self.mentions > MAX_MENTIONS:
                     break
                 position = self._call(tag)
             elif tag.group().endswith("/>"):
@@ -181,9 +194,9 @@ class _Scan:
                 if not self.open:
                     self._say(begin, tag.start())
                 self.open.append(name)
-            elif name in self.open:
-                while self.open.pop() != name:
-                    pass
+                self.depth[name] += 1
+            elif self.depth[name]:
+                self._close(name)
                 begin = tag.end()
                 if self._only_calls(begin):
                     return
@@ -197,18 +210,30 @@ class _Scan:
 
     def _only_calls(self, begin: int) -> bool:
         """Takes the rest as calls without tags, where it is nothing else and nothing was said before."""
-        if not self.bare or self.open or self.calls or any(map(str.strip, self.said)):
+        if not self.bare or self.open or self.calls or not self.silent:
             return False
-        calls = _bare_calls(self.reply, begin)
-        if not calls or any(isinstance(call, CallError) for call in calls):
+        self.tries += 1
+        if self.tries > MAX_BLOCKS:
+            return False
+        calls = _bare_calls(self.reply, begin, whole=True)
+        if not calls:
             return False
         self._say(begin, len(self.reply))
         self.calls, self.spans = calls, [(begin, len(self.reply))]
         return True
 
+    def _close(self, name: str) -> None:
+        """Ends the innermost thought of a name, and those inside it."""
+        closed = ""
+        while closed != name:
+            closed = self.open.pop()
+            self.depth[closed] -= 1
+
     def _say(self, start: int, end: int) -> None:
-        self.said.append(self.reply[start:end])
+        said = self.reply[start:end]
+        self.said.append(said)
         self.length += end - start
+        self.silent &= not said.strip()
 
     def _answer(self, tag: re.Match[str], begin: int) -> None:
         self._say(begin, tag.end())
@@ -217,6 +242,14 @@ class _Scan:
         elif self.answer_start is not None:
             self.answers.append((self.answer_start, self.length - len(tag.group())))
             self.answer_start = None
+
+    def _object(self, tag: re.Match[str]) -> int:
+        """Where to read on: behind an object in a thought, whose strings hold no tags either."""
+        self.mentions += bool(self.open)
+        if not self.open or self.mentions > MAX_MENTIONS:
+            return tag.end()
+        read = read_value(self.reply, tag.start())
+        return tag.end() if read.problem else read.end
 
     def _call(self, tag: re.Match[str]) -> int:
         """Reads the block that begins at a tag, and returns where to read on."""
@@ -250,8 +283,14 @@ class _Scan:
         return closing.end()
 
 
-def _bare_calls(text: str, begin: int = 0) -> list[ToolCall | CallError]:
-    """The calls of a text that is nothing but JSON objects which look like calls; else none."""
+def _bare_calls(text: str, begin: int = 0, whole: bool = False) -> list[ToolCall | CallError]:
+    """The calls of a text that is nothing but JSON objects which look like calls; else none.
+
+    Args:
+        text: of a reply.
+        begin: where it begins.
+        whole: none either, if there is an error among them.
+    """
     head = _BARE_HEAD.match(text, begin)
     if head is None:
         return []
@@ -260,13 +299,16 @@ def _bare_calls(text: str, begin: int = 0) -> list[ToolCall | CallError]:
     while not _BARE_TAIL.match(text, position):
         read = read_value(text, position)
         if read.problem:
-            looks_so = calls or _BARE_KEYS.search(text, head.end(), head.end() + 1000)
-            error = CallError(len(calls), "bad_json", f"Not called: {read.problem}.")
-            return [*calls, error] if looks_so else []
+            if whole or not (calls or _BARE_KEYS.search(text, head.end(), head.end() + 1000)):
+                return []
+            return [*calls, CallError(len(calls), "bad_json", f"Not called: {read.problem}.")]
         value = read.value
         if not isinstance(value, dict) or "name" not in value or not value.keys() & {*ARGUMENTS}:
             return []
-        calls.append(read_call(value, len(calls), ignored=("type", "id")))
+        call = read_call(value, len(calls), ignored=("type", "id"))
+        if whole and isinstance(call, CallError):
+            return []
+        calls.append(call)
         if len(calls) == MAX_BLOCKS:
             break
         separator = _SEPARATOR.match(text, read.end)

@@ -69,13 +69,27 @@ def test_an_answer_ends_the_episode_and_is_rewarded_after_normalisation(index):
         ("<answer>Bergen</answer>", 0.0, 0.0),
         ("<answer>Oslo</answer> no, <answer>Oslo in Norway</answer>", 0.0, 0.5),  # the last
         ("", 0.0, 0.0),
+        ("<think>It may be Oslo</think> <answer>Oslo</answer>", 1.0, 1.0),
+        ("hm <answer>Rome</answer></think> oslo", 1.0, 1.0),
     ]:
         after, observation, got, terminated, truncated, info = env.step(state, reply)
         assert (got, terminated, truncated, after.done) == (reward, True, False, True), reply
         assert (info["exact_match"], info["f1"]) == (reward, f1), reply
         assert info["success"] is bool(reward)
-        assert info["valid"] is ("<answer>" in reply)
+        assert info["valid"] is ("</answer>" in reply and "</answer></think>" not in reply)
         assert observation == ""
+
+
+@pytest.mark.parametrize(
+    "thought", ["<think>", "<analysis>", "<THINK>\n", "<think>a</think><think>"]
+)
+def test_a_thought_that_is_cut_off_earns_nothing_and_searches_nothing(index, thought):
+    env = small(index)
+    state, _ = env.reset(0)
+    for inside in ("It may be <answer>Oslo</answer>, or", "Oslo", call("Alpha"), "<answer>Oslo"):
+        _, _, reward, terminated, _, info = env.step(state, thought + inside)
+        assert (reward, info["f1"], info["answer"], info["valid"]) == (0.0, 0.0, "", False)
+        assert terminated and info["num_calls"] == 0
 
 
 def test_the_reward_may_be_the_overlap_of_words(index):

@@ -191,19 +191,22 @@ def test_a_folder_of_texts_is_searched(tmp_path):
     )
     (tmp_path / "docs" / "deep" / "notes.md").write_text("# Babbage\n\nHe built engines.")
     (tmp_path / "docs" / "README.md").write_text("about the data")
+    (tmp_path / "docs" / "page.html").write_text("<p>not read</p>")
     (tmp_path / "docs" / ".git" / "x.txt").write_text("hidden")
     write(tmp_path / "docs" / "more.jsonl", {"title": "Byron", "text": "A poet."})
-    with gzip.open(tmp_path / "docs" / "old.txt.gz", "wt") as file:
+    with gzip.open(tmp_path / "docs" / "OLD.TXT.gz", "wt") as file:
         file.write("An old text.")
-    index = open_index(tmp_path / "docs", tmp_path / "cache")
+    with pytest.warns(UserWarning, match=r"docs: 1 files are not read \(.html\)"):
+        index = open_index(tmp_path / "docs", tmp_path / "cache")
     assert [index.passage(n) for n in range(len(index))] == [
         Passage("Ada", "Ada wrote programs.\n\nShe lived in London."),
+        Passage("OLD", "An old text."),
         Passage("notes", "# Babbage\n\nHe built engines."),
         Passage("Byron", "A poet."),
-        Passage("old", "An old text."),
     ]
     assert index.search("London") == [0]
     (tmp_path / "docs" / "empty.txt").write_text("\n \n")
+    (tmp_path / "docs" / "page.html").unlink()
     with pytest.raises(ValueError, match="empty.txt: the file is empty"):
         open_index(tmp_path / "docs", tmp_path / "cache")
 

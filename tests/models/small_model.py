@@ -3,7 +3,9 @@
 import dataclasses
 import json
 
-from steprl.models import save_pretrained
+import pytest
+
+from steprl.models import load_model, save_pretrained
 from tests.models.chat_models import CHATML, chat_tokenizer
 from tests.models.random_models import FAMILIES, random_parameters
 
@@ -40,3 +42,15 @@ def change(file, **entries):
 
 def said(file):
     return json.loads(file.read_text())
+
+
+def assert_refused(folder, *said):
+    """One sentence, which names a file in the folder and says what it says."""
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        load_model(folder, value_head="none")
+    assert type(error.value) in (ValueError, FileNotFoundError)
+    message = str(error.value)
+    for part in (str(folder), *said):
+        assert part in message, message
+    assert len(message.splitlines()) <= 2 or "tensors differ" in message
+    return message

@@ -300,7 +300,7 @@ def whole(tmp_path_factory):
     return path, path.read_bytes(), gguf.GGUFReader(path).data_offset
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_file_that_is_cut_off_anywhere_is_named(data, whole):
     path, content, start = whole
@@ -310,7 +310,7 @@ def test_a_file_that_is_cut_off_anywhere_is_named(data, whole):
         load_model(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_flipped_bit_in_the_head_ends_in_a_sentence_if_it_matters(data, whole):
     path, content, start = whole

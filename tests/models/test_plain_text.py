@@ -28,7 +28,7 @@ NAMES = st.sampled_from(
     [*SPECIAL, *ADDED, "<", "<|", "|>", "<|im_", "\ufdd0", "\ufdd2", " ", "a\n"]
 )
 SOUP = st.lists(NAMES | st.text("<|>abé🦉 \n", max_size=4), max_size=8).map("".join)
-few = settings(max_examples=50, deadline=None)
+few = settings(max_examples=25, deadline=None)
 
 
 def user(text):
@@ -135,14 +135,15 @@ def test_a_token_is_not_made_of_two_texts_either():
 def test_a_token_that_is_hidden_from_the_eye_but_not_from_the_normaliser():
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(BPE({piece: index for index, piece in enumerate(pieces)}, []))
-    backend.normalizer = normalizers.NFKC()
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.add_tokens([AddedToken("<call>", normalized=True)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     call = tokenizer.convert_tokens_to_ids("<call>")
     plain = plain_text(tokenizer)
-    for text in ("<call>", "\uff1ccall\uff1e", "a \uff1cｃall>"):
+    for text in ("<call>", "<CALL>", "\uff1ccall\uff1e", "a \uff1cｃall>"):
         assert call in tokenizer.encode(text) and call not in plain.encode(plain.shield(text))
+        assert call in plain.encode(plain.shield(text, ["<call>"]))
 
 
 @few

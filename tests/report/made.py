@@ -77,7 +77,8 @@ def metrics(run: Path, iterations: int) -> None:
                    "response_length/mean": 20.0 - 5 * share, "actor/entropy": 2.0 - share,
                    "actor/pg_clipfrac": 0.1 * share, "critic/vf_explained_var": share,
                    "actor/ppo_kl": 0.002, "env/parse_error_frac": 0.3 - 0.3 * share,
-                   "env/crash_frac": 0.01, "env/timeout_frac": 0.0, "timing_s/step": 1.5}  # fmt: skip
+                   "env/crash_frac": 0.01, "env/faults": 1, "env/timeout_frac": 0.0,
+                   "timing_s/step": 1.5}  # fmt: skip
             row = (
                 {}
                 if i == 0

@@ -76,7 +76,7 @@ def test_curves_evaluations_and_settings_are_drawn(browser, plain):
     assert "0.7" in text_of(browser, "#tiles")
     assert count(browser, "#other-panels .panel") == 0  # drawn when it is opened
     browser.evaluate("document.querySelector('#other-curves').open = true")
-    browser.wait("document.querySelectorAll('#other-panels .panel').length === 1")
+    browser.wait("document.querySelectorAll('#other-panels .panel').length === 2")
 
 
 def test_a_curve_is_read_off_with_the_arrow_keys(browser, plain):
@@ -101,6 +101,8 @@ def test_filters_choose_what_is_listed_and_stand_in_the_address(browser, plain):
     fill(browser, "least", "2")
     assert text_of(browser, "#count") == "0 of 80 trajectories"
     assert "None of them" in text_of(browser, "#rows")
+    browser.evaluate("document.querySelector('nav a').click()")
+    assert "iteration=2" in browser.evaluate("location.hash")  # links of the page leave it alone
     browser.open(plain, "success=no&iteration=2&open=41")
     assert browser.evaluate("document.querySelector('[name=success]').value") == "no"
     assert title(browser) == "Task 10, attempt 1"

@@ -255,6 +255,14 @@ def test_numbers_that_are_not_finite_leave_gaps(tmp_path, odd):
     assert len(found["data"]["entries"]) == 1
 
 
+def test_a_page_has_a_size_that_opens(odd, monkeypatch):
+    sizes = [len(embedded(detail)) for detail in samples(odd, 100).details]
+    monkeypatch.setattr("steprl.report.write.MOST_CHARACTERS", sum(sizes[:3]))
+    found = data_of(Read(page(odd)))
+    assert len(found["data"]["entries"]) == 3 and set(found) == {"data", "t0", "t1", "t2"}
+    assert any("the last 6 trajectories are left out" in note for note in found["data"]["notes"])
+
+
 # What it says of the run
 
 
@@ -265,7 +273,9 @@ def test_panels_show_the_metrics_that_there_are(odd):
     assert "Faults" in titles
     success = found["panels"][0]["lines"]
     assert success[1]["low"] == "eval/success_rate_low_greedy" and "low" not in success[2]
-    assert found["others"] == ["timing_s/step"]
+    faults = next(panel for panel in found["panels"] if panel["title"] == "Faults")
+    assert [line["label"] for line in faults["lines"]] == ["crash", "timeout"]
+    assert found["others"] == ["env/faults", "timing_s/step"]  # a number of attempts, not a share
     assert found["columns"]["actor/grad_norm"] == [None, None, 1, 1]  # what is no number is a gap
     assert len(found["steps"]) == 4
 

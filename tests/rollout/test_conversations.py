@@ -446,7 +446,7 @@ def test_what_the_template_cannot_write_is_named_too(template, messages, says):
 
 
 def test_a_file_that_is_missing_or_empty_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file; give a JSONL file"):
+    with pytest.raises(FileNotFoundError, match="no such file; give a JSONL or parquet"):
         load_conversations(tmp_path / "nowhere.jsonl", CHATS["chatml"], 100)
     with pytest.raises(ValueError, match="holds no conversation"):
         load_conversations(write(tmp_path, ""), CHATS["chatml"], 100)

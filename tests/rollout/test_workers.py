@@ -263,6 +263,18 @@ def test_closing_closes_the_environments(isolate, workers, tmp_path):
     assert path.read_text() == "closed\n" * copies
 
 
+def test_an_environment_that_cannot_be_closed_is_told_in_one_line(caplog):
+    class Stuck(FaultyEnv):
+        def close(self):
+            raise OSError("it is stuck")
+
+    with EnvWorkers(Stuck(), 1) as pool:
+        steps(pool, "add 1")
+    assert [r.getMessage() for r in caplog.records] == [
+        "`close` of the environment failed: OSError: it is stuck"
+    ]
+
+
 @pytest.fixture
 def interruptible():
     """Ctrl-C as in a terminal: whoever was started in the background ignores it."""

@@ -1,6 +1,9 @@
 """`steprl chat` and `steprl serve`: what is typed, what is printed, and how they end."""
 
 import io
+import json
+import re
+import shlex
 import signal
 import threading
 import time
@@ -9,11 +12,14 @@ import pytest
 
 from steprl import serving, session
 from steprl.cli import main
+from steprl.cli.snippets import example_prompt
+from steprl.config import load_config
 from steprl.envs.wiki_search import SAMPLE, Question, wiki_search
 from steprl.rollout.contexts import chat_context
 from steprl.serving.access import read_token
 from steprl.serving.play import play
 from steprl.tools import render_tool_call
+from tests.models.chat_models import CHATML
 from tests.serving.tiny import Scripted, chatml_tokenizer, tiny_opened
 
 SEARCH = render_tool_call("search", {"query": "Paris"})
@@ -241,6 +247,46 @@ def test_serve_says_where_answers_and_ends_with_ctrl_c(model, monkeypatch, capsy
     assert f"http://127.0.0.1:{seen['port']}/v1" in printed and "context of 64 tokens" in printed
     assert "curl" in printed and 'model="tiny"' in printed and "secret" not in printed
     assert printed.endswith("Stopped.\n") and seen["answer"]["id"] in printed
+
+
+@pytest.mark.parametrize("template", [CHATML, None], ids=["chats", "completes"])
+def test_the_lines_that_serve_shows_work(template, model, monkeypatch, capsys):
+    httpx = pytest.importorskip("httpx")
+    uvicorn = pytest.importorskip("uvicorn")
+    model(tokenizer=chatml_tokenizer(template), length=128)
+    shown, seen = [], {}
+    startup = uvicorn.Server.startup
+
+    async def started(self, sockets=None):
+        await startup(self, sockets)
+        shown.append(capsys.readouterr().out)
+
+    def ask():
+        while not shown:
+            time.sleep(0.01)
+        line = re.search(r"^curl .*?\n  -d [^\n]*", shown[0], re.M | re.S)[0].replace("\\\n", "")
+        _, url, _, header, _, body = shlex.split(line)
+        seen["body"] = json.loads(body) | {"max_tokens": 3}
+        headers = dict([header.split(": ")])
+        seen["answer"] = httpx.post(url, content=json.dumps(seen["body"]), headers=headers)
+        client = shown[0][shown[0].index("from openai") : shown[0].rindex("Ctrl-C")]
+        seen["code"] = compile(client, "client", "exec")
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(uvicorn.Server, "startup", started)
+    monkeypatch.delenv("STEPRL_SERVE_TOKEN", raising=False)
+    threading.Thread(target=ask, daemon=True).start()
+    assert main(["serve", "m", "--port", "0", "--name", 'it\'s "mine"']) == 0
+    assert seen["answer"].status_code == 200, seen["answer"].text
+    assert seen["body"]["model"] == 'it\'s "mine"' and seen["code"]
+    assert ("messages" in seen["body"]) == (template is not None)
+    assert ("/v1/completions answers" in shown[0]) == (template is None)
+
+
+def test_a_run_of_a_game_is_asked_in_its_own_language():
+    game = load_config("quickstart")
+    assert re.fullmatch(r"who is the .* of \w+ ?\?", example_prompt(game))
+    assert example_prompt(None) == "Once upon a time"
 
 
 @pytest.mark.parametrize(

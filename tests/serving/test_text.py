@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steprl.serving import read_calls, read_text
+from steprl.serving.conversation import message_format
 from steprl.serving.text import split_calls
 from steprl.tools import render_tool_call
+from tests.models.chat_models import LLAMA, QWEN, chat_tokenizer
 from tests.serving.tiny import chatml_tokenizer, scripted_pieces
 
 TOKENIZER = chatml_tokenizer()
@@ -110,6 +112,41 @@ def test_calls_are_taken_out_of_the_text_and_what_is_none_stays(text, content, n
     assert deltas[-1].finish == ("tool_calls" if names else "stop")
     if names and "<think>" not in text:
         assert not any("<tool" in delta.text for delta in deltas)
+
+
+BARE = '{"name": "add", "parameters": {"a": "</think> {"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "names"),
+    [
+        (BARE, "", ["add"]),
+        (f"<think>hm {BARE[:9]}</think>\n{BARE}", f"<think>hm {BARE[:9]}</think>", ["add"]),
+        (f"{BARE}; {BARE}", "", ["add", "add"]),
+        (f"So: {BARE}", f"So: {BARE}", []),
+        ('{"name": "Ada"}', '{"name": "Ada"}', []),
+        (BARE[:-1], BARE[:-1], []),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 5])
+def test_calls_without_tags_are_taken_out_where_the_model_writes_them_so(
+    text, content, names, size
+):
+    deltas = list(read_calls(deltas_of(text, size, reason="stop_token"), bare=True))
+    assert [call.name for call in deltas[-1].calls] == names
+    assert shown(deltas).strip() == content
+    assert split_calls(text) == (text, ())  # and nowhere else
+
+
+def test_a_call_in_a_thought_that_the_prompt_opened_is_none():
+    assert split_calls(f"perhaps {CALL}", opened="<think>\n") == (f"perhaps {CALL}", ())
+    content, calls = split_calls(f"perhaps {OTHER}</think> {CALL}", opened="<think>\n")
+    assert content == f"perhaps {OTHER}</think> " and [call.name for call in calls] == ["add"]
+
+
+def test_the_form_is_that_of_the_chat_template():
+    assert message_format(chat_tokenizer(LLAMA)).bare
+    assert not message_format(chat_tokenizer(QWEN)).bare
 
 
 @few

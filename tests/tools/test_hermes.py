@@ -232,11 +232,20 @@ def test_reading_takes_linear_time():
         "<tool_call>[1,",
         "</tool_call>",
         '<tool_call>{"a":1,',
+        "<think></think> ",
+        "<answer>",
+        '</think>{"name":"name":',
+        '</think>{"name": "parameters": ',
+        "<think " + 10 * "a",
     ):
         begin = time.perf_counter()
-        parse_tool_calls(piece * 100_000)
-        parse_tool_calls("<tool_call>{" + "".join(f'"{i}": 1,' for i in range(50_000)) + '"0": 1}')
+        parse_tool_calls(piece * 50_000, TOOLS)
+        parse_tool_calls("<think><tool_call>" + piece * 50_000)
         assert time.perf_counter() - begin < 10
+    begin = time.perf_counter()
+    parse_tool_calls("<tool_call>{" + "".join(f'"{i}": 1,' for i in range(50_000)) + '"0": 1}')
+    parse_tool_calls("<think>" * 50_000 + "</analysis>" * 50_000)
+    assert time.perf_counter() - begin < 10
 
 
 # Answers

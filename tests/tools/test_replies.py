@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steprl.envs.mini_shop.commands import read_command
@@ -61,6 +61,8 @@ few = settings(max_examples=60, deadline=None)
         (f"<think>use <answer> tags</think>{ANSWER}", "Paris"),
         (f"<think>use <tool_call> tags</think>{ANSWER}", "Paris"),
         (f"<think>use <tool_call>{{...}} here</think>{ANSWER}", "Paris"),
+        (f'<think>{{"name": "f", "parameters": {{"q": "</think>{ANSWER}"}}}} or', ""),
+        (f'<think>as {{"a": "</think>"}} or {{"b</think>{ANSWER}', "Paris"),
         (f"I use <tool_call> tags.</think>{ANSWER}", "Paris"),
         ("<think>Paris", ""),
         ("<think>hm</think> Paris ", "Paris"),
@@ -91,17 +93,20 @@ def test_the_last_complete_answer_counts(reply, answer):
     assert last_answer(reply)[0] == answer
 
 
-@given(SOUP)
-@example(TRICKY)
-@example(CALL[:-14])
-@example(ANSWER)
+BALANCED = st.lists(
+    st.sampled_from(
+        ["<think>hm</think>", "<analysis>a <think>b</think></analysis>", "<think>", "<Think>", "<answer>",
+         ANSWER, CALL, TRICKY, CALL[:-14], f"<think>{TRICKY}</think>", "x",
+         '{"name": "search", "parameters": {}}', '{"q": "</think>"}']
+    ) | TEXT.map(lambda text: text.replace("</", "")),
+    max_size=12,
+).map("".join)  # fmt: skip
+
+
+@given(BALANCED)
 @few
-def test_an_open_thought_before_anything_yields_nothing(text):
-    opened = sum(text.lower().count(f"<{name}") for name in ("think", "analysis"))
-    closed = text.lower().count("</think") + text.lower().count("</analysis")
-    if closed > opened or (closed and TRICKY not in text):
-        text = text.replace("</", "<")  # closes nothing that is before it
-    for thought in ("<think>", "<think>\n", "<analysis>", "well <think>"):
+def test_an_open_thought_before_anything_that_does_not_close_it_yields_nothing(text):
+    for thought in ("<think>", "<THINK>\n", "<analysis>", "well <think>"):
         reply = read_reply(thought + text, TOOLS)
         assert (reply.answers, reply.calls, reply.errors) == ((), [], [])
         assert reply.thinking and reply.text == thought.partition("<")[0]

@@ -76,6 +76,8 @@ def test_an_episode():
         ("  6\n", "6"),
         ("<answer>5</answer> no, <answer>6</answer>", "6"),
         (f"<think>{calls((1, 2))} <answer>5</answer></think>6", "6"),
+        (f"<think>It may be <answer>6</answer>, or {calls((1, 2))}", ""),  # cut off
+        ("<answer>6</answer> <think>or <answer>5</answer>", "6"),
         ("6 <answer>", "6 <answer>"),
         ("", ""),
     ],

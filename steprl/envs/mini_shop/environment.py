@@ -87,7 +87,7 @@ class MiniShop:
             raise ValueError("goals: there is none")
 
     @property
-    def tags(self) -> tuple[str, ...]:
+    def control_tags(self) -> tuple[str, ...]:
         """What its own texts hold and its quotations do not, see `Suite`."""
         return TAGS
 

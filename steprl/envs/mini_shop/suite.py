@@ -15,7 +15,7 @@ def open(settings: MiniShopConfig) -> Suite:
         splits=splits,
         sizes={split: len(env.goals) for split, env in splits.items()},
         system=SYSTEM,
-        tags=TAGS,
+        control_tags=TAGS,
         context=settings.context,
         max_steps=settings.max_steps,
         demonstrate=lambda task, seed: demonstrate,

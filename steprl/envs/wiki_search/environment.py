@@ -111,7 +111,7 @@ class WikiSearch:
             raise ValueError("questions: there is none")
 
     @property
-    def tags(self) -> tuple[str, ...]:
+    def control_tags(self) -> tuple[str, ...]:
         """What its own texts hold and its quotations do not, see `Suite`."""
         return TAGS
 

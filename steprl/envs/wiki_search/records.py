@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ TEXT_SUFFIXES = (*SUFFIXES, *_TEXTS, ".txt.gz", ".md.gz")
 PIECE = 1000
 """Characters of a passage of a text file, at most: paragraphs are put together up to it."""
 
-_ABOUT = re.compile(r"(readme|license|licence|notice)\b", re.IGNORECASE)
+_ABOUT = re.compile(r"(readme|license|licence|notice)(\.(md|txt|rst))?", re.IGNORECASE)
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 _PART = re.compile(rf"\S.{{0,{PIECE - 2}}}\S(?=\s|\Z)|\S{{1,{PIECE}}}", re.DOTALL)
 
@@ -32,7 +33,8 @@ class Passage(NamedTuple):
 def data_files(path: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """The file itself, or the data files of a folder and its subfolders, sorted.
 
-    In a folder, hidden files are left out, and files about the data: README, LICENSE, NOTICE.
+    In a folder, hidden files are left out, and texts about the data: README, LICENSE, NOTICE. A
+    warning says of which other kinds there are files.
 
     Raises:
         FileNotFoundError: there is none.
@@ -40,21 +42,26 @@ def data_files(path: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[P
     """
     path = Path(path).expanduser()
     if path.is_file():
-        if not path.name.endswith(suffixes):
+        if not path.name.lower().endswith(suffixes):
             raise ValueError(f"{path}: not one of {', '.join(suffixes)}")
         return [path]
-    files = sorted(
-        p
-        for p in path.rglob("*")
-        if p.name.endswith(suffixes)
-        and p.is_file()
-        and not any(part.startswith(".") for part in p.relative_to(path).parts)
-        and not (_ABOUT.match(p.name) and p.name.endswith((*_TEXTS, ".gz")))
-    )
+    files: list[Path] = []
+    others: list[Path] = []
+    for file in sorted(path.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if hidden or not file.is_file() or _ABOUT.fullmatch(file.name):
+            continue
+        (files if file.name.lower().endswith(suffixes) else others).append(file)
     if not files:
         problem = "a folder without data files" if path.is_dir() else "no such file or folder"
         raise FileNotFoundError(
             f"{path}: {problem}; give a file or folder of {', '.join(suffixes)}"
+        )
+    if others:
+        kinds = ", ".join(sorted({file.suffix or file.name for file in others})[:8])
+        warnings.warn(
+            f"{path}: {len(others)} files are not read ({kinds}); read are {', '.join(suffixes)}",
+            stacklevel=2,
         )
     return files
 
@@ -71,7 +78,7 @@ def read_rows(path: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterato
         ImportError: parquet files need `pip install 'steprl[search]'`.
     """
     for file in data_files(path, suffixes):
-        name = file.name.removesuffix(".gz")
+        name = _plain_name(file)
         rows: Iterator[tuple[int, Any]]
         if name.endswith(_TEXTS):
             rows = _pieces(file)
@@ -167,7 +174,7 @@ def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json(file: Path) -> Iterator[tuple[int, Any]]:
-    if file.name.removesuffix(".gz").endswith(".json"):
+    if _plain_name(file).endswith(".json"):
         content = _content(file)
         if not content.strip():
             return
@@ -182,7 +189,7 @@ def _json(file: Path) -> Iterator[tuple[int, Any]]:
             found = data if isinstance(data, list) else [found]
         yield from enumerate(found if isinstance(found, list) else [found], 1)
         return
-    opener: Any = gzip.open if file.suffix == ".gz" else open
+    opener: Any = gzip.open if _is_zipped(file) else open
     try:
         with opener(file, "rb") as lines:  # one by one: a corpus may be larger than the memory
             for number, raw in enumerate(lines, 1):
@@ -190,6 +197,15 @@ def _json(file: Path) -> Iterator[tuple[int, Any]]:
                     yield number, _parsed(line, f"{file}:{number}")
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file}: it cannot be read: {error}") from None
+
+
+def _is_zipped(file: Path) -> bool:
+    return file.suffix.lower() == ".gz"
+
+
+def _plain_name(file: Path) -> str:
+    """The name in lower case, without the ending of a zipped file."""
+    return file.name.lower().removesuffix(".gz")
 
 
 def _parsed(line: str, place: str) -> Any:
@@ -201,7 +217,7 @@ def _parsed(line: str, place: str) -> Any:
 
 def _pieces(file: Path) -> Iterator[tuple[int, Row]]:
     """Passages of a text file."""
-    title = file.name.removesuffix(".gz").rpartition(".")[0]
+    title = file.name[: len(_plain_name(file))].rpartition(".")[0]
     pieces: list[str] = []
     for paragraph in _PARAGRAPHS.split(_content(file)):
         for part in _PART.findall(paragraph):
@@ -216,7 +232,7 @@ def _pieces(file: Path) -> Iterator[tuple[int, Row]]:
 def _content(file: Path) -> str:
     """A text file in UTF-8, with or without a mark of byte order, lines ended by "\\n"."""
     try:
-        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        raw = gzip.decompress(file.read_bytes()) if _is_zipped(file) else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file}: it cannot be read: {error}") from None
     return _decoded(raw, file).replace("\r\n", "\n")

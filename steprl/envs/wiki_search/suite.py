@@ -72,7 +72,7 @@ def _suite(settings: WikiSearchConfig, splits: Mapping[str, WikiSearch]) -> Suit
         splits=splits,
         sizes={split: len(env.questions) for split, env in splits.items()},
         system=SYSTEM,
-        tags=TAGS,
+        control_tags=TAGS,
         context=settings.context,
         max_steps=settings.max_steps,
         demonstrate=(lambda task, seed: demonstrate) if known else None,

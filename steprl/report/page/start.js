@@ -66,7 +66,6 @@ function drawBrowser() {
   const { entries, notes } = data;
   byId("notes").append(...notes.map((note) => el("li", {}, visible(note))));
   if (!entries.length) {
-    byId("notes").append(el("li", {}, "This run has no trajectories: trainer.save_trajectories=N writes those of every N-th iteration."));
     byId("browser").hidden = true;
     return;
   }
@@ -153,6 +152,17 @@ byId("help").addEventListener("click", () => byId("keys").showModal());
 addEventListener("keydown", (event) => {
   if (event.key === "?" && !event.target.closest("input, select")) byId("keys").showModal();
 });
+
+// Links within the page leave the address alone, which holds the filters.
+for (const link of document.querySelectorAll('a[href^="#"]')) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    const section = byId(link.getAttribute("href").slice(1));
+    section.scrollIntoView();
+    section.tabIndex = -1;
+    section.focus({ preventScroll: true });
+  });
+}
 
 drawHead();
 drawCurves(data.curves);
