@@ -153,7 +153,7 @@ def test_a_bad_file_is_named_or_its_setting_is(tmp_path, capsys, name):
 WORDS = [
     (["fly"], "fly"),
     (["--fly"], "--fly"),
-    (["train"], "config"),
+    (["train"], "CONFIG"),
     (["train", ""], "directory"),
     (["train", "."], "directory"),
     (["train", "/dev/null"], "/dev/null"),
