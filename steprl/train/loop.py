@@ -7,39 +7,30 @@ All randomness follows from the seed and the iteration, and so do the tasks: a c
 train state alone, and a run that was stopped resumes bit for bit.
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-from steprl.carried import share_spent
-from steprl.checkpoint import Checkpointer, begun, latest_step, restore, set_aside
+from steprl.checkpoint import Checkpointer, begun, latest_step
 from steprl.disk import writing
 from steprl.envs.answers import EnvironmentFailed
 from steprl.evaluation import evaluate_all
 from steprl.experience import are_saved, make_gather, save_experience
 from steprl.interrupts import interrupts
-from steprl.metrics import STEP, CompilationCounter, MetricWriter, read_metrics, truncate_after
-from steprl.optimizer import make_optimizer
+from steprl.metrics import CompilationCounter, truncate_after
 from steprl.rollout import attempts, summary
-from steprl.rollout.faults import check_faults, first_fault
 from steprl.rollout.rollouts import Experience
 from steprl.run_directory import SETTINGS, is_run, locked, record_settings, saved_settings
 from steprl.session import Session, abstract_params, initial_params
 from steprl.session.checks import check_plays
 from steprl.sft import warm_start
-from steprl.sharding import as_abstract, state_shardings
-from steprl.types import Params, StepBatch
-from steprl.update import (
-    Metrics,
-    TokenRecord,
-    TrainState,
-    initial_state,
-    make_update,
-    sizes_in_rows,
-)
+from steprl.train.begin import begin, meta_of
+from steprl.train.faults import Faults
+from steprl.train.measures import Clock, is_written, open_metrics, row_of
+from steprl.types import Params
+from steprl.update import TokenRecord
 
 
 class Event(NamedTuple):
@@ -128,70 +119,39 @@ def _reinforce(
     interrupted: Callable[[], bool],
     compiled: CompilationCounter,
 ) -> Params:
-    config, policy, player, mesh = session.config, session.policy, session.player, session.mesh
-    rollout, trainer = config.rollout, config.trainer
-    rows, total = rollout.batch_size * rollout.n, trainer.total_training_steps
-    updates = total * config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
-    method = session.method
-
-    def fresh(params: Params) -> TrainState:
-        optimizer = make_optimizer(config.actor, config.critic, updates)
-        return initial_state(params, optimizer, config, method)
-
-    def update(
-        state: TrainState, batch: StepBatch, key: jax.Array, sampled: float | None
-    ) -> tuple[TrainState, Metrics, TokenRecord]:
-        spent = share_spent(config, state.carried)
-        optimizer = make_optimizer(config.actor, config.critic, updates, spent)
-        in_rows = sizes_in_rows(config, method.branching)
-        # Recorded in every iteration, so that all are one program and have the same bits; what is not
-        # written never leaves the device.
-        learn = make_update(policy, method, optimizer, in_rows, mesh, recorded=True)
-        return learn(state, batch, key, sampled)
-
-    shapes = jax.eval_shape(fresh, params)
-    shardings = state_shardings(shapes, mesh, session.rules)
-    folder = run / "checkpoints"
-    last_row: dict[str, float] | None = None
-    if begun(folder):
-        restored = restore(folder, as_abstract(shapes, shardings))
-        state, last_row = restored.state, restored.meta.get("row")
-        set_aside(folder, above=restored.step)
-    else:
-        state = jax.jit(fresh, out_shardings=shardings)(params)
-    gather = make_gather(session)
+    config, player, trainer = session.config, session.player, session.config.trainer
+    size, total = config.rollout.batch_size, trainer.total_training_steps
+    budget = float("inf") if trainer.token_budget is None else trainer.token_budget
+    checkpoints, file = run / "checkpoints", run / "metrics.jsonl"
+    update, state, last_row = begin(session, checkpoints, params)
+    done = int(state.iteration)
+    ended = done == total or float(state.carried["tokens"]) >= budget
+    gather, summarise = make_gather(session), jax.jit(summary)
     record_settings(run, config)
-    compiled_update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None, None))
-    summarise = jax.jit(summary)
     seed = jax.random.key(trainer.seed)
     play_key, update_key = jax.random.fold_in(seed, 2), jax.random.fold_in(seed, 3)
-
-    faults, done = _Faults(), int(state.iteration)
-    budget = float("inf") if trainer.token_budget is None else trainer.token_budget
-    ended = done == total or float(state.carried["tokens"]) >= budget
+    faults = Faults()
     # A run that was killed before its first checkpoint evaluates again, so row 0 goes as well.
-    truncate_after(run / "metrics.jsonl", done if done else -1)
-    tensorboard = run / "tensorboard" if "tensorboard" in trainer.logger else None
-    wandb = {"name": trainer.experiment_name} if "wandb" in trainer.logger else None
+    truncate_after(file, done if done else -1)
     with (
-        Checkpointer(folder, max_to_keep=trainer.max_to_keep) as saver,
-        MetricWriter(run / "metrics.jsonl", tensorboard_dir=tensorboard, wandb=wandb) as writer,
+        Checkpointer(checkpoints, max_to_keep=trainer.max_to_keep) as saver,
+        open_metrics(run, trainer) as writer,
     ):
-        if last_row is not None and not _written(run / "metrics.jsonl", done):
+
+        def write(iteration: int, experience: Experience, record: TokenRecord | None) -> None:
+            path = run / "trajectories" / f"step_{iteration:06d}.jsonl"
+            with writing(path):
+                save_experience(path, experience, record, player.tokenizer, iteration, trainer)
+
+        if last_row is not None and not is_written(file, done):
             writer.write(done, last_row)
         if done == 0 and trainer.val_before_train:
             before = evaluate_all(player, state.params, config)
             writer.write(0, before)
             watch(Event("rl", 0, total, before))
-
-        def write(iteration: int, experience: Experience, record: TokenRecord | None) -> None:
-            file = run / "trajectories" / f"step_{iteration:06d}.jsonl"
-            with writing(file):
-                save_experience(file, experience, record, player.tokenizer, iteration, trainer)
-
         for iteration in range(done + 1, done + 1 if ended else total + 1):
-            clock = _Clock()
-            tasks = attempts((iteration - 1) * rollout.batch_size, rollout.batch_size, rollout.n)
+            clock = Clock()
+            tasks = attempts((iteration - 1) * size, size, config.rollout.n)
             experience = gather(state, play_key, *tasks)
             metrics = experience.report | jax.device_get(summarise(experience.batch))
             clock.lap("gen")
@@ -200,14 +160,13 @@ def _reinforce(
                 if are_saved(trainer, iteration, last=True):
                     write(iteration, experience, None)  # what went wrong can be looked at
                 saver.wait()
-                if latest_step(folder) != iteration - 1:
-                    saver.save(iteration - 1, state, _meta(session))
+                if latest_step(checkpoints) != iteration - 1:
+                    saver.save(iteration - 1, state, meta_of(session))
                 raise failed
-            key, sampled = (
-                jax.random.fold_in(update_key, iteration),
-                experience.report.get("token/decoded"),
-            )
-            state, learnt, record = compiled_update(state, experience.batch, key, sampled)
+
+            key = jax.random.fold_in(update_key, iteration)
+            sampled = experience.report.get("token/decoded")
+            state, learnt, record = update(state, experience.batch, key, sampled)
             metrics |= jax.device_get(learnt)
             clock.lap("update")
             broken = bool(metrics["train/nonfinite"])
@@ -222,20 +181,21 @@ def _reinforce(
                 except EnvironmentFailed as error:
                     failed = error
                 clock.lap("testing")
+
             stop = interrupted()
             if broken or failed or stop or last or _due(iteration, trainer.save_freq):
                 # An update that is not finite has changed nothing: what is saved is the good state.
-                row = _row(metrics, clock, compiled)
-                saver.save(iteration, state, _meta(session) | {"row": row})
+                row = row_of(metrics, clock, compiled)
+                saver.save(iteration, state, meta_of(session) | {"row": row})
                 clock.lap("save_checkpoint")
-            plain = _row(metrics, clock, compiled)
-            writer.write(iteration, plain)
-            watch(Event("rl", iteration, total, plain))
+            row = row_of(metrics, clock, compiled)
+            writer.write(iteration, row)
+            watch(Event("rl", iteration, total, row))
             if broken:
                 saver.wait()  # before it is said
                 raise FloatingPointError(
                     f"iteration {iteration}: loss or gradient is not finite; the last good parameters "
-                    f"are saved in {folder}. Try a smaller actor.lr or a larger batch"
+                    f"are saved in {checkpoints}. Try a smaller actor.lr or a larger batch"
                 )
             if failed is not None:
                 raise failed
@@ -246,61 +206,5 @@ def _reinforce(
     return state.params
 
 
-class _Faults:
-    """Warns once where the environment failed in many attempts, and tells where it failed in all."""
-
-    def __init__(self) -> None:
-        self._many = False
-
-    def check(
-        self, iteration: int, experience: Experience, metrics: Mapping[str, Any]
-    ) -> EnvironmentFailed | None:
-        failed, share = int(metrics["env/faults"]), float(metrics["env/fault_frac"])
-        if not failed:
-            return None
-        what, first = f"iteration {iteration}", first_fault(experience.faults, [experience.batch])
-        try:
-            attempts, warn = round(failed / share), not self._many
-            self._many |= check_faults(what, failed, attempts, first, warn)
-        except EnvironmentFailed as error:
-            return EnvironmentFailed(
-                f"{error}. Mend the environment and continue with --resume auto: the state behind "
-                f"iteration {iteration - 1} is saved"
-            )
-        return None
-
-
 def _due(iteration: int, frequency: int) -> bool:
     return frequency > 0 and iteration % frequency == 0
-
-
-def _row(metrics: Metrics, clock: "_Clock", compiled: CompilationCounter) -> dict[str, float]:
-    """Metrics of an iteration, with what it cost so far."""
-    found = metrics | clock.laps
-    found["perf/agent_steps_per_s"] = float(metrics["step/count"]) / clock.laps["timing_s/step"]
-    found["compile/count"] = compiled.count
-    return {name: float(value) for name, value in found.items()}
-
-
-def _written(file: Path, iteration: int) -> bool:
-    """Whether the row of an iteration is there: a process may end when it has saved, and before."""
-    return file.is_file() and any(row.get(STEP) == iteration for row in read_metrics(file))
-
-
-def _meta(session: Session) -> dict[str, Any]:
-    model = session.config.model.name if session.model is None else session.model.__dict__
-    return {"phase": "rl", "model": model, "env": session.config.env.name}
-
-
-class _Clock:
-    """Seconds between laps, by the names of metrics; `timing_s/step` is their sum."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[f"timing_s/{name}"] = now - self._last
-        self.laps["timing_s/step"] = now - self._start
-        self._last = now
