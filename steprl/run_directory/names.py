@@ -58,7 +58,7 @@ def run_path(config: Config) -> Path:
     there = next((part for part in (path, *path.parents) if part.exists()), path)
     if there.exists() and not there.is_dir():
         raise RunDirectoryError(
-            f"trainer.output_dir={config.trainer.output_dir}: {there} is no folder; choose another place "
+            f"trainer.output_dir={config.trainer.output_dir}: {there} is a file; choose another place "
             "for runs"
         )
     return path
