@@ -315,9 +315,10 @@ def _scalar(value: Any) -> Any:
         return str.__str__(value)
     if isinstance(value, bool):
         return value
-    for kind in (int, float):
-        if isinstance(value, kind):
-            return kind.__pos__(value)  # of a subclass, the number alone
+    if isinstance(value, int):
+        return int.__pos__(value)  # of a subclass, the number alone
+    if isinstance(value, float):
+        return float.__pos__(value)
     return value
 
 
