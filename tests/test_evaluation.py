@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -144,6 +145,17 @@ def test_what_the_environment_measures_is_printed():
     results = {f"eval/{name}": value for name, value in found.items()}
     print_results(results, Console(file=written, width=120))
     assert "eval sampled" in written.getvalue() and "eval/f1" in written.getvalue()
+
+
+def test_what_there_was_nothing_to_measure_of_is_a_dash():
+    one, _ = player()
+    found = evaluate(one, {}, EvalConfig(num_tasks=5), "held", 4, 1.0)
+    results = {f"eval/{name}": value for name, value in found.items()}
+    results |= {f"eval/valid_call_frac{end}": np.nan for end in ("", "_low", "_high")}
+    console = Console(file=io.StringIO(), width=120)
+    print_results(results, console)
+    assert "nan" not in console.file.getvalue()
+    assert re.search(r"eval/valid_call_frac +- +-", console.file.getvalue())
 
 
 # Tasks that repeat.

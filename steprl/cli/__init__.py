@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and not hasattr(options, "overrides"):
         strangers = rest
     if strangers:
-        parser.error(f"unknown argument {strangers[0]!r}")
+        options.parser.error(f"unknown argument {strangers[0]!r}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     # Names and messages are of users, and `a:b:c` is no emoji.
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text.replace("%", "%%"), description=text, allow_abbrev=False
         )
-        sub.set_defaults(command=run, command_name=name)
+        sub.set_defaults(command=run, command_name=name, parser=sub)
         return sub
 
     for module in _COMMANDS:

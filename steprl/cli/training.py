@@ -20,7 +20,7 @@ def add_commands(command: Any) -> None:
     for name, run, text, source in (
         ("train", _train, "Warm start, then reinforcement learning, as a configuration says.",
          configuration),
-        ("sft", _sft, "The supervised warm start alone, or a model on conversations of yours.",
+        ("sft", _sft, "Supervised training alone: a warm start, or a model on your conversations.",
          f"{configuration}; or a model, with sft.data=FILE sft.steps=N"),
     ):  # fmt: skip
         sub = command(name, run, text)
@@ -186,8 +186,11 @@ def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-
     from steprl.session import abstract_params, notice_idle
 
     config, devices = session.config, session.mesh.devices.flatten()
+    what, where = config.algorithm.name, config.env.name
+    if where == NO_ENVIRONMENT:  # then nothing but supervised training takes place
+        what, where = f"sft of {config.model.path or config.model.preset}", config.sft.data
     console.print(
-        f"[bold]{escape(config.algorithm.name)}[/] on [bold]{escape(config.env.name)}[/]: "
+        f"[bold]{escape(what)}[/] on [bold]{escape(str(where))}[/]: "
         f"{_parameters(abstract_params(session)):,} parameters, {len(devices)} x {devices[0].platform}, "
         f"seed {config.trainer.seed}, run directory {escape(str(run))}"
     )
