@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from steprl.cli.progress import print_results
-from steprl.config import EvalConfig
+from steprl.config import EvalConfig, load_config
 from steprl.envs.answers import EnvironmentFailed
 from steprl.envs.flow import FlowEnvironment
 from steprl.envs.suite import suite_of
-from steprl.evaluation import evaluate
+from steprl.evaluation import evaluate, evaluate_all
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.rollout import Player, Rollouts, Usage, collate
 from steprl.sampling import Sampling
@@ -212,3 +212,12 @@ def test_an_environment_says_how_many_tasks_it_has():
 
     env = FlowEnvironment(flow, tasks=[3, 7, 8, 9])
     assert suite_of(env).sizes == {"train": 4}
+
+
+def test_at_temperature_0_the_greedy_evaluation_is_the_sampled_one_and_played_once():
+    one, calls = player({"held": 4})
+    config = load_config(None, ["eval.temperature=0", "rollout.batch_size=4", "rollout.n=1",
+                                "actor.ppo_mini_batch_size=4"])  # fmt: skip
+    found = evaluate_all(one, {}, config)
+    assert len(calls) == 1
+    assert found["eval/success_rate"] == found["eval/success_rate_greedy"]

@@ -161,7 +161,8 @@ def test_the_metrics_that_the_page_shows_are_read(home):
 
 TINY = (
     "rollout.response_length=8", "rollout.context_length=2560", "rollout.batch_size=8", "rollout.n=2",
-    "actor.ppo_mini_batch_size=8", "actor.ppo_micro_batch_size=0", "eval.num_tasks=8", "eval.greedy=false",
+    "actor.ppo_mini_batch_size=8", "actor.ppo_micro_batch_size=0", "eval.num_tasks=8",
+    "eval.greedy=false", "env.wiki_search.max_steps=1",
 )  # fmt: skip
 LESS = {
     "eval": ("eval.greedy=false", "rollout.response_length=4", "rollout.context_length=2560"),
@@ -181,6 +182,15 @@ def smaller(words):
         words += ["model.path=model", *TINY]
     elif "model" in words or command == "sft":
         words += LESS.get(command, ())
+    if words[:2] == ["train", "count.yaml"]:
+        own = any(word.startswith(("model.name", "algorithm.name")) for word in words)
+        words += [
+            "sft.steps=10" if own else "sft.steps=100",
+            "train.steps=2",
+            "rollout.batch_size=32",
+        ]
+    if any("household" in word for word in words):
+        words += ["env.household.max_steps=2"]
     if command == "chat":
         words += ["--max-tokens", "4"]
     return words

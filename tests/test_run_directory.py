@@ -321,7 +321,7 @@ def test_a_run_that_is_resumed_by_its_path_keeps_its_name(config, run):
     assert saved.trainer.experiment_name == "a" and saved.actor.lr == 1e-5
 
 
-@pytest.mark.parametrize("text", ["[", "actor: 3\n", "no_such: 1\n", "\0\0\0"])
+@pytest.mark.parametrize("text", ["[", "actor: 3\n", "no_such: 1\n", "\0\0\0", "", "\n"])
 def test_settings_of_a_run_that_cannot_be_read_are_named(config, run, text):
     (run / "config.resolved.yaml").write_text(text)
     with pytest.raises(RunDirectoryError, match=r"config.resolved.yaml cannot be read: ") as caught:

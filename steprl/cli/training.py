@@ -59,12 +59,12 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     _read_resume(options)
     config = config_of(options)
     run_path(config)  # a name that cannot be is told at once
+    if config.trainer.total_training_steps == 0:
+        raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
     if options.dry_run:
         return _dry_run(config, options.all, console)
     if options.all:
         raise ConfigError("--all says what --dry-run prints: give both, or neither")
-    if config.trainer.total_training_steps == 0:
-        raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
     check_plays(config)
     session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
@@ -101,12 +101,12 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     _read_resume(options)
     config = tuning_settings(options.config, options.overrides)
     run_path(config)
+    if config.sft.steps == 0:
+        raise ConfigError("sft.steps=0: there is nothing to do")
     if options.dry_run:
         return _dry_run(config, options.all, console)
     if options.all:
         raise ConfigError("--all says what --dry-run prints: give both, or neither")
-    if config.sft.steps == 0:
-        raise ConfigError("sft.steps=0: there is nothing to do")
     session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)

@@ -6,7 +6,7 @@ environment turns a `BadAnswer` into a fault of that trajectory alone.
 
 import math
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 OBSERVATION_LIMIT = 1_000_000
@@ -15,6 +15,9 @@ a fault and is never tokenised."""
 
 REWARD_LIMIT = 1e9
 """The largest reward of a step; beyond it, squares of sums of rewards overflow float32."""
+
+UNREADABLE = -math.inf
+"""The reward of a step of a game whose tokens are none: like any that is not finite, it is a fault."""
 
 MESSAGE_LIMIT = 500
 """Characters of the description of a fault."""
@@ -153,7 +156,7 @@ def checked_metrics(given: Any) -> dict[str, float]:
                     f"`metrics` gave {shown(name)} as {_with_type(value)}; expected a finite "
                     "number, or NaN for what the episode has not"
                 )
-            numbers[str(name)] = number
+            numbers[_text(name, "the name of a metric", MESSAGE_LIMIT)] = number
         return numbers
 
     return _guarded(check)
@@ -243,31 +246,37 @@ def _observation(value: Any, limit: int) -> Any:
         raise BadAnswer(
             f"the observation has the message {shown(wrong[0])}; expected a dict with 'role' and 'content'"
         )
-    size = 0
-    for text in _texts(value):
-        size += 1 + len(text)
-        if size > limit:
+    return _messages(value, limit)
+
+
+def _messages(value: Any, limit: int) -> list[dict[str, Any]]:
+    """A copy of messages in the types of Python, which nobody else can change or be asked of."""
+    left = limit
+
+    def copied(part: Any) -> Any:
+        nonlocal left
+        left -= 1 + (str.__len__(part) if isinstance(part, str) else 0)
+        if left < 0:  # one that holds itself comes to an end here too
             raise BadAnswer(_too_long("the observation", "too many characters", limit))
-        _text(text, "the observation", limit)
-    return [dict(message) for message in value]
+        if isinstance(part, str):
+            return _text(part, "the observation", limit)
+        if isinstance(part, Mapping):
+            return {copied(key): copied(each) for key, each in part.items()}
+        if isinstance(part, Sequence) and not isinstance(part, bytes | bytearray | memoryview):
+            return [copied(each) for each in part]
+        plain = _scalar(part)
+        if plain is not None and not isinstance(plain, bool | int | float):
+            raise BadAnswer(
+                f"the observation has a message with {_with_type(part)}; expected texts, numbers, lists "
+                "and dicts"
+            )
+        return plain
 
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts within, "" for other values: so that one which holds itself comes to an end too."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str):
-            yield value
-            continue
-        yield ""
-        if isinstance(value, Mapping):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple):
-            waiting += value
+    return [copied(message) for message in value]
 
 
 def _text(value: str, what: str, limit: int) -> str:
+    value = str.__str__(value)  # of a subclass, the text alone
     if len(value) > limit:
         raise BadAnswer(_too_long(what, f"{len(value):,} characters", limit))
     try:
@@ -277,7 +286,7 @@ def _text(value: str, what: str, limit: int) -> str:
             f"{what} is no valid Unicode: it has a lone surrogate, {value[error.start]!r}, at character "
             f"{error.start}; decode bytes with errors='replace'"
         ) from None
-    return str.__str__(value)  # of a subclass, the text alone
+    return value
 
 
 def _too_long(what: str, size: str, limit: int) -> str:
@@ -298,12 +307,27 @@ def _number(value: Any) -> float | None:
         return math.inf
 
 
+def _scalar(value: Any) -> Any:
+    """The text or number of Python that a value is, an array without axes included; else the value."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int.__pos__(value)  # of a subclass, the number alone
+    if isinstance(value, float):
+        return float.__pos__(value)
+    return value
+
+
 def _info(given: Any, limit: int) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise BadAnswer(
             f"the info is {_with_type(given)}; expected a dict with 'success' and 'valid'"
         )
-    info = dict(given)
+    info = {_scalar(key): _scalar(value) for key, value in given.items()}
     for name in ("success", "valid"):
         if name not in info:
             raise BadAnswer(

@@ -1,11 +1,14 @@
 """What an environment brings to a run: its splits or its game, its language, its demonstrations."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from typing import Any
 
 from steprl.config import GameConfig
 from steprl.envs import CONTEXTS, Env
+from steprl.envs.answers import BadAnswer, checked_observation, describe, shown
 from steprl.envs.device_env import check_device_env
 from steprl.envs.games import Game, shape_game
 
@@ -82,6 +85,9 @@ class Suite:
             object.__setattr__(self, "vocabulary", self.game.vocabulary)
         if problem := _problem(self):
             raise ValueError(f"Suite: {problem}")
+        if self.max_steps is not None:  # of NumPy's numbers, those of Python
+            object.__setattr__(self, "max_steps", index(self.max_steps))
+        object.__setattr__(self, "sizes", {name: index(n) for name, n in self.sizes.items()})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,7 +120,11 @@ def suite_of(thing: Any, shape: GameConfig | None = None, source: str | None = N
     elif not isinstance(thing, Suite):
         splits = dict(thing) if isinstance(thing, Mapping) else {"train": thing}
         for env in splits.values():
-            if problem := _not_an_env(env):
+            try:
+                problem = _not_an_env(env)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}" if source else str(error)) from None
+            if problem:
                 raise ValueError(f"{f'{source} returned' if source else 'env is'} {problem}")
         suite = _of_environments(splits, source)
     if suite.game is not None:
@@ -136,23 +146,37 @@ def shaped(suite: Suite, shape: GameConfig) -> Suite:
 def _of_environments(splits: Mapping[str, Env], source: str | None) -> Suite:
     """The suite of some environments; its attributes are read from the first."""
     first = next(iter(splits.values()), None)
-    attributes: dict[str, Any] = {
-        name: value
-        for name in ("system", "tools", "control_tags", "context", "max_steps")
-        if (value := getattr(first, name, None))
-    }
-    told = {name: getattr(env, "num_tasks", None) for name, env in splits.items()}
-    sizes = {name: n for name, n in told.items() if n is not None and not callable(n)}
     try:
+        attributes = {
+            name: value
+            for name in ("system", "tools", "control_tags", "context", "max_steps")
+            if (value := _said(first, name)) is not None
+        }
+        told = {name: _said(env, "num_tasks") for name, env in splits.items()}
+        sizes = {name: n for name, n in told.items() if n is not None and not callable(n)}
         return Suite(splits=splits, sizes=sizes, workers=_WORKERS, **attributes)
     except ValueError as error:
         raise ValueError(f"{source}: {error}" if source else str(error)) from None
 
 
+def _said(env: Any, name: str) -> Any:
+    """What an environment says of itself; None where it says nothing.
+
+    Raises:
+        ValueError: asking for it fails.
+    """
+    try:
+        value = getattr(env, name, None)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ValueError(f"its `{name}` cannot be read: {describe(error)}") from None
+    return None if isinstance(value, str | list | tuple) and not value else value
+
+
 def is_env(thing: Any) -> bool:
     """It is an object, not a class, with `reset` and `step`."""
-    methods = (getattr(thing, method, None) for method in ("reset", "step"))
-    return not isinstance(thing, type) and all(map(callable, methods))
+    return not isinstance(thing, type) and all(callable(_said(thing, n)) for n in ("reset", "step"))
 
 
 def _not_an_env(thing: Any) -> str | None:
@@ -162,6 +186,9 @@ def _not_an_env(thing: Any) -> str | None:
             f"{what} where an object with reset and step was expected (steprl.envs.Env), a Suite "
             "(steprl.envs.suite), or a Game (steprl.envs.games)"
         )
+    for name in ("metrics", "close"):
+        if (found := _said(thing, name)) is not None and not callable(found):
+            return f"{type(thing).__name__}, whose `{name}` is {shown(found)}, not a method"
     if hasattr(thing, "prompt_width"):
         return (
             f"{type(thing).__name__} is an environment on token arrays: give "
@@ -179,26 +206,40 @@ def _problem(suite: Suite) -> str | None:
     if not isinstance(suite.splits, Mapping):
         return f"`splits` is {type(suite.splits).__name__}: give environments by name"
     for name, env in suite.splits.items():
+        if not isinstance(name, str) or not name:
+            return f"a split is called {shown(name)}: give names that are text"
         if problem := _not_an_env(env):
             return f"split {name!r} is {problem}"
-    if suite.context not in CONTEXTS:
-        return f"its context is {suite.context!r}; {' or '.join(CONTEXTS)}"
+    if not isinstance(suite.context, str) or suite.context not in CONTEXTS:
+        return f"its context is {shown(suite.context)}; {' or '.join(CONTEXTS)}"
     if not isinstance(suite.system, str | None):
         return f"its system is {type(suite.system).__name__}, not text"
+    try:
+        checked_observation(suite.system or "")
+    except BadAnswer as error:
+        return f"its system: {str(error).replace('the observation', 'it', 1)}"
     tools = [] if suite.tools is None else suite.tools
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
         return "its tools are no list of schemas, see steprl.tools.tool_schema"
+    try:
+        json.dumps(tools).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"its tools cannot be written as JSON: {describe(error)}"
     tags = suite.control_tags
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
         return f"its control_tags are {tags!r}: give a tuple of names such as '<tool_call>'"
     if suite.max_steps is not None and not _is_count(suite.max_steps):
-        return f"max_steps={suite.max_steps!r}: give a whole number from 1"
+        return f"max_steps={shown(suite.max_steps)}: give a whole number from 1"
+    if not _is_count(suite.workers, 0):
+        return f"workers={shown(suite.workers)}: give a whole number from 0"
+    if not isinstance(suite.sizes, Mapping):
+        return f"`sizes` is {shown(suite.sizes)}: give a number of tasks by the name of a split"
     unknown = [name for name in suite.sizes if name not in suite.splits]
     if unknown:
         return f"sizes: there is no split {unknown[0]!r}; there are {', '.join(suite.splits)}"
     for name, size in suite.sizes.items():
         if not _is_count(size):
-            return f"sizes[{name!r}]={size!r}: give a whole number from 1"
+            return f"sizes[{name!r}]={shown(size)}: give a whole number from 1"
     for name in ("demonstrate", "limited", "question"):
         if getattr(suite, name) is not None and not callable(getattr(suite, name)):
             return f"{name} is {type(getattr(suite, name)).__name__}, not a function"
@@ -207,8 +248,12 @@ def _problem(suite: Suite) -> str | None:
     return _problem_of_vocabulary(suite.vocabulary)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_count(value: Any, least: int = 1) -> bool:
+    """A whole number, of NumPy too."""
+    try:
+        return not isinstance(value, bool) and index(value) >= least
+    except TypeError:
+        return False
 
 
 def _problem_of_game(suite: Suite) -> str | None:

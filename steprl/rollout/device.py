@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from steprl.envs.answers import UNREADABLE
 from steprl.envs.device_env import DeviceEnv
 from steprl.sampling import STOPPED, Sampling, generate, trajectory_key
 from steprl.types import Params, Policy, StepBatch
@@ -159,6 +160,9 @@ def _episodes(
     # The environment draws from a random stream apart from the tokens' (whose steps count from 0).
     env_keys_N = jax.vmap(lambda k: jax.random.fold_in(k, 2**31 - 1))(keys_N)
     state, prompt_NP = jax.vmap(env.reset)(task_N, env_keys_N)
+    begun_N = _readable(env, prompt_NP) & (prompt_NP[:, 0] != 0)
+    empty_P = jnp.arange(prompt_NP.shape[1]) == 0  # one <end>, so that there is something to read
+    prompt_NP = jnp.where(begun_N[:, None], prompt_NP, empty_P.astype(prompt_NP.dtype))
     prompt_length_N = jnp.sum(prompt_NP != 0, axis=1)
     alive_N = jnp.ones(task_N.shape, bool)
 
@@ -167,6 +171,8 @@ def _episodes(
         extra = (state,) if act_sees_state else ()
         sampled, memory = act(memory, start_N, alive_N, turn, *extra)
         new_state, out, over_N = answer(env, state, sampled, alive_N)
+        out = out._replace(reward=jnp.where(begun_N | ~alive_N, out.reward, UNREADABLE))
+        over_N |= ~begun_N
         size_N, shown_N = jnp.sum(out.action_mask, axis=1), jnp.sum(out.observation_mask, axis=1)
         memory = remember(memory, out.action, size_N, out.observation)
         # The next chunk begins with this action's last token, at the place behind the others.
@@ -188,7 +194,8 @@ def answer(
     """The environments' answers to actions: new states, what happened, and which rows are over."""
     action, mask, logprob, entropy, stop, support = found
     new_state, seen = jax.vmap(env.step)(state, action)
-    shown = (seen.tokens != 0) & alive_N[:, None]
+    fine_N = _readable(env, seen.tokens)
+    shown = (seen.tokens != 0) & (alive_N & fine_N)[:, None]
     out = DeviceStep(
         action=action,
         action_mask=mask,
@@ -196,7 +203,7 @@ def answer(
         entropy=entropy,
         observation=jnp.where(shown, seen.tokens, 0),
         observation_mask=shown,
-        reward=seen.reward * alive_N,
+        reward=jnp.where(alive_N, jnp.where(fine_N, seen.reward, UNREADABLE), 0.0),
         alive=alive_N,
         terminated=seen.terminated & alive_N,
         truncated=seen.truncated & alive_N,
@@ -205,7 +212,14 @@ def answer(
         stop=jnp.where(alive_N, stop, 0),
         support=support,
     )
-    return new_state, out, seen.terminated | seen.truncated
+    return new_state, out, seen.terminated | seen.truncated | ~fine_N
+
+
+def _readable(env: DeviceEnv, tokens_NW: jax.Array) -> jax.Array:
+    """[N] bool: these are ids of the vocabulary, and padding behind them."""
+    known_NW = (tokens_NW >= 0) & (tokens_NW < env.vocab_size)
+    hole_NW = (tokens_NW[:, :-1] == 0) & (tokens_NW[:, 1:] != 0)
+    return jnp.all(known_NW, axis=1) & ~jnp.any(hole_NW, axis=1)
 
 
 def batch_of_steps(

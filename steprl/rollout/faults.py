@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steprl.config import AlgorithmConfig
-from steprl.envs.answers import REWARD_LIMIT, EnvironmentFailed
+from steprl.envs.answers import REWARD_LIMIT, UNREADABLE, EnvironmentFailed
 from steprl.types import STOP_REASONS, StepBatch
 
 MANY_FAULTS = 0.1
@@ -123,6 +123,11 @@ def first_fault(faults: Sequence[str], batches: Sequence[StepBatch]) -> str:
         wrong_NS = mask_NS & ~(np.abs(reward_NS) <= REWARD_LIMIT)
         if wrong_NS.any():
             row, step = np.argwhere(wrong_NS)[0]
+            if reward_NS[row, step] == UNREADABLE:
+                return (
+                    f"task {task_N[row]}, step {step}: the reward is -inf, or what is shown are no ids of "
+                    "the vocabulary with padding (0) behind them"
+                )
             return (
                 f"task {task_N[row]}, step {step}: the reward is {reward_NS[row, step]:g}; expected a "
                 f"finite number of at most {REWARD_LIMIT:g} in size"

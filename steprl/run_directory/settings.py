@@ -50,6 +50,8 @@ def saved_settings(run: Path) -> Config:
     if not file.is_file():
         raise RunDirectoryError(f"{run}: there is no run (no {SETTINGS})")
     try:
+        if not file.read_bytes().strip(b"\0 \t\r\n"):  # as a crash of the machine may leave it
+            raise ValueError("it is empty")
         return load_config(file)
     except (ValueError, OSError) as error:
         raise RunDirectoryError(f"{file} cannot be read: {error}") from error

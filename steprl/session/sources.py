@@ -12,6 +12,7 @@ from steprl.config import Config, ConfigError, load_config
 from steprl.config.checks import shorten
 from steprl.config.environments import ENVIRONMENTS, GAMES, NO_ENVIRONMENT, EnvConfig
 from steprl.config.shipped import config_file, shipped_configs
+from steprl.run_directory import saved_settings
 
 RUN, CONFIG, MODEL = "run", "configuration", "model"
 _FILE = "config.resolved.yaml"
@@ -74,7 +75,9 @@ def settings_of(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     """
     kind = kind_of(source)
     if kind == RUN:
-        return load_config(Path(source).expanduser() / _FILE, overrides)
+        run = Path(source).expanduser()
+        saved_settings(run)  # what is wrong there is not said to be wrong in the overrides
+        return load_config(run / _FILE, overrides)
     if kind == CONFIG:
         return load_config(Path(source), overrides)
     in_words = ", ".join(name for name in ENVIRONMENTS if name not in GAMES)

@@ -88,6 +88,57 @@ def test_an_environment_speaks_for_itself():
     assert suite_of(suite) is suite
 
 
+def test_numbers_of_numpy_are_numbers():
+    env = Line()
+    env.max_steps, env.num_tasks = np.int64(3), np.int32(7)
+    suite = suite_of(env)
+    assert (suite.max_steps, suite.sizes) == (3, {"train": 7}) and type(suite.max_steps) is int
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("max_steps", 0, "max_steps=0"),
+        ("max_steps", "5", "max_steps='5'"),
+        ("max_steps", np.array([5, 6]), "max_steps=array"),
+        (
+            "max_steps",
+            property(lambda env: 1 / 0),
+            "its `max_steps` cannot be read: ZeroDivisionError",
+        ),
+        ("num_tasks", float("inf"), "sizes['train']=inf"),
+        ("num_tasks", property(lambda env: 1 / 0), "its `num_tasks` cannot be read"),
+        ("system", 0, "its system is int, not text"),
+        ("system", np.array(["a", "b"]), "its system is ndarray"),
+        ("system", "\ud800", "its system: it is no valid Unicode"),
+        ("context", 0, "its context is 0"),
+        ("tools", [{"type": object()}], "its tools cannot be written as JSON"),
+        ("metrics", {}, "whose `metrics` is {}, not a method"),
+        ("close", True, "whose `close` is True, not a method"),
+        ("__getattr__", lambda env, name: 1 / 0, "cannot be read: ZeroDivisionError"),
+    ],
+)
+def test_what_an_environment_says_of_itself_is_checked(name, value, said):
+    with pytest.raises(ValueError, match="^mod:make") as caught:
+        suite_of(type("Odd", (Line,), {name: value})(), source="mod:make")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"workers": "8"}, "workers='8'"),
+        ({"workers": -1}, "workers=-1"),
+        ({"sizes": 3}, "`sizes` is 3"),
+        ({"splits": {0: Line()}}, "a split is called 0"),
+    ],
+)
+def test_fields_of_a_suite_are_checked(fields, said):
+    with pytest.raises(ValueError, match="^Suite: ") as caught:
+        Suite(**{"splits": {"train": Line()}} | fields)
+    assert said in str(caught.value)
+
+
 def test_a_game_brings_its_vocabulary_and_obeys_the_shared_settings():
     assert suite_of(LOCK).vocabulary == WORDS and suite_of(LOCK).names == ("train", "heldout")
     suite = suite_of(LOCK, GameConfig(thought_tokens=2, progress_reward=0.5))

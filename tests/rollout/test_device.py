@@ -14,6 +14,7 @@ from steprl.envs.multihop import Multihop, demonstrate
 from steprl.envs.multihop import language as words
 from steprl.models import score
 from steprl.rollout import attempts, demonstrations, rollout, summary
+from steprl.rollout.faults import faulty_rows, first_fault
 from steprl.sampling import Sampling
 from steprl.sharding import make_mesh, shard_rows
 from tests.rollout.markov import decoder, markov_policy
@@ -136,6 +137,7 @@ class Generous:
     """Ends after 1 + task steps, and goes on paying, talking and ending for ever after."""
 
     prompt_width, action_width, observation_width, max_steps = 1, 2, 1, 4
+    vocab_size = ENV.vocab_size
     stop_ids = (words.END_ID,)
 
     def reset(self, task, key):
@@ -238,3 +240,37 @@ def test_the_summary_counts_what_happened(batch):
     }
     for name, number in expected.items():
         assert found[name] == pytest.approx(float(number), rel=1e-5), name
+
+
+class Garbled:
+    """The game, some tasks of which show what is no text of its vocabulary."""
+
+    def __getattr__(self, name):
+        return getattr(ENV, name)
+
+    def reset(self, task, key):
+        state, prompt = ENV.reset(task, key)
+        prompt = jnp.where(task == 5, prompt.at[0].set(ENV.vocab_size), prompt)
+        prompt = jnp.where(task == 6, jnp.roll(prompt, 1).at[0].set(0), prompt)
+        return (state, task), jnp.where(task == 7, 0, prompt)
+
+    def step(self, state, action):
+        game, task = state
+        game, seen = ENV.step(game, action)
+        tokens = jnp.where(task == 8, seen.tokens.at[0].set(-1), seen.tokens)
+        tokens = jnp.where(task == 9, seen.tokens.at[0].set(2**31 - 1), tokens)
+        return (game, task), seen._replace(tokens=tokens)
+
+
+def test_tokens_that_are_none_are_a_fault_of_their_row_alone(model, batch):
+    """An id outside the vocabulary had ended the run, where the text of the row was looked up."""
+    run = jax.jit(functools.partial(rollout, model[0], Garbled()))
+    found = jax.device_get(run(model[1], KEY, TASK, SAMPLE, Sampling(np.float32(1.0))))
+    garbled = np.isin(TASK, range(5, 10))
+    np.testing.assert_array_equal(faulty_rows(found), garbled)
+    assert (found.mask_NS[garbled].sum(axis=1) == 1).all()
+    for name, array in arrays(found).items():
+        np.testing.assert_array_equal(array[~garbled], arrays(batch)[name][~garbled], name)
+    assert found.tokens_NT.min() >= 0 and found.tokens_NT.max() < ENV.vocab_size
+    assert np.isfinite(found.logprob_NT).all()
+    assert "no ids of the vocabulary" in first_fault([], [found])

@@ -1,5 +1,6 @@
 """Whatever an environment does, it ends its own trajectory and no other, and is named there."""
 
+import collections
 import logging
 
 import jax
@@ -178,6 +179,56 @@ def test_faults_are_the_same_in_threads(undisturbed):
 def test_what_the_user_interrupts_is_no_fault():
     with pytest.raises(KeyboardInterrupt):
         play(Wrong(raising(KeyboardInterrupt())))
+
+
+class Whole(int):
+    def __abs__(self):
+        raise RuntimeError("no size")
+
+
+class Name(str):
+    def __len__(self):
+        return 10**12
+
+    def __hash__(self):
+        return 0  # and `==` below, wherever a dict is made of it
+
+    def __eq__(self, other):
+        raise RuntimeError("not to be compared")
+
+
+def test_the_record_of_a_step_has_numbers_and_texts_of_python_whatever_they_were():
+    info = SOUND | {
+        "a": np.float32(0.5), "b": np.int64(3), "c": jax.numpy.array(True), "d": Whole(4), "e": Name("x"),
+        "f": np.array([1, 2]), "g": object(), "h": 10**400, 7: "no name",
+    }  # fmt: skip
+    step = play(Wrong(with_(5, info)))[BAD].steps[STEP]
+    assert step.info == SOUND | {"a": 0.5, "b": 3, "c": True, "d": 4, "e": "x"}
+    assert {type(value) for value in step.info.values()} == {bool, float, int, str}
+    assert play(Wrong(with_(5, {**SOUND, Name("k"): 1})))[BAD].steps[STEP].info == SOUND | {"k": 1}
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), {1, 2}, b"text", object(), Unreadable()])
+@pytest.mark.parametrize("place", ["content", "tool_calls"])
+def test_messages_hold_what_json_can(place, value):
+    """`content or ''` of an array would end the run, behind the check."""
+    with pytest.raises(BadAnswer):
+        checked_observation([{"role": "user", "content": "now", place: [value]}])
+    kept = [{"role": "user", "content": np.str_("now"), "more": [{"n": np.int64(3), "x": None}]}]
+    assert checked_observation(kept) == [
+        {"role": "user", "content": "now", "more": [{"n": 3, "x": None}]}
+    ]
+
+
+@pytest.mark.parametrize("make", [collections.deque, collections.UserList, tuple])
+def test_texts_are_checked_in_whatever_sequence_messages_come(make):
+    with pytest.raises(BadAnswer, match="lone surrogate"):
+        checked_observation(make([{"role": "user", "content": make(["\ud800"])}]))
+
+
+def test_names_of_metrics_are_valid_unicode():
+    with pytest.raises(BadAnswer, match="the name of a metric is no valid Unicode"):
+        checked_metrics({"\ud800": 1.0})
 
 
 def test_where_all_fail_the_batch_is_empty_but_there():
@@ -360,7 +411,9 @@ def test_an_engine_that_goes_wrong_ends_its_own_trajectory(said, answer):
     assert said in found[BAD].fault
 
 
-@pytest.mark.parametrize("spoil", [with_(2, None), raising(SystemExit(1)), with_(5, {})], ids=str)
+@pytest.mark.parametrize(
+    "spoil", [with_(2, None), raising(SystemExit(1)), with_(5, {})], ids=range(3)
+)
 def test_a_demonstration_in_a_broken_environment_fails(spoil):
     with pytest.raises((BadAnswer, SystemExit)):
         scripted(Wrong(spoil), CONTEXT, BAD, ["say"] * 3, 3, 200)
