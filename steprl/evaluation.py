@@ -160,14 +160,22 @@ def _by_beginning(parts: list[StepBatch], num_tasks: int, n: int) -> np.ndarray:
 
 
 def evaluate_all(
-    player: Player, params: Params, config: Config, num_tasks: int | None = None
+    player: Player,
+    params: Params,
+    config: Config,
+    num_tasks: int | None = None,
+    rows: int | None = None,
 ) -> dict[str, float]:
     """All splits, sampled and greedy, by the names of metrics.
 
     The main split is `eval/success_rate` (sampled) and `eval/success_rate_greedy`; another split S
     is `eval/S/success_rate`.
+
+    Args:
+        num_tasks: None for `eval.num_tasks`.
+        rows: as of `evaluate`, None for those of an iteration, whose shape training has compiled.
     """
-    rows = config.rollout.batch_size * config.rollout.n
+    rows = config.rollout.batch_size * config.rollout.n if rows is None else rows
     settings = (
         config.eval if num_tasks is None else dataclasses.replace(config.eval, num_tasks=num_tasks)
     )

@@ -147,6 +147,14 @@ def test_what_the_environment_measures_is_printed():
     assert "eval sampled" in written.getvalue() and "eval/f1" in written.getvalue()
 
 
+@pytest.mark.parametrize(("rows", "played"), [(None, 8), (4, 4)])
+def test_few_tasks_need_not_be_filled_up(rows, played):
+    one, calls = player()
+    config = load_config(None, ["rollout.batch_size=8", "actor.ppo_mini_batch_size=8", "eval.n=1"])
+    evaluate_all(one, {}, config, num_tasks=3, rows=rows)
+    assert {len(task_N) for task_N, *_ in calls} == {played}
+
+
 def test_what_there_was_nothing_to_measure_of_is_a_dash():
     one, _ = player()
     found = evaluate(one, {}, EvalConfig(num_tasks=5), "held", 4, 1.0)

@@ -47,7 +47,14 @@ def _eval(options: argparse.Namespace, console: Console) -> int:
     ready = open_source(options, console)
     session = ready.session
     with console.status("Playing ..."):
-        results = evaluate_all(session.player, ready.params, session.config, options.tasks)
+        config, rows = session.config, None
+        if options.tasks is not None:  # few are not filled up to an iteration's
+            devices = session.mesh.size
+            rows = min(
+                -(-options.tasks * config.eval.n // devices) * devices,
+                config.rollout.batch_size * config.rollout.n,
+            )
+        results = evaluate_all(session.player, ready.params, config, options.tasks, rows)
     print_results(results, console, options.tasks or session.config.eval.num_tasks)
     folder = options.output or ready.run
     if folder is not None:
