@@ -66,7 +66,8 @@ def main() -> None:
     record.show(rows)
     if options.save:
         minutes = (time.perf_counter() - begin) / 60
-        print(record.save("robustness", rows, minutes, seed=options.seed, wrong=wrong))
+        more = {"seed": options.seed, "kills": options.kills, "wrong": wrong}
+        print(record.save("robustness", rows, minutes, **more))
 
 
 def _counted(part: str, cases: list[Case]) -> list[dict]:
