@@ -12,6 +12,7 @@ from steprl.config import Config, ConfigError, load_config
 from steprl.config.checks import shorten
 from steprl.config.environments import ENVIRONMENTS, GAMES, NO_ENVIRONMENT, EnvConfig
 from steprl.config.shipped import config_file, shipped_configs
+from steprl.run_directory import saved_settings
 
 RUN, CONFIG, MODEL = "run", "configuration", "model"
 _FILE = "config.resolved.yaml"
@@ -71,10 +72,13 @@ def settings_of(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: as of `load_config`; or no environment is named for a model.
         FileNotFoundError: as of `kind_of`.
+        RunDirectoryError: the settings of a run are damaged.
     """
     kind = kind_of(source)
     if kind == RUN:
-        return load_config(Path(source).expanduser() / _FILE, overrides)
+        run = Path(source).expanduser()
+        saved_settings(run)  # damage of the file is named as such
+        return load_config(run / _FILE, overrides)
     if kind == CONFIG:
         return load_config(Path(source), overrides)
     in_words = ", ".join(name for name in ENVIRONMENTS if name not in GAMES)
@@ -120,6 +124,7 @@ def tuning_settings(source: str | os.PathLike[str], overrides: Sequence[str] = (
         ConfigError: as of `load_config`; or no conversations are named for a model.
         ValueError: the source is a run.
         FileNotFoundError: as of `kind_of`.
+        RunDirectoryError: the settings of a run are damaged.
     """
     kind = kind_of(source)
     if kind == RUN:
