@@ -151,6 +151,7 @@ def test_a_bad_file_is_named_or_its_setting_is(tmp_path, capsys, name):
 
 
 WORDS = [
+    (["configs", "."], "config file '.' cannot be read: Is a directory"),
     (["fly"], "fly"),
     (["--fly"], "--fly"),
     (["train"], "CONFIG"),

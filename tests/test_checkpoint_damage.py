@@ -146,6 +146,12 @@ def test_a_step_of_which_a_half_is_missing_is_damaged(steps, caplog, part):
     assert latest_step(steps) == 1
 
 
+def test_a_step_in_the_folder_of_another_is_damaged(steps, caplog):
+    (steps / "2").rename(steps / "7")
+    assert restore(steps, state_of(0)).step == 1
+    assert "step 7 is damaged, it holds step 2: rename the folder back" in caplog.text
+
+
 def test_an_empty_step_is_damaged(steps, caplog):
     (steps / "3").mkdir()
     assert restore(steps, state_of(0)).step == 2

@@ -18,6 +18,7 @@ from steprl.disk import WriteError
 from steprl.run_directory import RunDirectoryError, locked, open_run, record_settings
 from steprl.run_directory.lock import release
 from steprl.run_directory.settings import changes
+from steprl.session.sources import settings_of
 
 BASE = load_config(None, ["trainer.experiment_name=a", "actor.ppo_mini_batch_size=1"])
 
@@ -327,6 +328,20 @@ def test_settings_of_a_run_that_cannot_be_read_are_named(config, run, text):
     with pytest.raises(RunDirectoryError, match=r"config.resolved.yaml cannot be read: ") as caught:
         open_run(config, resume="auto")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left", [0, 200])
+def test_settings_that_were_cut_off_do_not_become_the_defaults(config, run, left):
+    """At the end of a section, what is left of the file is a file of settings too."""
+    file = run / "config.resolved.yaml"
+    lines = file.read_text().splitlines(keepends=True)
+    sections = [n for n, line in enumerate(lines) if line[0] not in " -"]
+    file.write_text("".join(lines[: max((n for n in sections if n <= left), default=0)]))
+    for read in (lambda: open_run(config, resume="auto"), lambda: settings_of(run)):
+        with pytest.raises(
+            RunDirectoryError, match="config.resolved.yaml has no settings of .*cut off"
+        ):
+            read()
 
 
 # One process at a time

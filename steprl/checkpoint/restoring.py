@@ -127,6 +127,8 @@ def _read_record(path: epath.Path) -> tuple[dict[str, Any], bool]:
         raise DamagedCheckpoint(path, f"meta/metadata is not JSON ({error})") from None
     if not _is_record(record):
         raise DamagedCheckpoint(path, "meta/metadata is not the record of a checkpoint")
+    if (step := record.get("step", int(path.name))) != int(path.name):
+        raise DamagedCheckpoint(path, f"it holds step {step}: rename the folder back")
     if "checksums" in record and not verified:
         raise DamagedCheckpoint(path, "checksums.json is missing")
     return record, verified

@@ -62,6 +62,7 @@ class Checkpointer:
         if empty:
             raise ValueError(f"Arrays without elements cannot be saved: {', '.join(empty)}.")
         record = {
+            "step": step,
             "leaves": table,
             "checksums": array_checksums(named_leaves(state)),
             "versions": _versions(),

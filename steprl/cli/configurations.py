@@ -16,11 +16,17 @@ def add_commands(command: Any) -> None:
 def _configs(options: argparse.Namespace, console: Console) -> int:
     from rich.table import Table
 
+    from steprl.config import ConfigError
     from steprl.config.shipped import config_file, shipped_configs, summary_of
 
     if options.name is not None:
-        # Not through rich: what is printed is to be a file.
-        print(config_file(options.name).read_text(encoding="utf-8"), end="")
+        file = config_file(options.name)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = "it is not text in UTF-8" if isinstance(error, ValueError) else error.strerror
+            raise ConfigError(f"config file {str(file)!r} cannot be read: {why}") from None
+        print(text, end="")  # not through rich: what is printed is to be a file
         return 0
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, file in shipped_configs().items():

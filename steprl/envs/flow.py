@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from operator import index
 from typing import Any
 
-from steprl.envs import CONTEXTS
 from steprl.envs.answers import checked_flag, checked_reward, describe, shown
+from steprl.envs.made_of_functions import check_arguments
 from steprl.tools import Tool, make_tools
 
 Prompt = str | list[dict[str, Any]]
@@ -141,12 +141,9 @@ class FlowEnvironment:
     ):
         if not callable(flow):
             raise ValueError(f"flow: {flow!r} is no function; give one that yields prompts")
-        if not len(tasks):
-            raise ValueError("tasks: there is none; an environment needs at least one")
-        if context not in CONTEXTS:
-            raise ValueError(f"context: {context!r}; choose from {', '.join(CONTEXTS)}")
-        if max_steps < 1 or live < 0:
-            raise ValueError(f"max_steps={max_steps} starts at 1, and live={live} at 0")
+        check_arguments(tasks, context, success, system, {"max_steps": max_steps}, {})
+        if not isinstance(live, int) or live < 0:
+            raise ValueError(f"live={shown(live)}: give a whole number from 0")
         self.tasks, self.context, self.max_steps = tasks, context, max_steps
         if system is not None:
             self.system = system

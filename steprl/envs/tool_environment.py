@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import index
 from typing import Any, NamedTuple
 
-from steprl.envs import CONTEXTS
 from steprl.envs.answers import checked_reward
+from steprl.envs.made_of_functions import check_arguments
 from steprl.tools import (
     CallError,
     Outcome,
@@ -126,12 +126,9 @@ class ToolEnvironment:
         max_characters: int = 8000,
         success: float = 1.0,
     ):
-        if not len(tasks):
-            raise ValueError("tasks: there is none; an environment needs at least one")
-        if max_steps < 1 or max_calls < 1:
-            raise ValueError(f"max_steps={max_steps} and max_calls={max_calls} start at 1")
-        if context not in CONTEXTS:
-            raise ValueError(f"context: {context!r}; choose from {', '.join(CONTEXTS)}")
+        counts = {"max_steps": max_steps, "max_calls": max_calls}
+        functions = {"prompt": prompt, "reward": reward} | ({"observe": observe} if observe else {})
+        check_arguments(tasks, context, success, system, counts, functions)
         if context == "rebuild" and observe is None:
             raise ValueError(
                 "context='rebuild' needs observe: the answers of the last turn alone do not stand for "

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import steprl
 from steprl.config import Config
+from steprl.config.yaml_text import parse
 from steprl.metrics import STEP, Metrics, read_metrics
 
 # Curves that the page opens with: title, note, and lines as (metric, label). The order is the order of
@@ -160,8 +159,8 @@ def settings(run: Path) -> dict[str, Any]:
         return {"text": "", "changed": [], "values": {}}
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
-        values = _flat(yaml.safe_load(text))
-    except yaml.YAMLError:
+        values = _flat(parse(text))
+    except ValueError:
         values = {}
     defaults = _flat(dataclasses.asdict(Config()))
     changed = [

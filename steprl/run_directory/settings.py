@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from steprl.config import Config, load_config, save_config
+from steprl.config.yaml_text import parse
 from steprl.disk import writing
 from steprl.run_directory.errors import RunDirectoryError
 from steprl.run_directory.names import SETTINGS
@@ -26,6 +27,7 @@ _FREE = (
     "env.wiki_search.cache", "env.mini_shop.products", "env.mini_shop.goals",
     "env.mini_shop.other_docs",
 )  # fmt: skip
+_ALWAYS = ("env", "model", "algorithm", "rollout", "trainer")  # sections of every version
 _PLACE = ("trainer.experiment_name", "trainer.output_dir")  # a run stays where it is
 
 
@@ -52,9 +54,17 @@ def saved_settings(run: Path) -> Config:
     try:
         if not file.read_bytes().strip(b"\0 \t\r\n"):  # as a crash of the machine may leave it
             raise ValueError("it is empty")
-        return load_config(file)
+        config = load_config(file)
+        there = parse(file.read_text(encoding="utf-8-sig")) or {}
     except (ValueError, OSError) as error:
         raise RunDirectoryError(f"{file} cannot be read: {error}") from error
+    missing = [name for name in _ALWAYS if name not in there]
+    if missing:  # defaults would take their place, unsaid
+        raise RunDirectoryError(
+            f"{file} has no settings of {', '.join(missing)}: a run writes all of them, so the file is cut "
+            "off; put them back, or start another run"
+        )
+    return config
 
 
 def changes(before: Config, now: Config) -> list[Change]:

@@ -72,6 +72,7 @@ def settings_of(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: as of `load_config`; or no environment is named for a model.
         FileNotFoundError: as of `kind_of`.
+        RunDirectoryError: the settings of a run are damaged.
     """
     kind = kind_of(source)
     if kind == RUN:
@@ -123,6 +124,7 @@ def tuning_settings(source: str | os.PathLike[str], overrides: Sequence[str] = (
         ConfigError: as of `load_config`; or no conversations are named for a model.
         ValueError: the source is a run.
         FileNotFoundError: as of `kind_of`.
+        RunDirectoryError: the settings of a run are damaged.
     """
     kind = kind_of(source)
     if kind == RUN:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from steprl.processes import Scope
@@ -62,10 +63,12 @@ def call_tools(
         >>> print(outcome.text)
         `add` was not called: `b` has to be an integer, but is the string "2".
     """
-    if parallel < 1 or max_characters < 1 or not 0 < time_limit <= MAX_TIME_LIMIT:
+    limits = (parallel, time_limit, max_characters)
+    are_numbers = all(isinstance(limit, Real) for limit in limits)
+    if not are_numbers or min(limits) <= 0 or not time_limit <= MAX_TIME_LIMIT:
         raise ValueError(
-            f"parallel={parallel}, time_limit={time_limit}, max_characters={max_characters}: each has "
-            "to be positive, and the time at most a day"
+            f"parallel={parallel!r}, time_limit={time_limit!r}, max_characters={max_characters!r}: each has "
+            "to be positive, a number, and the time at most a day"
         )
     if start_method not in START_METHODS:
         raise ValueError(

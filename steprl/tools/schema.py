@@ -103,6 +103,8 @@ def make_tools(functions: Iterable[Callable[..., Any] | Tool]) -> dict[str, Tool
     Raises:
         ValueError: two have the same name, or one has no schema.
     """
+    if not isinstance(functions, Iterable):
+        raise ValueError(f"tools is {type(functions).__name__}: give a list of functions")
     tools: dict[str, Tool] = {}
     for function in functions:
         tool = function if isinstance(function, Tool) else make_tool(function)

@@ -319,7 +319,20 @@ def test_settings_that_are_not_the_defaults_are_told_apart(tmp_path):
     assert "env.name" not in changed  # multihop is the default
 
 
-@pytest.mark.parametrize("text", ["", "[", "- a\n", "a: {b: [}\n", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "- a\n",
+        "a: {b: [}\n",
+        "\x00",
+        "a: &a\n  b: *a\n",
+        "[" * 5000,
+        "a: 2020-13-45\n",
+        "a: 2020-10-10\n",
+    ],
+)
 def test_settings_that_cannot_be_read_are_shown_as_they_are(tmp_path, text):
     (tmp_path / "config.resolved.yaml").write_text(text)
     assert settings_of(tmp_path)["text"] == text

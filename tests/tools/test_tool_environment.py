@@ -231,6 +231,12 @@ def test_a_tool_that_may_hang_is_stopped():
         ({"max_steps": 0}, "max_steps=0"),
         ({"max_calls": 0}, "max_calls=0"),
         ({"time_limit": -1}, "time_limit=-1"),
+        ({"time_limit": "soon"}, "time_limit='soon'"),
+        ({"time_limit": float("nan")}, "time_limit=nan"),
+        ({"max_characters": None}, "max_characters=None"),
+        ({"max_calls": "4"}, "max_calls='4'"),
+        ({"success": None}, "success=None: give the reward"),
+        ({"observe": "all"}, "observe: 'all' is no function"),
         ({"context": "grow"}, "choose from rebuild, extend"),
     ],
 )
