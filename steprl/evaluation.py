@@ -175,8 +175,11 @@ def evaluate_all(
     for index, split in enumerate(player.splits[1:]):
         prefix = "eval/" if index == 0 else f"eval/{split}/"
         temperatures = {"": settings.temperature} | ({"_greedy": 0.0} if settings.greedy else {})
+        played: dict[float, dict[str, float]] = {}  # at temperature 0, sampled is greedy
         for suffix, temperature in temperatures.items():
-            result = evaluate(player, params, settings, split, rows, temperature)
+            if temperature not in played:
+                played[temperature] = evaluate(player, params, settings, split, rows, temperature)
+            result = played[temperature]
             metrics |= {f"{prefix}{name}{suffix}": value for name, value in result.items()}
     return metrics
 
@@ -217,6 +220,7 @@ def inspect(
     failed_N = np.asarray(faulty_rows(batch))
     if failed_N.any():
         first = first_fault([fault for fault in faults if fault], [batch])
+        faults = [fault or first * bool(bad) for fault, bad in zip(faults, failed_N, strict=True)]
         check_faults(f"tasks of split {split!r}", int(failed_N.sum()), len(failed_N), first)
     if "anchors" in method.needs:
         batch = with_anchors(batch, player.tokenizer, config.algorithm.similarity_thresh)

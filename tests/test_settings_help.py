@@ -109,6 +109,16 @@ def test_an_unknown_word_names_near_ones(word, near, capsys):
     assert out.startswith(f"error: there is no setting {word}: ") and near in out
 
 
+def test_a_word_of_no_key_is_looked_for_in_what_settings_mean():
+    found = {setting.key for setting in lookup("learning_rate")}
+    assert {
+        "sft.lr",
+        "actor.lr",
+        "actor.lr_warmup_steps",
+    } <= found and "actor.clip_ratio" not in found
+    assert "eval.temperature" in {setting.key for setting in lookup("Sampling")}
+
+
 def test_every_short_name_is_known():
     assert all(len(lookup(short)) == 1 for short in SHORT_NAMES)
 

@@ -14,12 +14,12 @@ from steprl.config import AlgorithmConfig
 from steprl.models.scoring import Scores
 from steprl.rollout import summary
 from steprl.rollout.faults import cut_rows, faulty_rows, rows_left_out, without_rows
-from steprl.types import STOP_REASONS
+from steprl.types import STOP_REASONS, Branches
 from steprl.update import prepare, with_weights
 from tests.small import KINDS, random_batch, small_config
 
 ROWS = 8
-# Of each task two attempts, the second of which branched off from the first.
+# Of each of two tasks four attempts; those with an odd number branched off from the one before.
 FAULTS = ([], [0], [1], [0, 1], [2, 5, 7], [0, 3, 4, 6], list(range(1, ROWS)), list(range(ROWS)))
 METHODS = {n: n if n in KINDS else pytest.param(n, marks=pytest.mark.full) for n in ALGORITHMS}
 each_method = pytest.mark.parametrize("name", METHODS.values())
@@ -55,9 +55,15 @@ def first_moments():
     return initial_reward_states(AlgorithmConfig(scale_rewards=True))["return_moments"]
 
 
+def four_attempts():
+    return dataclasses.replace(
+        random_batch(3, rows=ROWS), task_N=jnp.arange(ROWS, dtype=jnp.int32) // 4
+    )
+
+
 def faulty(rows, reward):
     """A random batch in which the environment failed in some rows."""
-    batch = random_batch(3, rows=ROWS)
+    batch = four_attempts()
     fault_N = np.isin(np.arange(ROWS), rows)
     spoiled_NS = jnp.where(fault_N[:, None], reward, batch.reward_NS)
     return dataclasses.replace(batch, fault_N=jnp.asarray(fault_N), reward_NS=spoiled_NS)
@@ -89,7 +95,7 @@ def test_the_others_learn_as_if_it_had_not_been_there(name):
     gone = [2, 7]
     stay = np.setdiff1d(np.arange(ROWS), gone)
     with_faults = learnt(name, faulty(gone, 5.0))[0]
-    batch = random_batch(3, rows=ROWS)
+    batch = four_attempts()
     row_of = {int(row): place for place, row in enumerate(stay)}
     branches = batch.branches
     origin = [row_of.get(int(branches.origin_N[row]), row_of[int(row)]) for row in stay]
@@ -152,6 +158,27 @@ def test_the_last_of_four_that_did_not_fail_is_compared_with_nothing(name):
         # As a score of 0 the three would have counted, and the fourth would stand out.
         counted = credit(batch, value_NT, config).advantage_NT
         assert float(counted.max()) > 1.0
+
+
+def test_the_only_prefix_of_a_task_is_compared_with_nothing():
+    """BranPO: two suffixes of one attempt are compared with each other, their prefix with no other."""
+    batch = random_batch(4, rows=ROWS, steps=4)
+    long = int(np.argmax(batch.mask_NS.sum(axis=1)))
+    pair = np.array([long, long])
+    own = jnp.arange(2, dtype=jnp.int32)
+    batch = dataclasses.replace(
+        jax.tree.map(lambda x: x[pair], dataclasses.replace(batch, branches=None)),
+        reward_NS=jnp.zeros((2, 4)).at[:, 0].set(jnp.array([3.0, 1.0])),
+        branches=Branches(own * 0, own * 0 + 1, own - 1, own * 0.0, own * 0),
+    )
+    credit = jax.jit(algorithm("branpo").credit, static_argnums=2)
+
+    def of(**settings):
+        return credit(batch, batch.logprob_NT, AlgorithmConfig(**settings)).advantage_NT
+
+    prefix_NT = (batch.step_ids_NT == 0) & (own == 0)[:, None]
+    assert not jnp.where(prefix_NT, of(), 0).any() and of().any()
+    assert jnp.where(prefix_NT, of(singleton="score"), 0).max() == pytest.approx(2.0, rel=1e-4)
 
 
 def test_groups_are_compared_without_those_that_failed():

@@ -28,7 +28,6 @@ QUESTIONS: dict[str, Any] = {
     "answer empty": [{"question": "Who?", "answer": ""}],
     "answer of empty ones": [{"question": "Who?", "answers": ["", " "]}],
     "answer without value": [{"question": "Who?", "answer": {"kind": "person"}}],
-    "answer of a nested list": [{"question": "Who?", "answer": [[["Jane"]]]}],
     "question a list": [{"question": ["Who?"], "answer": "Jane"}],
     "unknown split": [{**QUESTION, "split": "tomorrow"}],
     "prompt and completion": [{"prompt": "Who?", "completion": "Jane"}],

@@ -1,5 +1,6 @@
 """The audit of a policy: what each step was truly worth, beside what methods say of it."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from steprl.evaluation import PANEL_KEY
 from steprl.metrics import correlation, correlation_interval
 from steprl.rollout import attempts as rows_of
 from steprl.rollout import with_anchors
+from steprl.rollout.faults import check_faults
 from steprl.sampling import sampling_of
 from steprl.session import Session
 from steprl.types import Params, Trajectory
@@ -105,7 +107,8 @@ def run_audit(
 
     Raises:
         ValueError: a number is too small, no such split, the environment cannot branch or, with a
-            threshold, cannot be enumerated; or nothing was played.
+            threshold, cannot be enumerated.
+        EnvironmentFailed: the environment failed in all trajectories.
     """
     player, mesh = session.player, session.mesh
     for name, number, least in (
@@ -129,10 +132,19 @@ def run_audit(
     estimate = make_estimates(session, critic, older, attempts)
     key, begin = jax.random.key(PANEL_KEY), time.perf_counter()
     trajectories: list[Trajectory] = []
+    faults: list[str] = []
     truths, estimate_parts, decoded = [], [], 0
     for first in range(0, tasks, together):
         kept = min(together, tasks - first) * attempts
         rollouts = player.explore(params, key, *rows_of(first, together, attempts), **how)
+        faults += [one.fault for one in rollouts.trajectories[:kept] if one.fault]
+        # Where the environment failed there is no credit to judge.
+        rollouts = rollouts._replace(
+            trajectories=[
+                dataclasses.replace(one, steps=()) if one.fault else one
+                for one in rollouts.trajectories
+            ]
+        )
 
         def report(share: float, first: int = first, kept: int = kept) -> None:
             watch("continuing", (first + share * kept / attempts) / tasks)
@@ -152,8 +164,8 @@ def run_audit(
         trajectories += rollouts.trajectories[:kept]
         decoded += rollouts.usage.decoded + usage.decoded
     truth = join(truths, together * attempts)
-    if not len(truth.reward_s):
-        raise ValueError("no trajectory has any step: the environment failed to begin")
+    if faults:
+        check_faults("audit", len(faults), len(trajectories), faults[0])
     estimates = {
         target: {
             name: np.concatenate([part[target][name] for part in estimate_parts]) for name in of
@@ -167,12 +179,12 @@ def run_audit(
         begin = time.perf_counter()
         bounds = _enumerate(session, params, split, trajectories, threshold, watch)
         exact_seconds = time.perf_counter() - begin
-    success = np.array([one.success for one in trajectories], float)
+    success = np.array([one.success for one in trajectories if not one.fault], float)
     facts = {
         "success_rate": float(success.mean()),
         "trajectories": float(len(trajectories)),
         "steps": float(len(truth.reward_s)),
-        "faults": float(sum(s.stop_reason.startswith("env_") for t in trajectories for s in t.steps)),
+        "faults": float(len(faults)),
         "tokens_sampled": float(decoded),
         "seconds": seconds,
         "seconds_enumerating": exact_seconds,

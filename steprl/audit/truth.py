@@ -6,7 +6,8 @@ action that was taken there is its reward and the value of the state behind it:
     V(s_k) = E[G | s_k],   Q(s_k, a_k) = r_k + gamma V(s_{k+1}),   A_k = Q(s_k, a_k) - V(s_k)
 
 V and Q of a step come from different continuations, and none of these is the trajectory itself. The
-end of a trajectory is worth nothing more, whatever ended it. What an environment has drawn before the
+end of a trajectory is worth nothing more, whatever ended it. A continuation in which the environment
+failed says nothing: the mean of the others stands for it. What an environment has drawn before the
 step (which searches are going to fail, say) is part of its state and stays as it is.
 """
 
@@ -110,13 +111,21 @@ def continue_all(
         part = points[first : first + at_a_time]
         continued = player.branch(params, key, rollouts, part, **how)
         returns += [
-            discounted_return(trajectory, point.step, gamma)
+            np.nan if trajectory.fault else discounted_return(trajectory, point.step, gamma)
             for point, trajectory in zip(part, continued.trajectories, strict=True)
         ]
         usage = jax.tree.map(lambda a, b: a + b, usage, continued.usage)
         watch(len(returns) / len(points))
-    return_sm = np.array(returns).reshape(len(row_s), continuations)
+    return_sm = _filled(np.array(returns).reshape(len(row_s), continuations))
     return Truth(row_s, reward_s, last_s, return_sm, gamma), usage
+
+
+def _filled(return_sm: np.ndarray) -> np.ndarray:
+    """The mean of a state's continuations where one failed; 0 where all did."""
+    known_sm = ~np.isnan(return_sm)
+    total_s = np.where(known_sm, return_sm, 0.0).sum(axis=1)
+    mean_s = total_s / np.maximum(known_sm.sum(axis=1), 1)
+    return np.where(known_sm, return_sm, mean_s[:, None])
 
 
 def discounted_return(trajectory: Trajectory, step: int, gamma: float) -> float:

@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 FILES = "checksums.json"
 _READ_AGAIN = 16 * 2**20
-_ON_HOST = 2**20  # elements up to which a copy costs less than the compilation of a program
+_ON_HOST = 2**16  # elements up to which a copy costs less than the compilation of a program
 _CHUNK = 2**18  # words that stay in the cache of a processor
 # Written when the checksums of the others are already on disk, and read by nothing here.
 _NOTES_OF_ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and not hasattr(options, "overrides"):
         strangers = rest
     if strangers:
-        parser.error(f"unknown argument {strangers[0]!r}")
+        options.parser.error(f"unknown argument {strangers[0]!r}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     # Names and messages are of users, and `a:b:c` is no emoji.
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # no PyTorch here is no news
     # Imports that load JAX come after the arguments are known, so that --help is quick.
     from steprl.config import ConfigError
+    from steprl.config.checks import shorten
     from steprl.envs.answers import EnvironmentFailed
     from steprl.run_directory import RunDirectoryError
 
@@ -60,6 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except (FloatingPointError, EnvironmentFailed) as error:
         console.print(f"[bold red]stopped:[/] {escape(_printable(error))}")
+        return EXIT_ERROR
+    except SystemExit as error:
+        console.print(
+            f"[bold red]error:[/] code that was run, such as an environment's, left with {error.code!r}",
+        )
+        return EXIT_ERROR
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        console.print(
+            "[bold red]error:[/] not enough memory: try a smaller rollout.batch_size, rollout.n, "
+            f"actor.ppo_micro_batch_size or eval.num_tasks ({escape(shorten(_printable(error)))})"
+        )
         return EXIT_ERROR
 
 
@@ -83,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text.replace("%", "%%"), description=text, allow_abbrev=False
         )
-        sub.set_defaults(command=run, command_name=name)
+        sub.set_defaults(command=run, command_name=name, parser=sub)
         return sub
 
     for module in _COMMANDS:

@@ -54,7 +54,7 @@ def _chat(options: argparse.Namespace, console: Console) -> int:
         play_lines(talk, opened, suite, config)
     elif talk.served.conversation is None:
         raise ValueError(
-            f"{options.model} has no chat template, so there is nobody to talk to; --env lets it play"
+            f"{options.model} has no chat template, so it cannot chat; with --env NAME it plays tasks"
         )
     else:
         _converse(talk)

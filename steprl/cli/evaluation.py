@@ -83,6 +83,8 @@ def _rollout(options: argparse.Namespace, console: Console) -> int:
     )[: options.tasks]
     for played in trajectories:
         console.print(transcript(played, f"{split} task {played.trajectory.task}"))
+    if failed := sum(bool(played.trajectory.fault) for played in trajectories):
+        console.print(f"The environment failed in {failed} of {len(trajectories)} attempts.")
     folder = options.output or ready.run
     if folder is not None:
         picture = draw_credit(

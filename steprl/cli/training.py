@@ -20,7 +20,7 @@ def add_commands(command: Any) -> None:
     for name, run, text, source in (
         ("train", _train, "Warm start, then reinforcement learning, as a configuration says.",
          configuration),
-        ("sft", _sft, "The supervised warm start alone, or a model on conversations of yours.",
+        ("sft", _sft, "Supervised training alone: a warm start, or a model on your conversations.",
          f"{configuration}; or a model, with sft.data=FILE sft.steps=N"),
     ):  # fmt: skip
         sub = command(name, run, text)
@@ -59,12 +59,12 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     _read_resume(options)
     config = config_of(options)
     run_path(config)  # a name that cannot be is told at once
+    if config.trainer.total_training_steps == 0:
+        raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
     if options.dry_run:
         return _dry_run(config, options.all, console)
     if options.all:
         raise ConfigError("--all says what --dry-run prints: give both, or neither")
-    if config.trainer.total_training_steps == 0:
-        raise ConfigError("trainer.total_training_steps=0: nothing to train; use `steprl sft`")
     check_plays(config)
     session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
@@ -101,12 +101,12 @@ def _sft(options: argparse.Namespace, console: Console) -> int:
     _read_resume(options)
     config = tuning_settings(options.config, options.overrides)
     run_path(config)
+    if config.sft.steps == 0:
+        raise ConfigError("sft.steps=0: there is nothing to do")
     if options.dry_run:
         return _dry_run(config, options.all, console)
     if options.all:
         raise ConfigError("--all says what --dry-run prints: give both, or neither")
-    if config.sft.steps == 0:
-        raise ConfigError("sft.steps=0: there is nothing to do")
     session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
@@ -186,8 +186,11 @@ def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-
     from steprl.session import abstract_params, notice_idle
 
     config, devices = session.config, session.mesh.devices.flatten()
+    what, where = config.algorithm.name, config.env.name
+    if where == NO_ENVIRONMENT:  # then nothing but supervised training takes place
+        what, where = f"sft of {config.model.path or config.model.preset}", config.sft.data
     console.print(
-        f"[bold]{escape(config.algorithm.name)}[/] on [bold]{escape(config.env.name)}[/]: "
+        f"[bold]{escape(what)}[/] on [bold]{escape(str(where))}[/]: "
         f"{_parameters(abstract_params(session)):,} parameters, {len(devices)} x {devices[0].platform}, "
         f"seed {config.trainer.seed}, run directory {escape(str(run))}"
     )

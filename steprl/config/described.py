@@ -72,6 +72,8 @@ def sections() -> dict[str, Section]:
 def lookup(word: str) -> list[Setting]:
     """The settings that a word means: a key, a short name, a section, or the last part of keys.
 
+    Words that are part of no key are looked for in what is said of the settings.
+
     Raises:
         KeyError: it means none; the message names near ones.
     """
@@ -89,6 +91,9 @@ def lookup(word: str) -> list[Setting]:
     last = [name for name in keys if difflib.SequenceMatcher(None, key.rpartition(".")[2],
             name.rpartition(".")[2]).ratio() > 0.75]  # fmt: skip
     near = list(dict.fromkeys([*near, *last]))[:4]
+    said = re.compile(rf"\b{re.escape(word.replace('_', ' '))}\b", re.IGNORECASE)
+    if not near and (about := [setting for setting in settings if said.search(setting.meaning)]):
+        return about
     hint = f"did you mean {', '.join(near)}?" if near else f"sections are {', '.join(everything)}"
     raise KeyError(f"there is no setting {word}: {hint}")
 

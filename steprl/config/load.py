@@ -64,7 +64,7 @@ def _read(path: Path) -> dict[str, Any]:
     named = f"config file {shown(str(path))}"
     try:
         if path.is_dir():
-            raise ConfigError(f"{named} is a directory: give the YAML file in it")
+            raise ConfigError(f"{named} is {_folder_of(path)}")
         if not path.is_file():
             raise FileNotFoundError(f"{named} does not exist")
         text = path.read_text(encoding="utf-8-sig")
@@ -85,6 +85,18 @@ def _read(path: Path) -> dict[str, Any]:
     if strangers := [key for key in loaded if not isinstance(key, str)]:
         raise ConfigError(f"{named}: the key {shown(strangers[0])} is no section of settings")
     return loaded
+
+
+def _folder_of(path: Path) -> str:
+    """What a directory is that stands where a YAML file should, and what to give instead."""
+    if (path / "config.resolved.yaml").is_file():
+        return (
+            "a run: give its configuration, with --resume to continue it, or with trainer.init_from="
+            f"{path} to begin another from its parameters"
+        )
+    if (path / "config.json").is_file():
+        return f"a model: give a configuration, which names the model as model.path={path}"
+    return "a directory: give the YAML file in it"
 
 
 def _override(item: str) -> dict[str, Any]:

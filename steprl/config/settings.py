@@ -26,7 +26,7 @@ LOGGERS = ("jsonl", "tensorboard", "wandb")
 class LoraConfig:
     """Adapters (arXiv 2106.09685): the decoder stays as it is, they and the critic are trained."""
 
-    rank: int = setting(0, 0)  # of the adapters; 0 = off, everything is trained
+    rank: int = setting(0, 0, 2**17)  # of the adapters; 0 = off, everything is trained
     alpha: float = setting(16.0, 1e-8)  # what they add is multiplied by alpha / rank
     target: str = "all-linear"  # or a regular expression, searched for in paths of kernels
 
@@ -47,12 +47,12 @@ class ModelConfig:
     options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     preset: str = "tiny"  # shape of a new model, of steprl.models.presets
     # Of a new model; None keeps the preset's value:
-    d_model: int | None = setting(None, 8)  # width
-    num_layers: int | None = setting(None, 1)  # blocks
-    num_heads: int | None = setting(None, 1)  # heads of attention
-    num_kv_heads: int | None = setting(None, 1)  # heads of keys and values
-    head_dim: int | None = setting(None, 2)  # width of a head
-    d_ff: int | None = setting(None, 8)  # width of the feed-forward layer
+    d_model: int | None = setting(None, 8, 2**17)  # width
+    num_layers: int | None = setting(None, 1, 1024)  # blocks
+    num_heads: int | None = setting(None, 1, 4096)  # heads of attention
+    num_kv_heads: int | None = setting(None, 1, 4096)  # heads of keys and values
+    head_dim: int | None = setting(None, 2, 8192)  # width of a head
+    d_ff: int | None = setting(None, 8, 2**20)  # width of the feed-forward layer
 
     # The critic: a head on the policy's own hidden state, a network of its own, or none.
     value_head: str = setting("shared", choices=("shared", "separate", "none"))
@@ -230,7 +230,7 @@ class RolloutConfig:
     slots: int = setting(0, 0)
     # Environments stepped at the same time, each step under a deadline; 0 = one after the other and
     # without, None = what suits the environment.
-    env_workers: int | None = setting(None, 0)
+    env_workers: int | None = setting(None, 0, 4096)
     env_timeout: float = setting(60.0, 0.0)  # seconds of a step, then it is truncated; 0 = no limit
     # Where environments run; in a process of their own they may crash or hang.
     env_isolate: str = setting("thread", choices=("thread", "process"))

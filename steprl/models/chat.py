@@ -94,8 +94,9 @@ def chat_format(
         of Qwen3 drops the thoughts of earlier replies, which `extend` keeps, as they were sampled.
     """
     if getattr(tokenizer, "chat_template", None) is None:
+        origin = f" of {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
         raise ValueError(
-            "tokenizer: it has no chat template, so it is none of a chat model; take one of an "
+            f"tokenizer{origin}: it has no chat template, so it is none of a chat model; take one of an "
             "instruction-tuned model, or set `tokenizer.chat_template`"
         )
 

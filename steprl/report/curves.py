@@ -117,7 +117,9 @@ def _draw_success(
 def _series(rows: Sequence[Metrics], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of the rows that have the metric. What is not a number leaves a gap."""
     pairs = [(row[STEP], row[name]) for row in rows if name in row and STEP in row]
-    return [x for x, _ in pairs], [math.nan if y is None else float(y) for _, y in pairs]
+    return [x for x, _ in pairs], [
+        float(y) if isinstance(y, int | float) else math.nan for _, y in pairs
+    ]
 
 
 def _colors(count: int) -> list[str]:

@@ -29,7 +29,7 @@ def run_path(config: Config) -> Path:
 
     Raises:
         RunDirectoryError: `trainer.experiment_name` is no name of a folder below
-            `trainer.output_dir`, or one of a run's own folders.
+            `trainer.output_dir`, or one of a run's own folders; or what should be a folder is a file.
     """
     name, folder = config.trainer.experiment_name, Path(config.trainer.output_dir).expanduser()
     parts = name.split("/")
@@ -55,6 +55,12 @@ def run_path(config: Config) -> Path:
                 f"{path}: {outer} is a run, and {inner.name} is its own; choose another "
                 "trainer.experiment_name"
             )
+    there = next((part for part in (path, *path.parents) if part.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise RunDirectoryError(
+            f"trainer.output_dir={config.trainer.output_dir}: {there} is a file; choose another place "
+            "for runs"
+        )
     return path
 
 

@@ -52,6 +52,8 @@ def saved_settings(run: Path) -> Config:
     if not file.is_file():
         raise RunDirectoryError(f"{run}: there is no run (no {SETTINGS})")
     try:
+        if not file.read_bytes().strip(b"\0 \t\r\n"):  # as a crash of the machine may leave it
+            raise ValueError("it is empty")
         config = load_config(file)
         there = parse(file.read_text(encoding="utf-8-sig")) or {}
     except (ValueError, OSError) as error:

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from steprl.checkpoint import begun, restore
-from steprl.config import Config, load_config
+from steprl.config import Config
 from steprl.models import (
     DecoderConfig,
     init_lora,
@@ -15,6 +15,7 @@ from steprl.models import (
     make_policy,
 )
 from steprl.models.chat import set_variables
+from steprl.run_directory import is_run, saved_settings
 from steprl.session.language import decoder_policy, language_of
 from steprl.session.session import Session
 from steprl.session.sources import CONFIG, MODEL, RUN, kind_of, settings_of
@@ -88,8 +89,7 @@ def _placed(session: Session, params: Params, key: jax.Array) -> Params:
 
 def _params_of_run(session: Session, run: Path, key: jax.Array) -> Params:
     """Adapters stay where that run had the same; else they are merged, and new ones begin."""
-    saved = run / "config.resolved.yaml"
-    before = load_config(saved) if saved.is_file() else session.config
+    before = saved_settings(run) if is_run(run) else session.config
     if session.model is None or before.model.lora == session.config.model.lora:
         return load_params(session, run)
     policy = decoder_policy(before, session.model)

@@ -77,7 +77,7 @@ def settings_of(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     kind = kind_of(source)
     if kind == RUN:
         run = Path(source).expanduser()
-        saved_settings(run)  # damage of the file is named as such
+        saved_settings(run)  # what is wrong there is not said to be wrong in the overrides
         return load_config(run / _FILE, overrides)
     if kind == CONFIG:
         return load_config(Path(source), overrides)

@@ -2,9 +2,10 @@
 
 import contextvars
 import json
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -95,16 +96,51 @@ def call_tools(
 
     if parallel == 1 or len(calls) < 2:
         return [call_one(call) for call in calls]
+    return _side_by_side(call_one, calls, parallel)
+
+
+def _side_by_side(
+    call_one: Callable[[ToolCall | CallError], Outcome],
+    calls: Sequence[ToolCall | CallError],
+    parallel: int,
+) -> list[Outcome]:
+    """The outcomes, in the order of the calls.
+
+    The threads are daemons, unlike those of an executor: a tool that hangs keeps no program from ending.
+    """
+    waiting, lock = deque(enumerate(calls)), threading.Lock()
+    found: dict[int, Outcome] = {}
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        while True:
+            with lock:
+                if not waiting or problems:
+                    return
+                number, call = waiting.popleft()
+            try:
+                found[number] = call_one(call)
+            except BaseException as error:  # Ctrl-C, from a tool: for the caller
+                problems.append(error)
+
     with Scope().entered() as scope:
-        contexts = [contextvars.copy_context() for _ in calls]
-    with ThreadPoolExecutor(min(parallel, len(calls)), thread_name_prefix="tool") as pool:
+        threads = [
+            threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+            for _ in range(min(parallel, len(calls)))
+        ]
         try:
-            return list(
-                pool.map(lambda context, call: context.run(call_one, call), contexts, calls)
-            )
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         except BaseException:  # Ctrl-C: no process is waited for until its limit
+            with lock:
+                waiting.clear()
             scope.end()
             raise
+    if problems:
+        raise problems[0]
+    return [found[number] for number in range(len(calls))]
 
 
 def run_here(tool: Tool, arguments: dict[str, Any], max_characters: int) -> tuple[str, str]:

@@ -411,7 +411,9 @@ def test_an_engine_that_goes_wrong_ends_its_own_trajectory(said, answer):
     assert said in found[BAD].fault
 
 
-@pytest.mark.parametrize("spoil", [with_(2, None), raising(SystemExit(1)), with_(5, {})], ids=str)
+@pytest.mark.parametrize(
+    "spoil", [with_(2, None), raising(SystemExit(1)), with_(5, {})], ids=range(3)
+)
 def test_a_demonstration_in_a_broken_environment_fails(spoil):
     with pytest.raises((BadAnswer, SystemExit)):
         scripted(Wrong(spoil), CONTEXT, BAD, ["say"] * 3, 3, 200)

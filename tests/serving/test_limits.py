@@ -2,33 +2,21 @@
 
 import asyncio
 import contextlib
-import gc
 import json
-import os
 import socket
 import threading
 import time
 
-import jax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from steprl.serving import Limits, Piece, make_app, serve_model
+from steprl.serving import Limits, Piece, make_app
 from steprl.serving.connections import connection_limit
-from steprl.serving.generation import key_of
-from steprl.serving.prompts import PromptTooLong, bounded
 from tests.serving.live import running
 from tests.serving.test_malformed import (
-    CHAT,
     COMPLETION,
-    chat,
     completion,
-    post,
-    post_all,
     served_with,
 )
-from tests.serving.tiny import chatml_tokenizer, tiny_opened
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
@@ -41,77 +29,7 @@ def served():
     return served_with()
 
 
-# Bytes and characters
-
-
-class Counting:
-    """A tokenizer that counts the characters that it reads."""
-
-    def __init__(self, tokenizer):
-        self._tokenizer, self.read = tokenizer, 0
-
-    def __getattr__(self, name):
-        return getattr(self._tokenizer, name)
-
-    def __len__(self):
-        return len(self._tokenizer)
-
-    def encode(self, text, **settings):
-        self.read += len(text)
-        return self._tokenizer.encode(text, **settings)
-
-
-@pytest.mark.parametrize("unit", ["a", "word ", " ", "🦉", "<|im_end|>", "\n", "<"])
-@pytest.mark.parametrize("path", [CHAT, COMPLETION])
-def test_a_prompt_that_no_context_holds_is_hardly_read(path, unit):
-    opened = tiny_opened(length=512)
-    opened = opened._replace(tokenizer=Counting(opened.tokenizer))
-    served = serve_model(opened, "tiny")
-    opened.tokenizer.read = 0
-    text = unit * (500_000 // len(unit))
-    body = chat() if path == CHAT else completion(prompt=text)
-    if path == CHAT:
-        body["messages"][0]["content"] = text
-    answer = post(make_app(served), path, body)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == "context_length_exceeded"
-    assert opened.tokenizer.read < 64 * 512  # of half a million
-
-
-def test_many_messages_are_one_prompt(monkeypatch):
-    """Each fits into the context, and together they do not: they are hardly read, nor written."""
-    opened = tiny_opened(length=512)
-    opened = opened._replace(tokenizer=Counting(opened.tokenizer))
-    app = make_app(serve_model(opened, "tiny"))
-    opened.tokenizer.read = 0
-    monkeypatch.setattr(opened.tokenizer._tokenizer, "apply_chat_template", None)
-    answer = post(app, CHAT, chat(messages=[{"role": "user", "content": "a" * 400}] * 400))
-    assert answer.json()["error"]["code"] == "context_length_exceeded"
-    assert opened.tokenizer.read < 64 * 512
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.sampled_from(["a", " ", "\n", "word", "🦉", "<|im_end|>", "é", "  "]), max_size=40),
-    st.integers(1, 60),
-)
-def test_an_early_refusal_is_never_wrong(parts, times):
-    """What is given up has more tokens than the context; what is not has the tokens it always had."""
-    text, tokenizer = "".join(parts) * times, chatml_tokenizer()
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    try:
-        found = bounded(tokenizer, 32).encode(text, add_special_tokens=False)
-    except PromptTooLong:
-        assert len(ids) > 32
-    else:
-        assert found == ids
-
-
-def test_a_bounded_tokenizer_is_otherwise_the_same():
-    tokenizer = chatml_tokenizer()
-    same = bounded(tokenizer, 32)
-    assert len(same) == len(tokenizer) and same.eos_token_id == tokenizer.eos_token_id
-    assert same("Hi")["input_ids"] == tokenizer("Hi")["input_ids"]
+# Bytes
 
 
 def asgi(app, headers, messages, delay=0.0, path=COMPLETION):
@@ -371,71 +289,3 @@ def test_no_more_requests_wait_than_may(served):
 def test_connections_leave_file_descriptors_for_others(monkeypatch, files, asked, most):
     monkeypatch.setattr("resource.getrlimit", lambda which: (files, files))
     assert connection_limit(Limits(connections=asked)) == most
-
-
-# What held before
-
-
-def open_files():
-    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-
-
-def growth(requests):
-    """Objects, files and threads that are more after so many requests than after a few."""
-    served = served_with()
-    app = make_app(served)
-    kinds = [(CHAT, chat()), (CHAT, chat(n=0)), (COMPLETION, completion(stream=True)),
-             (COMPLETION, b"{"), (CHAT, chat(stream=True)), (COMPLETION, completion(model="x"))]  # fmt: skip
-
-    def state():
-        served.engine.prompts.clear()
-        gc.collect()
-        return len(gc.get_objects()), open_files(), threading.active_count()
-
-    post_all(app, kinds * 5)
-    before = state()
-    post_all(app, [kinds[number % len(kinds)] for number in range(requests)])
-    return [after - first for after, first in zip(state(), before, strict=True)]
-
-
-@pytest.mark.parametrize("requests", [100, pytest.param(1000, marks=pytest.mark.full)])
-def test_requests_leave_nothing_behind(requests):
-    objects, files, threads = growth(requests)
-    assert objects < requests // 2 and files <= 0 and threads <= 1
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.__class__.__base__.__subclasses__() }}",
-        "{{ cycler.__init__.__globals__.os.system('touch PATH') }}",
-        "{{ lipsum.__globals__['os'].popen('touch PATH').read() }}",
-        "{{ self.__init__.__globals__.__builtins__.open('PATH', 'w') }}",
-        "{{ namespace.__init__.__globals__['__builtins__']['open']('PATH', 'w') }}",
-        "{% include '/etc/passwd' %}",
-        "{% import 'os' as os %}{{ os.system('touch PATH') }}",
-        "{% for i in range(10**9) %}{% endfor %}",
-        "{{ messages.append({'role': 'user', 'content': 'x'}) }}",
-        "{{ '%s' | format(1) }}{{ '{0.__class__}'.format(messages) }}",
-    ],
-)
-def test_templates_reach_nothing_outside(template, tmp_path):
-    """A chat template is a program from a model's directory; it only writes text."""
-    path = tmp_path / "reached"
-    good = chatml_tokenizer().chat_template
-    evil = "{% if messages | length == 2 %}" + template.replace("PATH", str(path)) + "{% endif %}"
-    served = served_with(evil + good)
-    said = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
-    answer = post(make_app(served), CHAT, chat(messages=said))
-    assert not path.exists()
-    if answer.status_code != 400:
-        text = chatml_tokenizer().decode(served.engine.prompts[-1])
-        assert not {"<class", "root:"} & {word for word in ("<class", "root:") if word in text}
-
-
-def test_seeds_of_64_bits_differ():
-    """`jax.random.key` reads 32 bits of them."""
-    seeds = [0, 1, 7, -1, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1, -(2**63)]
-    keys = {tuple(jax.random.key_data(key_of(seed)).tolist()) for seed in seeds}
-    assert len(keys) == len(seeds)

@@ -1,0 +1,83 @@
+"""What a run begins with: the compiled update, and the state that it left or a new one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from steprl.carried import share_spent
+from steprl.checkpoint import begun, restore, set_aside
+from steprl.optimizer import make_optimizer
+from steprl.session import Session
+from steprl.sharding import as_abstract, state_shardings
+from steprl.types import Params, StepBatch
+from steprl.update import (
+    Metrics,
+    TokenRecord,
+    TrainState,
+    initial_state,
+    make_update,
+    sizes_in_rows,
+)
+
+Update = Callable[
+    [TrainState, StepBatch, jax.Array, float | None], tuple[TrainState, Metrics, TokenRecord]
+]
+
+
+class Begun(NamedTuple):
+    """All that the first iteration needs."""
+
+    update: Update  # compiled when first called; the state that it is given is gone afterwards
+    state: TrainState
+    row: dict[str, float] | None  # metrics of the iteration that the state was saved in
+
+
+def begin(session: Session, checkpoints: Path, params: Params) -> Begun:
+    """The state of the newest checkpoint that can be read, or a new one with `params`.
+
+    Args:
+        checkpoints: folder of the run; what it holds of later iterations is set aside.
+        params: parameters, or their shapes where there is a checkpoint.
+
+    Raises:
+        DamagedCheckpoint: there are checkpoints, and none can be read.
+    """
+    config, policy, method, mesh = session.config, session.policy, session.method, session.mesh
+    rows = config.rollout.batch_size * config.rollout.n
+    updates = config.trainer.total_training_steps * config.actor.ppo_epochs
+    updates *= rows // config.actor.ppo_mini_batch_size
+
+    def fresh(params: Params) -> TrainState:
+        optimizer = make_optimizer(config.actor, config.critic, updates)
+        return initial_state(params, optimizer, config, method)
+
+    def update(
+        state: TrainState, batch: StepBatch, key: jax.Array, sampled: float | None
+    ) -> tuple[TrainState, Metrics, TokenRecord]:
+        spent = share_spent(config, state.carried)
+        optimizer = make_optimizer(config.actor, config.critic, updates, spent)
+        in_rows = sizes_in_rows(config, method.branching)
+        # Recorded in every iteration, so that all are one program and have the same bits; what is not
+        # written never leaves the device.
+        learn = make_update(policy, method, optimizer, in_rows, mesh, recorded=True)
+        return learn(state, batch, key, sampled)
+
+    shapes = jax.eval_shape(fresh, params)
+    shardings = state_shardings(shapes, mesh, session.rules)
+    row: dict[str, float] | None = None
+    if begun(checkpoints):
+        restored = restore(checkpoints, as_abstract(shapes, shardings))
+        state, row = restored.state, restored.meta.get("row")
+        set_aside(checkpoints, above=restored.step)
+    else:
+        state = jax.jit(fresh, out_shardings=shardings)(params)
+    compiled = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None, None))
+    return Begun(compiled, state, row)
+
+
+def meta_of(session: Session) -> dict[str, Any]:
+    """What a checkpoint says of the run that it is from."""
+    model = session.config.model.name if session.model is None else session.model.__dict__
+    return {"phase": "rl", "model": model, "env": session.config.env.name}
