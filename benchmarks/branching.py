@@ -36,6 +36,7 @@ import record
 from played.models import ACTION, MODELS, TINY, model, number_context
 from played.walk import Walk
 
+from steprl.envs.answers import checked_step
 from steprl.envs.household import Household
 from steprl.models import score
 from steprl.rollout import BranchPoint, HostPlayer, Rollouts, collate, host
@@ -97,7 +98,9 @@ def replay(setup: Setup, depth: int, sample: int, cache: Any) -> Replayed:
     episode = begin(context, 0, sample, *setup.env.reset(0), limits)
     for step in origin.steps[:depth]:
         sampled = Sampled(step.action_ids, step.logprobs, step.entropies, None, step.stop_reason)
-        answer = setup.env.step(episode.state, context.decode(step.action_ids.tolist()))
+        answer = checked_step(
+            setup.env.step(episode.state, context.decode(step.action_ids.tolist()))
+        )
         episode = advance(episode, sampled, answer, context, limits)
     device, params = setup.device, setup.device.prepare(setup.params)
     hidden_BD = device.hidden(params, 1)
@@ -109,7 +112,7 @@ def replay(setup: Setup, depth: int, sample: int, cache: Any) -> Replayed:
     )  # fmt: skip
     turn = jax.device_get(out._replace(cache=None))
     action = Sampled(turn.tokens_BA[0], turn.logprob_BA[0], turn.entropy_BA[0], None, "length")
-    answer = setup.env.step(episode.state, context.decode(action.ids.tolist()))
+    answer = checked_step(setup.env.step(episode.state, context.decode(action.ids.tolist())))
     return Replayed(advance(episode, action, answer, context, limits), len(episode.ids), out.cache)
 
 
