@@ -394,7 +394,7 @@ def test_a_disk_that_refuses_ends_a_run_that_can_be_resumed(whole, session, from
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("steprl.train.save_experience", refuse)
+        patch.setattr("steprl.train.loop.save_experience", refuse)
         with pytest.raises(WriteError) as caught:
             train(often, from_warm)
     file = from_warm / "trajectories" / "step_000001.jsonl"
