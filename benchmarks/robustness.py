@@ -12,7 +12,9 @@ tracebacks, silence and lost trajectories are counted by themselves.
 """
 
 import argparse
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CACHE = tempfile.mkdtemp(prefix="steprl-robustness-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
