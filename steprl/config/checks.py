@@ -109,6 +109,7 @@ def check_consistency(config: Config) -> None:
             f"actor.ppo_micro_batch_size={actor.ppo_micro_batch_size} must divide "
             f"actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}"
         )
+    _check_critic(config)
     if 0 < actor.clip_ratio_c <= 1:
         raise ConfigError(f"actor.clip_ratio_c={actor.clip_ratio_c}: must be 0 (off) or above 1")
     if rollout.top_k == 1:
@@ -148,6 +149,27 @@ def check_consistency(config: Config) -> None:
     if strangers:
         raise ConfigError(f"trainer.logger={shown(strangers[0])}: allowed are {', '.join(LOGGERS)}")
     _check_environment(config.env)
+
+
+def _check_critic(config: Config) -> None:
+    actor, size = config.actor, config.critic.ppo_mini_batch_size
+    rows = config.rollout.batch_size * config.rollout.n
+    if size is not None and rows % size:
+        raise ConfigError(
+            f"critic.ppo_mini_batch_size={size} must divide rollout.batch_size * rollout.n = {rows}"
+        )
+    if size is not None and actor.ppo_micro_batch_size and size % actor.ppo_micro_batch_size:
+        raise ConfigError(
+            f"actor.ppo_micro_batch_size={actor.ppo_micro_batch_size} must divide "
+            f"critic.ppo_mini_batch_size={size}"
+        )
+    warmup, total = config.trainer.critic_warmup, config.trainer.total_training_steps
+    if total and warmup >= total:
+        raise ConfigError(
+            f"trainer.critic_warmup={warmup}: the policy would not be trained in any of the {total} "
+            "iterations; make it less than trainer.total_training_steps, or set actor.lr=0 to train the "
+            "critic alone"
+        )
 
 
 def _check_environment(env: EnvConfig) -> None:

@@ -212,6 +212,19 @@ class CriticConfig:
     vf_coef: float = setting(0.5, 0.0)  # weight of the critic's loss
     # How far a value may move from that of the rollout; None = no clip.
     cliprange_value: float | None = setting(None, 0.0)
+    # Global norm of the critic's gradient, 0 = off; actor.grad_clip is then of the policy's alone. A
+    # trunk that both share is the policy's. None = one norm over both, clipped at actor.grad_clip.
+    grad_clip: float | None = setting(None, 0.0)
+    # What a separate critic begins with: "model" = its own weights, random ones in a new model and those
+    # of model.path in a pretrained one; "policy" = a copy of the policy behind the warm start, unless
+    # the critic of trainer.init_from has been trained.
+    init: str = setting("model", choices=("model", "policy"))
+    # Of a shared trunk: only the head learns from the critic's loss.
+    detach_trunk: bool = False
+    # Passes of the critic alone, before those of the policy: where one of the two is set, the critic has
+    # its own, and None is the number of actor.*. Both None = every step trains both.
+    ppo_epochs: int | None = setting(None, 1)  # times that it is trained on a batch
+    ppo_mini_batch_size: int | None = setting(None, 1)  # trajectories an optimiser step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +276,9 @@ class TrainerConfig:
     # A run ends with the iteration in which it has sampled this many tokens, those of branches counted,
     # if its steps are not over before; the learning rate falls with whichever is further on.
     token_budget: int | None = setting(None, 1, 2**62)  # None = no limit
+    # The first iterations, in which the critic alone is trained; they count as iterations, and their
+    # tokens count too.
+    critic_warmup: int = setting(0, 0)
     test_freq: int = setting(5, 0)  # iterations between evaluations, 0 = at the end only
     save_freq: int = setting(10, 0)  # iterations between checkpoints, 0 = at the end only
     max_to_keep: int = setting(3, 1)  # checkpoints; older ones are deleted

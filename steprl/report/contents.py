@@ -47,7 +47,10 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ("response_length/clip_ratio", "training"),
     )),
     ("Policy loss", "", (("actor/pg_loss", "loss"),)),
-    ("Gradient", "norm before clipping", (("actor/grad_norm", "norm"),)),
+    ("Gradient", "norm before clipping", (
+        ("actor/grad_norm", "policy"),
+        ("critic/grad_norm", "critic"),
+    )),
     ("F1", "of the answers", (("env/f1", "training"), ("eval/f1", "evaluation"))),
     ("Warm start", "loss by step", (("sft/loss", "loss"),)),
 )  # fmt: skip

@@ -8,7 +8,7 @@ import jax
 
 from steprl.carried import share_spent
 from steprl.checkpoint import begun, restore, set_aside
-from steprl.optimizer import make_optimizer
+from steprl.optimizer import make_rl_optimizer
 from steprl.session import Session
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params, StepBatch
@@ -45,19 +45,17 @@ def begin(session: Session, checkpoints: Path, params: Params) -> Begun:
         DamagedCheckpoint: there are checkpoints, and none can be read.
     """
     config, policy, method, mesh = session.config, session.policy, session.method, session.mesh
-    rows = config.rollout.batch_size * config.rollout.n
-    updates = config.trainer.total_training_steps * config.actor.ppo_epochs
-    updates *= rows // config.actor.ppo_mini_batch_size
+    has_critic = "critic" in method.needs
 
     def fresh(params: Params) -> TrainState:
-        optimizer = make_optimizer(config.actor, config.critic, updates)
+        optimizer = make_rl_optimizer(config, has_critic)
         return initial_state(params, optimizer, config, method)
 
     def update(
         state: TrainState, batch: StepBatch, key: jax.Array, sampled: float | None
     ) -> tuple[TrainState, Metrics, TokenRecord]:
         spent = share_spent(config, state.carried)
-        optimizer = make_optimizer(config.actor, config.critic, updates, spent)
+        optimizer = make_rl_optimizer(config, has_critic, spent)
         in_rows = sizes_in_rows(config, method.branching)
         # Recorded in every iteration, so that all are one program and have the same bits; what is not
         # written never leaves the device.
