@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,14 @@ import pytest
 
 from steprl.algorithms import algorithm
 from steprl.config import ConfigError
-from steprl.models import decoder_config, make_policy, merge_lora, with_lora
+from steprl.metrics import read_metrics
+from steprl.models import init_lora, merge_lora
 from steprl.models.scoring import score
 from steprl.optimizer import make_rl_optimizer, owner_of
-from steprl.session import setup
+from steprl.session import load_params, setup
+from steprl.session.checks import check_critic
+from steprl.train import train
 from steprl.update import initial_state, make_update
-from tests import own_agent
 from tests.lock import SAYS, SIZE
 from tests.small import random_batch, small_config
 from tests.test_update import KEY, POLICY, same_bits
@@ -64,6 +68,10 @@ def run(*overrides, policy=SAYS, optimizer=SGD, updates=1, start=None):
     return states, jax.device_get(metrics | {"learnt": record.learnt_NT})
 
 
+def length(tree) -> float:
+    return float(optax.tree.norm(tree))
+
+
 def close(a, b, atol=1e-6):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=1e-5), a, b)
 
@@ -86,8 +94,8 @@ def differs(a, b):
 def test_both_norms_are_logged_and_together_they_are_that_of_the_gradient():
     states, metrics = run()
     step = jax.tree.map(jnp.subtract, states[1].params, states[0].params)
-    assert metrics["actor/grad_norm"] == pytest.approx(optax.tree.norm(step["decoder"]), rel=1e-4)
-    assert metrics["critic/grad_norm"] == pytest.approx(optax.tree.norm(step["value"]), rel=1e-4)
+    assert metrics["actor/grad_norm"] == pytest.approx(length(step["decoder"]), rel=1e-4)
+    assert metrics["critic/grad_norm"] == pytest.approx(length(step["value"]), rel=1e-4)
     assert min(metrics["actor/grad_norm"], metrics["critic/grad_norm"]) > 1e-3
 
 
@@ -104,9 +112,11 @@ def test_a_method_without_a_critic_has_one_norm():
 
 def test_a_warm_up_leaves_every_bit_of_the_policy_and_its_moments():
     """Two mini-batches in two epochs, after an update that has filled the moments."""
-    often = ("actor.ppo_epochs=2", "actor.ppo_mini_batch_size=8", "actor.weight_decay=0.1")
-    warm = (*often, "trainer.critic_warmup=3", "trainer.total_training_steps=5")
-    trained = run(*often, optimizer=None)[0][1]
+    warm = ("actor.ppo_epochs=2", "actor.ppo_mini_batch_size=8", "actor.weight_decay=0.1",
+            "trainer.critic_warmup=3", "trainer.total_training_steps=5")  # fmt: skip
+    update, begin = compiled(SAYS, None, warm)
+    params, batch = example()
+    trained, _, _ = update(begin(params)._replace(iteration=jnp.int32(4)), batch, KEY)
     start = trained._replace(iteration=jnp.int32(1))
     states, metrics = run(*warm, optimizer=None, updates=2, start=start)
     for tree in ("params", "opt_state"):
@@ -125,6 +135,7 @@ def test_a_warm_up_leaves_every_bit_of_the_policy_and_its_moments():
     assert metrics["actor/grad_norm"] > 0 and metrics["learnt"].any()
 
 
+@pytest.mark.slow
 def test_the_critic_of_a_warm_up_goes_where_it_goes_beside_a_policy_of_rate_zero():
     still = run("actor.lr=0", "critic.grad_clip=0.01", optimizer=None, updates=2)[0][-1]
     warm = run("trainer.critic_warmup=2", "trainer.total_training_steps=3", "actor.grad_clip=0.01",
@@ -134,6 +145,7 @@ def test_the_critic_of_a_warm_up_goes_where_it_goes_beside_a_policy_of_rate_zero
     same_bits(of("actor", warm.params), of("actor", example()[0]))
 
 
+@pytest.mark.slow
 def test_a_clip_that_moves_waits_for_the_policy():
     on = ("actor.clip_fraction=0.1", "actor.clip_ratio_high=0.01", "algorithm.use_kl_in_reward=true",
           "algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.horizon=20")  # fmt: skip
@@ -169,7 +181,7 @@ def test_a_detached_trunk_learns_nothing_from_the_loss_of_the_critic():
     without, _ = of_a_shared_trunk("critic.vf_coef=0")
     close(of("actor", step), of("actor", without))
     close(of("critic", step), of("critic", plain))
-    assert optax.tree.norm(jax.tree.map(jnp.subtract, step, plain)["decoder"]) > 1e-3
+    assert length(jax.tree.map(jnp.subtract, step, plain)["decoder"]) > 1e-3
 
 
 # Passes of its own
@@ -184,7 +196,7 @@ def test_passes_apart_are_the_joint_ones_where_all_is_one_step():
         assert other[name] == pytest.approx(one[name], rel=1e-4), name
 
 
-@pytest.mark.parametrize("size", [16, 8])
+@pytest.mark.parametrize("size", [16, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_critic_takes_its_epochs_and_the_policy_its_own(size):
     """Of plain gradient steps on all rows; halves of them end nearby and not there."""
     joint = run()[0]
@@ -193,25 +205,23 @@ def test_the_critic_takes_its_epochs_and_the_policy_its_own(size):
     params, batch = example()
     value = params["value"]
     targets = functools.partial(_value_loss, *_targets(params, batch))
+    slope = jax.jit(jax.grad(targets))
     for _ in range(3):
-        value = jax.tree.map(jnp.subtract, value, jax.grad(targets)(value))
+        value = jax.tree.map(jnp.subtract, value, slope(value))
     near = np.abs(np.asarray(apart[1].params["value"]["head"] - value["head"])).max()
     moved = np.abs(np.asarray(apart[1].params["value"]["head"] - params["value"]["head"])).max()
     assert (near < 1e-5) == (size == 16) and moved > 1e-2
 
 
 def _targets(params, batch):
-    """The critic's targets, and the token before each place where it is asked."""
-    config = small_config(*PLAIN)
-    values = score(SAYS, params, batch).value_NT
-    credit = algorithm("steppo").credit(batch, values, config.algorithm)
-    read_NT = jnp.zeros_like(batch.tokens_NT)
-    for row in range(ROWS):
-        last = 0
-        for place in range(batch.tokens_NT.shape[1]):
-            read_NT = read_NT.at[row, place].set(last)
-            if batch.segment_ids_NT[row, place] > 0:
-                last = batch.tokens_NT[row, place]
+    """The token before each place, what the critic should say there, and where it is asked."""
+    values = jax.jit(functools.partial(score, SAYS))(params, batch).value_NT
+    settings = small_config(*PLAIN).algorithm
+    credit = algorithm("steppo").credit(batch, values, settings)
+    tokens_NT, read_NT = np.asarray(batch.tokens_NT), np.zeros(batch.tokens_NT.shape, np.int32)
+    for row, place in np.ndindex(tokens_NT.shape):
+        real = np.flatnonzero(np.asarray(batch.segment_ids_NT)[row, :place])
+        read_NT[row, place] = tokens_NT[row, real[-1]] if len(real) else 0
     return read_NT, credit.return_NT, credit.critic_mask_NT
 
 
@@ -220,6 +230,7 @@ def _value_loss(read_NT, return_NT, mask_NT, value):
     return 0.5 * 0.5 * jnp.sum(mask_NT * error_NT) / jnp.sum(mask_NT)
 
 
+@pytest.mark.slow
 def test_a_warm_up_with_passes_apart_leaves_the_policy_too():
     states, metrics = run(
         APART,
@@ -248,57 +259,94 @@ def test_what_is_not_finite_is_counted_in_the_passes_of_both():
 
 # The first weights of a separate critic
 
-SHAPE = dict(vocab_size=16, d_model=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32)  # fmt: skip
-SEPARATE = make_policy(decoder_config("tiny", value_head="separate", **SHAPE))
 COPIED = ("model.value_head=separate", "critic.init=policy")
 
 
-@functools.cache
-def begun(*overrides, rank=0, trained=False):
-    """Parameters behind a warm start, and those that training begins with."""
-    policy = with_lora(SEPARATE, rank, 16.0) if rank else SEPARATE
-    params = jax.jit(policy.init)(jax.random.key(2))
-    if rank:
-        noise = jax.tree.map(lambda x: x + 0.1, params["lora"])
-        params = params | {"lora": noise}
-    if trained:
-        out = params["value"]["out"]
-        params["value"]["out"] = out | {"bias": out["bias"] + 1.0}
-    config = small_config(*overrides, f"model.lora.rank={rank}")
-    return params, initial_state(params, SGD, config).params
+def trunk(seed):
+    rng = np.random.default_rng(seed)
+    leaf = lambda: jnp.asarray(rng.normal(size=(4, 4)), jnp.float32)  # noqa: E731
+    return {"layers": {"0": {"mlp": {"up": {"kernel": leaf()}}}}, "head": leaf()}
+
+
+def behind_the_warm_start(bias=0.0):
+    """Policy and separate critic by their names; a new head gives 0."""
+    out = {"kernel": jnp.zeros((4, 1)), "bias": jnp.array([bias])}
+    return {"decoder": trunk(0), "critic": trunk(1), "value": {"hidden": jnp.ones(4), "out": out}}
+
+
+def begun(params, *overrides):
+    """Parameters that training begins with."""
+    return initial_state(params, SGD, small_config(*overrides)).params
 
 
 def test_the_critic_begins_as_a_copy_of_the_policy():
-    params, first = begun(*COPIED)
-    same_bits(first["critic"], params["decoder"])
-    assert differs(jax.tree.leaves(first["critic"])[:1], jax.tree.leaves(params["critic"])[:1])
-    same_bits(first["decoder"], params["decoder"])
+    params = behind_the_warm_start()
+    first = begun(params, *COPIED)
+    same_bits(first, params | {"critic": params["decoder"]})
     # In buffers of its own, as the update is given all of them to write into.
     pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(first)]
     assert len(set(pointers)) == len(pointers)
 
 
 @pytest.mark.parametrize(
-    "overrides, trained",
-    [(COPIED[:1], False), (COPIED[1:], False), ((*COPIED, "algorithm.name=reinforce_pp"), False),
-     (COPIED, True)],
+    "overrides, bias",
+    [(COPIED[:1], 0.0), (COPIED[1:], 0.0), ((*COPIED, "algorithm.name=reinforce_pp"), 0.0),
+     (COPIED, 0.1)],
     ids=["not asked for", "not separate", "no critic", "trained already"],
 )  # fmt: skip
-def test_else_it_stays_as_it_is(overrides, trained):
-    params, first = begun(*overrides, trained=trained)
-    same_bits(first, params)
+def test_else_it_stays_as_it_is(overrides, bias):
+    params = behind_the_warm_start(bias)
+    same_bits(begun(params, *overrides), params)
 
 
 def test_with_adapters_it_is_a_copy_of_the_policy_that_plays():
-    params, first = begun(*COPIED, rank=2)
-    same_bits(first["critic"], merge_lora(params, 16.0 / 2)["decoder"])
-    kernel = first["critic"]["layers"]["0"]["mlp"]["up"]["kernel"]
-    assert np.any(kernel != params["decoder"]["layers"]["0"]["mlp"]["up"]["kernel"])
+    params = behind_the_warm_start()
+    params["lora"] = jax.tree.map(lambda x: x + 0.1, init_lora(KEY, params, 2))
+    first = begun(params, *COPIED, "model.lora.rank=2", "model.lora.alpha=16")
+    same_bits(first["critic"], merge_lora(params, 8.0)["decoder"])
+    kernel_of = lambda tree: tree["layers"]["0"]["mlp"]["up"]["kernel"]  # noqa: E731
+    assert np.all(kernel_of(first["critic"]) != kernel_of(params["decoder"]))
 
 
 def test_a_policy_without_two_trunks_of_one_shape_has_nothing_to_copy():
     with pytest.raises(ValueError, match="critic.init=policy copies the policy's 'decoder'"):
-        initial_state(example()[0], SGD, small_config(*COPIED))
+        begun(example()[0], *COPIED)
+
+
+@pytest.mark.slow
+def test_a_run_with_all_of_it_that_was_stopped_goes_on_bit_for_bit(tmp_path):
+    """Killed behind the warm start, in the warm-up of the critic, and when both are trained."""
+    on = ("sft.steps=4", "trainer.critic_warmup=2", "trainer.save_freq=1", "trainer.max_to_keep=9",
+          "trainer.total_training_steps=4", "trainer.val_before_train=false", "eval.greedy=false",
+          "critic.ppo_epochs=3", "critic.ppo_mini_batch_size=8", "critic.grad_clip=0.5",
+          "actor.lr_schedule=linear", *COPIED)  # fmt: skip
+    session = setup(small_config(*on))
+    whole = tmp_path / "whole"
+    params, _ = train(session, whole)
+    rows = read_metrics(whole / "metrics.jsonl")
+    assert [row["actor/grad_norm"] > 0 for row in rows] == [False, False, True, True]
+    assert all(row["critic/grad_norm"] > 0 for row in rows)
+    warm = load_params(
+        session, Path(shutil.copytree(whole / "sft", tmp_path / "warm" / "sft")).parent
+    )
+    kept = [load_params(session, whole, step) for step in (1, 2, 3)]
+    for one in kept[:2]:
+        same_bits(one["decoder"], warm["decoder"])
+    assert not np.array_equal(*(x["decoder"]["final_norm"]["scale"] for x in kept[1:]))
+    # It began as a copy of the policy, and was trained for one iteration since.
+    distances = [
+        length(jax.tree.map(jnp.subtract, kept[0]["critic"], other))
+        for other in (warm["decoder"], warm["critic"])
+    ]
+    assert distances[0] < 0.2 * distances[1]
+    for step in (0, 1, 3):
+        run = tmp_path / f"stopped {step}"
+        shutil.copytree(whole / "sft", run / "sft")
+        for number in range(1, step + 1):
+            name = f"checkpoints/{number}"
+            shutil.copytree(whole / name, run / name)
+        again, _ = train(session, run)
+        same_bits(again, params)
 
 
 # What cannot be meant
@@ -327,8 +375,21 @@ def test_a_shared_trunk_has_no_passes_apart():
     setup(small_config("critic.ppo_epochs=2", APART))
 
 
-def test_a_policy_of_ones_own_names_its_critic():
-    config = small_config("env.name=tests.own_agent:environment", "critic.grad_clip=1")
-    critics = own_agent.policy(6)
-    with pytest.raises(ValueError, match="steppo|critic"):  # it has none
-        setup(config, policy=critics)
+@pytest.mark.parametrize(
+    "parts, overrides, said",
+    [
+        (("net",), ["critic.grad_clip=1"], "'value' or 'critic', and yours has neither"),
+        (("net",), ["trainer.critic_warmup=1"], "trainer.critic_warmup=1: the critic's parameters"),
+        (("net", "value"), ["critic.ppo_epochs=2"], "set critic.detach_trunk=true"),
+        (("net", "value"), ["critic.ppo_epochs=2", APART], None),
+        (("net",), ["critic.lr=1"], None),
+    ],
+)
+def test_a_policy_of_ones_own_names_its_critic(parts, overrides, said):
+    policy = SAYS._replace(init=lambda key: dict.fromkeys(parts, jnp.zeros(2)))
+    check = functools.partial(check_critic, small_config(*overrides), algorithm("steppo"), policy)
+    if said is None:
+        check(is_own=True)
+    else:
+        with pytest.raises(ValueError, match=said):
+            check(is_own=True)
