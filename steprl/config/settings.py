@@ -210,8 +210,20 @@ class CriticConfig:
 
     lr: float | None = setting(None, 0.0)  # learning rate; None = actor.lr
     vf_coef: float = setting(0.5, 0.0)  # weight of the critic's loss
-    # How far a value may move from that of the rollout; None = no clip.
+    # How far a value may move from that of the rollout; None = no clip. In the units of rewards, or
+    # with norm_returns in deviations of the returns.
     cliprange_value: float | None = setting(None, 0.0)
+    # Learn returns in units of their running deviation (PopArt, arXiv 1602.07714), whatever the size of
+    # the rewards; values stay in the units of rewards, and do not change when the deviation does.
+    norm_returns: bool = False
+    # What it predicts: a number, or a distribution over bins of values, learnt by cross-entropy, whose mean
+    # is the value (HL-Gauss, arXiv 2403.03950). A policy of your own then gives logits of the bins.
+    head: str = setting("scalar", choices=("scalar", "hl_gauss"))
+    value_min: float = setting(-1.0, -1e9, 1e9)  # hl_gauss: the smallest return there can be
+    value_max: float = setting(1.0, -1e9, 1e9)  # hl_gauss: the largest
+    num_bins: int = setting(51, 2, 2**16)  # hl_gauss: bins of values
+    # hl_gauss: deviation of the Gaussian around a target, in widths of a bin.
+    sigma_ratio: float = setting(0.75, 0.1, 4.0)
 
 
 @dataclasses.dataclass(frozen=True)

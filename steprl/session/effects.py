@@ -161,6 +161,10 @@ RULES: tuple[Rule, ...] = (
          "actor.use_kl_loss=false"),
     Rule(("critic.*",), lambda run: not _has_critic(run), "{method} trains no critic"),
     Rule(("critic.cliprange_value",), _one_step, "one optimiser step a batch, so no value has moved"),
+    Rule(("critic.cliprange_value", "critic.norm_returns"), lambda run: run.config.critic.head == "hl_gauss",
+         "critic.head=hl_gauss has a range of its own"),
+    Rule(("critic.value_m*", "critic.num_bins", "critic.sigma_ratio"),
+         lambda run: run.config.critic.head == "scalar", "critic.head=scalar"),
     # --- rollout and evaluation
     Rule(("rollout.context_length",), lambda run: _on_device(run) and run.config.sft.data is None,
          "{env} is a game on the device"),

@@ -14,8 +14,10 @@ from steprl.branching import Branching, rows_per_attempt
 from steprl.carried import CLIP, TOKENS, Seen, with_carried_clip
 from steprl.config import Config
 from steprl.models.scoring import Scores, score
+from steprl.models.values import value_support
 from steprl.optimizer import combine, split_trainable
 from steprl.types import Params, Policy, StepBatch
+from steprl.update.critic import scaled_last_layer, unit_of, with_last_layer
 from steprl.update.loss import sample_loss, with_weights
 from steprl.update.optimise import (
     Trained,
@@ -49,6 +51,11 @@ def make_update(
     in `train/nonfinite`. Where the whole batch is one step, its gradient is taken through the first
     pass, and there is no second.
     """
+    if policy.value is not None and policy.support != value_support(config.critic):
+        raise ValueError(
+            f"critic.head={config.critic.head}: policy.support is {policy.support}, and should be "
+            f"{value_support(config.critic)}"
+        )
     actor = config.actor
     mini, micro = actor.ppo_mini_batch_size, actor.ppo_micro_batch_size
 
@@ -69,6 +76,9 @@ def make_update(
                 policy, params, batch, config.rollout.temperature, config.model.logprob_chunk
             )
 
+        def in_reward_units(part: Params) -> Params:
+            return part if unit is None else scaled_last_layer(part, unit)
+
         def loss(new: Scores, sample: Sample) -> tuple[jax.Array, Metrics]:
             return sample_loss(new, sample, method, config_now)
 
@@ -80,17 +90,23 @@ def make_update(
             old, pull_back = jax.vjp(lambda part: scored(part, batch), trainable)
         else:
             old = scored(trainable, batch)
-        sample, reward_states, report = prepare(
+        sample, reward_states, report, moments = prepare(
             batch, old, reference_NT, state.carried, method, config
         )
+        # What an optimiser step is made in; None: the units of rewards.
+        unit = None
+        if sample.return_scale_N is not None:
+            unit = unit_of(sample.return_scale_N[0])
+            before = with_last_layer(before, 1 / unit)
 
         def through_first_pass(part: Params, sample: Sample) -> tuple[Params, Metrics]:
             slopes, metrics = jax.grad(loss, has_aux=True)(old, sample)
-            return pull_back(slopes)[0], metrics
+            # The slope in a smaller unit is larger by as much.
+            return in_reward_units(pull_back(slopes)[0]), metrics
 
         def through_own_pass(part: Params, sample: Sample) -> tuple[Params, Metrics]:
             def of_part(part: Params, sample: Sample) -> tuple[jax.Array, Metrics]:
-                return loss(scored(part, sample.batch), sample)
+                return loss(scored(in_reward_units(part), sample.batch), sample)
 
             return micro_batch_gradient(of_part, part, sample, micro)
 
@@ -106,11 +122,13 @@ def make_update(
             after, metrics = passes(
                 step, before, sample, key, epochs=actor.ppo_epochs, mini_rows=mini, mesh=mesh
             )
+        if unit is not None:
+            after = with_last_layer(after, unit)
         report |= {name: jnp.mean(value) for name, value in metrics.items()}
         report["train/nonfinite"] = jnp.sum(metrics["train/nonfinite"])
         if sampled is None:
             sampled = jnp.sum(batch.step_ids_NT >= 0)
-        seen = Seen(trainable, report, jnp.asarray(sampled, jnp.float32))
+        seen = Seen(trainable, report, jnp.asarray(sampled, jnp.float32), moments)
         following = {
             one.name: one.update(state.carried[one.name], seen, config)
             for one in carries(method, config)
