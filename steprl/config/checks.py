@@ -7,7 +7,7 @@ import re
 from typing import Any, get_args, get_origin
 
 from steprl.config.environments import ADAPTERS, ENVIRONMENTS, NO_ENVIRONMENT, EnvConfig
-from steprl.config.settings import KL_WITHOUT_GRADIENT, LOGGERS, Config
+from steprl.config.settings import KL_WITHOUT_GRADIENT, LOGGERS, Config, CriticConfig
 
 _LARGEST = 2**31 - 1  # of whole numbers that declare nothing else: sizes and counts are int32
 
@@ -145,6 +145,7 @@ def check_consistency(config: Config) -> None:
             raise ConfigError(
                 f"{key}={shown(pattern)} is not a regular expression: {error}"
             ) from None
+    _check_bins(config.critic)
     strangers = [name for name in config.trainer.logger if name not in LOGGERS]
     if strangers:
         raise ConfigError(f"trainer.logger={shown(strangers[0])}: allowed are {', '.join(LOGGERS)}")
@@ -169,6 +170,24 @@ def _check_critic(config: Config) -> None:
             f"trainer.critic_warmup={warmup}: the policy would not be trained in any of the {total} "
             "iterations; make it less than trainer.total_training_steps, or set actor.lr=0 to train the "
             "critic alone"
+        )
+
+
+def _check_bins(critic: CriticConfig) -> None:
+    """A categorical critic has a range of values, and bins enough to tell them apart."""
+    if critic.head != "hl_gauss":
+        return
+    if critic.value_min >= critic.value_max:
+        raise ConfigError(
+            f"critic.value_min={critic.value_min!r} must be below critic.value_max={critic.value_max!r}"
+        )
+    least = 2 + math.ceil(
+        8 * critic.sigma_ratio
+    )  # the Gaussian reaches four deviations beyond the range
+    if critic.num_bins < least:
+        raise ConfigError(
+            f"critic.num_bins={critic.num_bins}: must be at least {least} with "
+            f"critic.sigma_ratio={critic.sigma_ratio!r}"
         )
 
 

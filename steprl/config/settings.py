@@ -210,7 +210,8 @@ class CriticConfig:
 
     lr: float | None = setting(None, 0.0)  # learning rate; None = actor.lr
     vf_coef: float = setting(0.5, 0.0)  # weight of the critic's loss
-    # How far a value may move from that of the rollout; None = no clip.
+    # How far a value may move from that of the rollout; None = no clip. In the units of rewards, or
+    # with norm_returns in deviations of the returns.
     cliprange_value: float | None = setting(None, 0.0)
     # Global norm of the critic's gradient, 0 = off; actor.grad_clip is then of the policy's alone. A
     # trunk that both share is the policy's. None = one norm over both, clipped at actor.grad_clip.
@@ -225,6 +226,17 @@ class CriticConfig:
     # its own, and None is the number of actor.*. Both None = every step trains both.
     ppo_epochs: int | None = setting(None, 1)  # times that it is trained on a batch
     ppo_mini_batch_size: int | None = setting(None, 1)  # trajectories an optimiser step
+    # Learn returns in units of their running deviation (PopArt, arXiv 1602.07714), whatever the size of
+    # the rewards; values stay in the units of rewards, and do not change when the deviation does.
+    norm_returns: bool = False
+    # What it predicts: a number, or a distribution over bins of values, learnt by cross-entropy, whose mean
+    # is the value (HL-Gauss, arXiv 2403.03950). A policy of your own then gives logits of the bins.
+    head: str = setting("scalar", choices=("scalar", "hl_gauss"))
+    value_min: float = setting(-1.0, -1e9, 1e9)  # hl_gauss: the smallest return there can be
+    value_max: float = setting(1.0, -1e9, 1e9)  # hl_gauss: the largest
+    num_bins: int = setting(51, 2, 2**16)  # hl_gauss: bins of values
+    # hl_gauss: deviation of the Gaussian around a target, in widths of a bin.
+    sigma_ratio: float = setting(0.75, 0.1, 4.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from steprl.envs.opening import game_of, open_game
 from steprl.envs.suite import Suite, suite_of
 from steprl.models import decoder_config, make_policy
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
+from steprl.models.values import value_support
 from steprl.optimizer import make_rl_optimizer, make_sft_optimizer, split_trainable
 from steprl.rollout import demonstrations, rollout, summary
 from steprl.rollout.anchors import with_device_anchors
@@ -258,7 +259,10 @@ def _shape(config: Config, vocab_size: int) -> Any:
     model = config.model
     names = ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
     fields = {name: getattr(model, name) for name in (*names, "value_head", "dtype", "param_dtype")}
-    return decoder_config(model.preset, vocab_size=vocab_size, remat=model.remat, **fields)
+    support = value_support(config.critic)
+    return decoder_config(
+        model.preset, vocab_size=vocab_size, remat=model.remat, value_support=support, **fields
+    )
 
 
 def _make_gather(

@@ -107,6 +107,7 @@ def make_policy(config: DecoderConfig) -> Policy:
         unembed=unembed,
         value=None if config.value_head == "none" else value,
         init_cache=lambda batch, length: init_cache(config, batch, length),
+        support=None if config.value_head == "none" else config.value_support,
     )
 
 

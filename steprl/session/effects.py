@@ -175,6 +175,10 @@ RULES: tuple[Rule, ...] = (
     Rule(("critic.detach_trunk",),
          lambda run: run.model is not None and run.config.model.value_head == "separate",
          "the critic has a trunk of its own"),
+    Rule(("critic.cliprange_value", "critic.norm_returns"), lambda run: run.config.critic.head == "hl_gauss",
+         "critic.head=hl_gauss has a range of its own"),
+    Rule(("critic.value_m*", "critic.num_bins", "critic.sigma_ratio"),
+         lambda run: run.config.critic.head == "scalar", "critic.head=scalar"),
     # --- rollout and evaluation
     Rule(("rollout.context_length",), lambda run: _on_device(run) and run.config.sft.data is None,
          "{env} is a game on the device"),

@@ -15,6 +15,7 @@ from steprl.carried import CLIP, TOKENS, Seen, with_carried_clip
 from steprl.config import Config
 from steprl.models.policy import with_detached_value
 from steprl.models.scoring import Scores, score
+from steprl.models.values import value_support
 from steprl.optimizer import (
     ACTOR,
     CRITIC,
@@ -26,6 +27,7 @@ from steprl.optimizer import (
 )
 from steprl.rewards import KL_COEFFICIENT
 from steprl.types import Params, Policy, StepBatch
+from steprl.update.critic import scaled_last_layer, unit_of, with_last_layer
 from steprl.update.loss import sample_loss, with_weights
 from steprl.update.optimise import (
     Step,
@@ -66,6 +68,11 @@ def make_update(
     before those of the policy, each with a gradient of its own parameters alone. In the first
     `trainer.critic_warmup` iterations the policy stays as it is.
     """
+    if policy.value is not None and policy.support != value_support(config.critic):
+        raise ValueError(
+            f"critic.head={config.critic.head}: policy.support is {policy.support}, and should be "
+            f"{value_support(config.critic)}"
+        )
     actor, warmup = config.actor, config.trainer.critic_warmup
     mini, micro = actor.ppo_mini_batch_size, actor.ppo_micro_batch_size
     critic_epochs, critic_mini = critic_passes(config)
@@ -94,6 +101,9 @@ def make_update(
                 policy, params, batch, config.rollout.temperature, config.model.logprob_chunk
             )
 
+        def in_reward_units(part: Params) -> Params:
+            return part if unit is None else scaled_last_layer(part, unit)
+
         def loss(new: Scores, sample: Sample) -> tuple[jax.Array, Metrics]:
             return sample_loss(new, sample, method, config_now)
 
@@ -106,17 +116,24 @@ def make_update(
             old, pull_back = jax.vjp(lambda part: scored(combine(part, rest), batch), part)
         else:
             old = scored(trainable, batch)
-        sample, reward_states, report = prepare(
+        sample, reward_states, report, moments = prepare(
             batch, old, reference_NT, state.carried, method, config
         )
+        # What an optimiser step is made in; None: the units of rewards.
+        unit = None
+        if sample.return_scale_N is not None:
+            unit = unit_of(sample.return_scale_N[0])
+            before = with_last_layer(before, 1 / unit)
 
         def through_first_pass(own: Params, rest: Params, sample: Sample) -> tuple[Params, Metrics]:
             slopes, metrics = jax.grad(loss, has_aux=True)(old, sample)
-            return pull_back(slopes)[0], metrics
+            # The slope in a smaller unit is larger by as much.
+            return in_reward_units(pull_back(slopes)[0]), metrics
 
         def through_own_pass(own: Params, rest: Params, sample: Sample) -> tuple[Params, Metrics]:
             def of_part(part: Params, sample: Sample) -> tuple[jax.Array, Metrics]:
-                return loss(scored(combine(part, rest), sample.batch), sample)
+                in_units = in_reward_units(combine(part, rest))
+                return loss(scored(in_units, sample.batch), sample)
 
             return micro_batch_gradient(of_part, own, sample, micro)
 
@@ -145,6 +162,8 @@ def make_update(
             after, metrics = passes(
                 step, after, sample, actor_key, epochs=actor.ppo_epochs, mini_rows=mini, mesh=mesh
             )
+        if unit is not None:
+            after = with_last_layer(after, unit)
         broken = [jnp.sum(found["train/nonfinite"]) for found in (metrics, of_critic) if found]
         metrics = of_critic | metrics
         report |= {name: jnp.mean(value) for name, value in metrics.items()}
@@ -153,7 +172,7 @@ def make_update(
             report.pop("critic/grad_norm", None)
         if sampled is None:
             sampled = jnp.sum(batch.step_ids_NT >= 0)
-        seen = Seen(trainable, report, jnp.asarray(sampled, jnp.float32))
+        seen = Seen(trainable, report, jnp.asarray(sampled, jnp.float32), moments)
         following = {
             one.name: one.update(state.carried[one.name], seen, config)
             for one in carries(method, config)

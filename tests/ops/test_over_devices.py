@@ -27,6 +27,10 @@ def statistics(x, ids, axis_name=None):
         "moments": tuple(
             ops.update_running_moments(ops.RunningMoments(), x, mask, axis_name=axis_name)
         ),
+        "recent": tuple(
+            ops.recent_moments(ops.RunningMoments(), x, mask, 4.0, axis_name=axis_name)
+        ),
+        "explained": ops.explained_variance(jnp.sin(x), x, mask, axis_name=axis_name),
     }, ops.masked_whiten(x, mask, axis_name=axis_name)
 
 
