@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from steprl.models.critic_view import read_states, states_of_view
 from steprl.ops import unpack_support
 from steprl.types import Params, Policy, StepBatch, TreeLayout
 
@@ -197,7 +198,10 @@ def score(
     value_NT = jnp.zeros_like(batch.logprob_NT)
     final_value_N = jnp.zeros(place_NA.shape[0], jnp.float32)
     if policy.value is not None:
-        of_state_NT = policy.value(params, *contexts, hidden_MWD).reshape(batch.tokens_NT.shape)
+        if batch.privileged is None:
+            of_state_NT = policy.value(params, *contexts, hidden_MWD).reshape(batch.tokens_NT.shape)
+        else:
+            of_state_NT = states_of_view(policy, params, batch)
         value_NT = scatter(jnp.take_along_axis(of_state_NT, before_NA, axis=1))
         real_NT = jnp.asarray(batch.segment_ids_NT) > 0
         index_NT = jnp.broadcast_to(jnp.arange(real_NT.shape[1]), real_NT.shape)
@@ -250,7 +254,10 @@ def _score_tree(
 
     value_NT = jnp.zeros_like(batch.logprob_NT)
     final_value_N = jnp.zeros(rows, jnp.float32)
-    if policy.value is not None:
+    if policy.value is not None and batch.privileged is not None:
+        # Rows with the same tokens may be told different things: the critic reads each on its own.
+        value_NT, final_value_N = read_states(batch, states_of_view(policy, params, batch))
+    elif policy.value is not None:
         of_state_BU = policy.value(params, *contexts, hidden_BUD, **in_tree)
         of_state_MQ = jnp.reshape(of_state_BU, (groups, -1))
         value_MP = jnp.take_along_axis(of_state_MQ, before_MP, axis=1)
