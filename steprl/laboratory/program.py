@@ -22,6 +22,7 @@ from steprl.carried import share_spent
 from steprl.config import Config
 from steprl.envs.games import Game
 from steprl.envs.opening import game_of, open_game
+from steprl.envs.privileged import privileged_game
 from steprl.envs.suite import Suite, suite_of
 from steprl.models import decoder_config, make_policy
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
@@ -31,7 +32,7 @@ from steprl.rollout import demonstrations, rollout, summary
 from steprl.rollout.anchors import with_device_anchors
 from steprl.rollout.device_growth import GrownBatch, grow
 from steprl.sampling import Sampling, sampling_of
-from steprl.session.checks import check_critic
+from steprl.session.checks import check_critic, reads_privileged
 from steprl.session.language import own_policy
 from steprl.session.method import method_of
 from steprl.sft import make_sft_update
@@ -98,14 +99,17 @@ def make_program(
     _check(config)
     game = open_game(config.env) if env is None else game_of(suite_of(env, config.env.game))
     tokenizer = phrase_tokenizer(game.vocabulary)
-    given = policy is not None
-    if policy is None and config.model.name is None:
+    is_decoder = policy is None and config.model.name is None
+    if is_decoder:
         policy = make_policy(_shape(config, len(tokenizer)))
     else:
         policy = own_policy(config, policy, len(tokenizer))
     method, source = method_of(config, method)
     check_needs(method, source, _offers(config, policy))
-    check_critic(config, method, policy, config.model.name is not None or given)
+    check_critic(config, method, policy, not is_decoder)
+    has_own_critic = is_decoder and config.model.value_head == "separate"
+    if reads_privileged(config, method, has_own_critic):
+        game = privileged_game(game, f"env.name={config.env.name}" if env is None else "the game")
     texts = [detokenize(tokenizer, [token]) for token in range(len(tokenizer))]
     gather = _make_gather(config, policy, method, texts, game)
     rows = config.rollout.batch_size * config.rollout.n

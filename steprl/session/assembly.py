@@ -19,6 +19,7 @@ from steprl.session.checks import (
     check_method,
     check_player,
     check_rows,
+    reads_privileged,
 )
 from steprl.session.language import decoder_policy, language_of, own_policy, own_tokenizer
 from steprl.session.method import GIVEN_METHOD, method_of
@@ -80,7 +81,9 @@ def setup(
     # Raises here if model.freeze or model.lora.target is wrong.
     split_trainable(shapes, config.model.freeze)
     notice_replicated(shapes, mesh, rules)
-    player = make_player(suite, config, policy, mesh, tokenizer)
+    has_own_critic = model is not None and model.value_head == "separate"
+    privileged = reads_privileged(config, method, has_own_critic)
+    player = make_player(suite, config, policy, mesh, tokenizer, privileged)
     check_player(config, suite, player)
     return Session(config, mesh, model, policy, suite, player, method, load, rules)
 

@@ -140,6 +140,25 @@ def check_critic(config: Config, method: Algorithm, policy: Policy, is_own: bool
         )
 
 
+def reads_privileged(config: Config, method: Algorithm, has_own_critic: bool) -> bool:
+    """Whether the critic reads what the environment tells it alone.
+
+    Args:
+        has_own_critic: the policy is the decoder with `model.value_head=separate`.
+
+    Raises:
+        ValueError: it is to, and shares the hidden states of the policy, which must not read it.
+    """
+    if not config.critic.privileged or "critic" not in method.needs:
+        return False
+    if not has_own_critic:
+        raise ValueError(
+            "critic.privileged: the critic reads what the policy must not see, so it needs a network of its "
+            "own: set model.value_head=separate, which a policy of your own has not, or turn it off"
+        )
+    return True
+
+
 def _check_branches(config: Config, method: Algorithm) -> None:
     """Attempts are left for branches, and mini-batches keep those together that share tokens."""
     n = config.rollout.n

@@ -4,7 +4,7 @@ import functools
 
 from steprl.config import ErrandConfig
 from steprl.envs.errand.env import Errand
-from steprl.envs.errand.expert import demonstrate, optimal
+from steprl.envs.errand.expert import demonstrate, optimal, privileged
 from steprl.envs.errand.language import vocabulary
 from steprl.envs.games import Game
 from steprl.envs.suite import Suite
@@ -17,5 +17,6 @@ def open(settings: ErrandConfig) -> Suite:
         vocabulary=vocabulary(),
         demonstrate=functools.partial(demonstrate, settings),
         optimal=lambda state, key: optimal(settings, state),
+        privileged=functools.partial(privileged, settings),
     )
     return Suite(game=game)

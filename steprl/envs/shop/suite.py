@@ -5,7 +5,7 @@ import functools
 from steprl.config import ShopConfig
 from steprl.envs.games import Game
 from steprl.envs.shop.env import Shop
-from steprl.envs.shop.expert import demonstrate, optimal
+from steprl.envs.shop.expert import demonstrate, optimal, privileged
 from steprl.envs.shop.language import vocabulary
 from steprl.envs.suite import Suite
 
@@ -17,5 +17,6 @@ def open(settings: ShopConfig) -> Suite:
         vocabulary=vocabulary(),
         demonstrate=functools.partial(demonstrate, settings),
         optimal=lambda state, key: optimal(settings, state),
+        privileged=functools.partial(privileged, settings),
     )
     return Suite(game=game)
