@@ -74,6 +74,7 @@ class Program(NamedTuple):
     # (state, key of the run, settings as those that it began with)
     iterate: Callable[..., tuple[TrainState, Metrics]]
     evaluate: Callable[..., jax.Array]  # (params, key, attempts, temperature) -> success of each
+    game: Game  # that is played
 
 
 def make_program(
@@ -178,7 +179,7 @@ def make_program(
         )
         return batch.success_N
 
-    return Program(policy, _make_warm_start(config, policy, game), begin, iterate, evaluate)
+    return Program(policy, _make_warm_start(config, policy, game), begin, iterate, evaluate, game)
 
 
 def make_train(
