@@ -41,8 +41,9 @@ class Watch:
         metrics = event.metrics
         if event.phase == "sft":
             self.bar("warm start", event.steps)
-            note = f"loss {metrics['sft/loss']:.3f}"
-            if event.step % 100 == 0 or event.step == event.steps:
+            note = _warm_start_note(metrics)
+            measured = "sft/success_rate" in metrics
+            if event.step % 100 == 0 or event.step == event.steps or measured:
                 self.console.print(f"warm start {event.step:>5}/{event.steps}  {note}")
         else:
             self.bar("training", event.steps)
@@ -52,6 +53,15 @@ class Watch:
                 self.console.print(_evaluation_line(event))
         for task in self.bars.values():
             self.progress.update(task, completed=event.step, note=note)  # type: ignore[arg-type]
+
+
+def _warm_start_note(metrics: dict[str, float]) -> str:
+    """The loss, and where success was measured, on training tasks, what was found."""
+    note = f"loss {metrics['sft/loss']:.3f}" if "sft/loss" in metrics else "loss   -  "
+    if "sft/success_rate" in metrics:
+        note += f"  success {metrics['sft/success_rate']:.3f}  return {metrics['sft/return']:.2f}"
+        note += f"  entropy {metrics['sft/entropy']:.3f}"
+    return note
 
 
 def _evaluation_line(event) -> str:  # type: ignore[no-untyped-def]

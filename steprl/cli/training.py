@@ -240,6 +240,26 @@ def _resume_command(options: argparse.Namespace) -> str:
     return shlex.join([*words, "--resume", options.resume or "auto"])
 
 
+def _best_line(metric: str | None, rows: list[dict[str, float]], run: Path) -> str | None:
+    """Where the last evaluation is not the best, which one was, and how to use its checkpoint."""
+    from steprl.checkpoint import best_steps
+    from steprl.metrics import STEP
+
+    if metric is None:
+        return None
+    measured = [row for row in rows if metric in row]
+    steps = best_steps(run / "checkpoints", metric)
+    if not steps or not measured or steps[0] == measured[-1][STEP]:
+        return None
+    value = {row[STEP]: row[metric] for row in measured}
+    step, last = steps[0], int(measured[-1][STEP])
+    command = shlex.join(["steprl", "eval", str(run), "--step", "best"])
+    return (
+        f"iteration {step} was the best, {metric} {value.get(step, float('nan')):.3f}, and the last, {last}, "
+        f"has {value[last]:.3f}: --step best takes it, as in {command}"
+    )
+
+
 def _finish(session, run: Path, params, console: Console) -> None:  # type: ignore[no-untyped-def]
     """Before and after, a sample transcript, and the pictures."""
     import numpy as np
@@ -264,6 +284,8 @@ def _finish(session, run: Path, params, console: Console) -> None:  # type: igno
             before = f"{first:.3f}" if first is not None else "  -  "
             console.print(f"{escape(f'{name:40s}')} before {before}   after [bold]{last:.3f}[/]")
     console.print(f"pictures: {curves} and {credit}", markup=False)
+    if line := _best_line(config.trainer.keep_best, rows, run):
+        console.print(escape(line))
     report_of_run(run, console)
     more = shlex.join(["steprl", "rollout", str(run), "--tasks", "3"])
     console.print(f"look at more with: [bold]{escape(more)}[/]")

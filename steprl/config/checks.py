@@ -146,6 +146,7 @@ def check_consistency(config: Config) -> None:
                 f"{key}={shown(pattern)} is not a regular expression: {error}"
             ) from None
     _check_bins(config.critic)
+    _check_evaluations(config)
     strangers = [name for name in config.trainer.logger if name not in LOGGERS]
     if strangers:
         raise ConfigError(f"trainer.logger={shown(strangers[0])}: allowed are {', '.join(LOGGERS)}")
@@ -188,6 +189,26 @@ def _check_bins(critic: CriticConfig) -> None:
         raise ConfigError(
             f"critic.num_bins={critic.num_bins}: must be at least {least} with "
             f"critic.sigma_ratio={critic.sigma_ratio!r}"
+        )
+
+
+def _check_evaluations(config: Config) -> None:
+    """What is decided by evaluations needs some."""
+    trainer = config.trainer
+    if trainer.patience is not None and trainer.keep_best is None:
+        raise ConfigError(
+            f"trainer.patience={trainer.patience} waits for a better evaluation, and trainer.keep_best=null "
+            "does not say of which metric: set it, to eval/success_rate for example"
+        )
+    if trainer.patience is not None and trainer.test_freq == 0:
+        raise ConfigError(
+            f"trainer.patience={trainer.patience} counts evaluations, and trainer.test_freq=0 makes none "
+            "before the end: set trainer.test_freq=5 for example"
+        )
+    if config.sft.until is not None and config.env.name == NO_ENVIRONMENT:
+        raise ConfigError(
+            f"sft.until={config.sft.until}: env.name=none has no tasks to measure success on; leave it out, "
+            "or name an environment"
         )
 
 

@@ -73,7 +73,12 @@ class SftConfig:
 
     # Conversations (JSONL or parquet), see docs/data.md; None = the environment's own demonstrations.
     data: str | None = None
-    steps: int = setting(0, 0)  # updates; 0 = no warm start
+    steps: int = setting(0, 0)  # updates, at most where sft.until is set; 0 = no warm start
+    # Success rate at which the warm start stops, so that something is left to learn; None = after
+    # sft.steps. It is measured on training tasks that no demonstration shows, sampled as in rollouts.
+    until: float | None = setting(None, 0.0, 1.0)
+    test_freq: int = setting(10, 1)  # updates between these measurements
+    test_tasks: int = setting(64, 1)  # tasks of each of them, at most half of the training tasks
     batch_size: int = setting(128, 1)  # rows of one update
     lr: float = setting(2e-3, 0.0)  # learning rate at its peak
     warmup_steps: int = setting(30, 0)  # updates over which the learning rate rises
@@ -296,7 +301,12 @@ class TrainerConfig:
     critic_warmup: int = setting(0, 0)
     test_freq: int = setting(5, 0)  # iterations between evaluations, 0 = at the end only
     save_freq: int = setting(10, 0)  # iterations between checkpoints, 0 = at the end only
-    max_to_keep: int = setting(3, 1)  # checkpoints; older ones are deleted
+    max_to_keep: int = setting(3, 1)  # checkpoints; older ones are deleted, but for the best
+    # Metric of the evaluations, such as eval/return: an iteration in which it is higher than ever is saved,
+    # and its checkpoint is not deleted; --step best takes it. None = the newest checkpoints alone.
+    keep_best: str | None = "eval/success_rate"
+    # A run ends after so many evaluations in a row that are no better than the best; None = it does not.
+    patience: int | None = setting(None, 1)
     val_before_train: bool = True  # evaluate before the first iteration
     # Where metrics are written: jsonl, tensorboard, wandb; one of them, or a list.
     logger: list[str] = dataclasses.field(default_factory=lambda: ["jsonl"])

@@ -237,6 +237,10 @@ def with_settings(config: Config, settings: Settings) -> Config:
 
 
 def _check(config: Config) -> None:
+    if config.sft.until is not None:
+        raise ValueError(
+            "sft.until: one program makes a warm start of sft.steps, the same for all; leave it out"
+        )
     if config.model.path is not None:
         raise ValueError("model.path: games have a language of their own; leave it out")
     for name, off in (("top_k", 0), ("top_p", 1.0)):

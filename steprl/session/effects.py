@@ -123,6 +123,7 @@ RULES: tuple[Rule, ...] = (
          "model.lora.rank=0"),
     # --- warm start
     Rule(("sft.[!s]*", "sft.save_freq"), lambda run: run.config.sft.steps == 0, "sft.steps=0"),
+    Rule(("sft.test_*",), lambda run: run.config.sft.until is None, "sft.until is not set"),
     # --- method
     Rule(("algorithm.options",), lambda run: _row(run) is not None, "{method} takes none"),
     Rule(("algorithm.gamma",), _without_discount, "{method} discounts nothing"),
