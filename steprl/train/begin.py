@@ -1,5 +1,6 @@
 """What a run begins with: the compiled update, and the state that it left or a new one."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 
 from steprl.carried import share_spent
 from steprl.checkpoint import begun, restore, set_aside
+from steprl.config import Config
 from steprl.optimizer import make_optimizer
 from steprl.session import Session
 from steprl.sharding import as_abstract, state_shardings
@@ -45,13 +47,10 @@ def begin(session: Session, checkpoints: Path, params: Params) -> Begun:
         DamagedCheckpoint: there are checkpoints, and none can be read.
     """
     config, policy, method, mesh = session.config, session.policy, session.method, session.mesh
-    rows = config.rollout.batch_size * config.rollout.n
-    updates = config.trainer.total_training_steps * config.actor.ppo_epochs
-    updates *= rows // config.actor.ppo_mini_batch_size
+    updates = _optimizer_steps(config)
 
     def fresh(params: Params) -> TrainState:
-        optimizer = make_optimizer(config.actor, config.critic, updates)
-        return initial_state(params, optimizer, config, method)
+        return _fresh(session, params)
 
     def update(
         state: TrainState, batch: StepBatch, key: jax.Array, sampled: float | None
@@ -75,6 +74,23 @@ def begin(session: Session, checkpoints: Path, params: Params) -> Begun:
         state = jax.jit(fresh, out_shardings=shardings)(params)
     compiled = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None, None))
     return Begun(compiled, state, row)
+
+
+def abstract_state(session: Session, params: Params) -> TrainState:
+    """Shapes and types of the state of a run, from those of its parameters."""
+    return jax.eval_shape(functools.partial(_fresh, session), params)
+
+
+def _fresh(session: Session, params: Params) -> TrainState:
+    config = session.config
+    optimizer = make_optimizer(config.actor, config.critic, _optimizer_steps(config))
+    return initial_state(params, optimizer, config, session.method)
+
+
+def _optimizer_steps(config: Config) -> int:
+    rows = config.rollout.batch_size * config.rollout.n
+    updates = config.trainer.total_training_steps * config.actor.ppo_epochs
+    return updates * (rows // config.actor.ppo_mini_batch_size)
 
 
 def meta_of(session: Session) -> dict[str, Any]:
