@@ -1,6 +1,7 @@
 """Progress and results on the terminal."""
 
 import math
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,10 +9,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Watch:
-    """Progress on the terminal: a bar with the success rate, and a line an evaluation."""
+    """Progress on the terminal: a bar with the success rate, and a line an evaluation.
 
-    def __init__(self, console: Console):
+    Args:
+        left: from the metrics of the second iteration of this process to a line about what is left, or
+            None where that is little.
+    """
+
+    def __init__(self, console: Console, left: Callable[..., str | None] | None = None):
         self.console = console
+        self.left = left
+        self.iterations = 0
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -51,6 +59,10 @@ class Watch:
             note = f"success {rate:.2f}{_returns(metrics)}{_tokens(metrics)}"
             if "eval/success_rate" in metrics:
                 self.console.print(_evaluation_line(event))
+            self.iterations += event.step > 0
+            if event.step and self.iterations == 2 and self.left is not None:
+                if line := self.left(event.step, metrics):
+                    self.console.print(line, style="dim", markup=False)
         for task in self.bars.values():
             self.progress.update(task, completed=event.step, note=note)  # type: ignore[arg-type]
 

@@ -69,7 +69,8 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
-    with Watch(console) as watch:
+    left = _say_what_is_ahead(session, run, console)
+    with Watch(console, left) as watch:
         try:
             params, _ = train(session, run, watch)
         except KeyboardInterrupt as interrupt:
@@ -160,6 +161,7 @@ def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore
         idle_settings,
         notice_idle,
     )
+    from steprl.train import estimate
 
     session = _checked_session(config)
     check_first_reset(session.suite, config.env.name)
@@ -170,6 +172,8 @@ def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore
         console.print(f"{hidden} settings without effect here are left out: --all prints them.")
     if notice := notice_idle(session):
         console.print(escape(notice))
+    if config.env.name != NO_ENVIRONMENT and config.trainer.total_training_steps:
+        console.print(estimate.described(estimate.work_of(session)), markup=False)
     console.print(f"Settings are fine: {_parameters(abstract_params(session)):,} parameters.")
     return 0
 
@@ -200,6 +204,22 @@ def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-
         if split in session.player.splits[1:] and size < config.eval.num_tasks:
             line = fewer_tasks(f"split {split}", size, config.eval.num_tasks)
             console.print(line, style="dim", markup=False)
+
+
+def _say_what_is_ahead(session, run: Path, console: Console):  # type: ignore[no-untyped-def]
+    """What a long run will cost, and what says how much of it is left when that can be measured."""
+    from steprl.checkpoint import latest_step
+    from steprl.train import estimate
+
+    work = estimate.work_of(session, latest_step(run / "checkpoints") or 0)
+    if work.long and work.iterations > 0:
+        console.print(estimate.described(work), style="dim", markup=False)
+
+    def left(iteration: int, metrics: dict[str, float]) -> str | None:
+        ahead = estimate.measured(work, session.config, iteration, [metrics])
+        return estimate.left(ahead) if ahead.seconds > estimate.LONG else None
+
+    return left
 
 
 def _interrupted(

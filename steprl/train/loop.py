@@ -30,6 +30,7 @@ from steprl.train.begin import begin, meta_of
 from steprl.train.best import Best
 from steprl.train.faults import Faults
 from steprl.train.measures import Clock, is_written, open_metrics, row_of
+from steprl.train.warnings import Warnings
 from steprl.types import Params
 from steprl.update import TokenRecord
 
@@ -154,6 +155,7 @@ def _reinforce(
             best.check(before)
             writer.write(0, before)
             watch(Event("rl", 0, total, before))
+        warnings = Warnings(file, config, fixed_width=session.suite.game is not None)
         for iteration in range(done + 1, done + 1 if ended else total + 1):
             clock = Clock()
             tasks = attempts((iteration - 1) * size, size, config.rollout.n)
@@ -190,6 +192,7 @@ def _reinforce(
                     failed = error
                 clock.lap("testing")
 
+            metrics |= warnings.check(iteration, metrics)
             stop = interrupted()
             if broken or failed or stop or last or better or _due(iteration, trainer.save_freq):
                 # An update that is not finite has changed nothing: what is saved is the good state.
