@@ -316,10 +316,11 @@ def test_a_policy_without_two_trunks_of_one_shape_has_nothing_to_copy():
 @pytest.mark.slow
 def test_a_run_with_all_of_it_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     """Killed in the warm-up of the critic, and when both are trained."""
-    on = ("sft.steps=40", "sft.lr=2e-2", "actor.entropy_coeff=0.01",
+    on = ("sft.steps=60", "sft.lr=2e-2", "actor.entropy_coeff=0.01",
+          "rollout.batch_size=64", "actor.ppo_mini_batch_size=64",
           "trainer.critic_warmup=2", "trainer.save_freq=1", "trainer.max_to_keep=9",
           "trainer.total_training_steps=4", "trainer.val_before_train=false", "eval.greedy=false",
-          "critic.ppo_epochs=3", "critic.ppo_mini_batch_size=8", "critic.grad_clip=0.5",
+          "critic.ppo_epochs=3", "critic.ppo_mini_batch_size=32", "critic.grad_clip=0.5",
           "actor.lr_schedule=linear", *COPIED)  # fmt: skip
     session = setup(small_config(*on))
     whole = tmp_path / "whole"
