@@ -315,10 +315,12 @@ def test_a_policy_without_two_trunks_of_one_shape_has_nothing_to_copy():
 
 @pytest.mark.slow
 def test_a_run_with_all_of_it_that_was_stopped_goes_on_bit_for_bit(tmp_path):
-    """Killed behind the warm start, in the warm-up of the critic, and when both are trained."""
-    on = ("sft.steps=4", "trainer.critic_warmup=2", "trainer.save_freq=1", "trainer.max_to_keep=9",
+    """Killed in the warm-up of the critic, and when both are trained."""
+    on = ("sft.steps=60", "sft.lr=2e-2", "actor.entropy_coeff=0.01",
+          "rollout.batch_size=64", "actor.ppo_mini_batch_size=64",
+          "trainer.critic_warmup=2", "trainer.save_freq=1", "trainer.max_to_keep=9",
           "trainer.total_training_steps=4", "trainer.val_before_train=false", "eval.greedy=false",
-          "critic.ppo_epochs=3", "critic.ppo_mini_batch_size=8", "critic.grad_clip=0.5",
+          "critic.ppo_epochs=3", "critic.ppo_mini_batch_size=32", "critic.grad_clip=0.5",
           "actor.lr_schedule=linear", *COPIED)  # fmt: skip
     session = setup(small_config(*on))
     whole = tmp_path / "whole"
@@ -339,7 +341,7 @@ def test_a_run_with_all_of_it_that_was_stopped_goes_on_bit_for_bit(tmp_path):
         for other in (warm["decoder"], warm["critic"])
     ]
     assert distances[0] < 0.2 * distances[1]
-    for step in (0, 1, 3):
+    for step in (1, 3):
         run = tmp_path / f"stopped {step}"
         shutil.copytree(whole / "sft", run / "sft")
         for number in range(1, step + 1):

@@ -221,19 +221,20 @@ class CriticConfig:
     # How far a value may move from that of the rollout; None = no clip. In the units of rewards, or
     # with norm_returns in deviations of the returns.
     cliprange_value: float | None = setting(None, 0.0)
-    # Global norm of the critic's gradient, 0 = off; actor.grad_clip is then of the policy's alone. A
-    # trunk that both share is the policy's. None = one norm over both, clipped at actor.grad_clip.
+    # Global norm of the critic's gradient, 0 = off; actor.grad_clip then clips that of the policy alone,
+    # to which a shared trunk belongs. None = one norm over both, clipped at actor.grad_clip.
     grad_clip: float | None = setting(None, 0.0)
-    # What a separate critic begins with: "model" = its own weights, random ones in a new model and those
-    # of model.path in a pretrained one; "policy" = a copy of the policy behind the warm start, unless
-    # the critic of trainer.init_from has been trained.
+    # What the trunk of a separate critic begins with: model = random weights in a new model, those of
+    # model.path in a pretrained one; policy = a copy of the policy after the warm start, unless
+    # trainer.init_from brings a trained critic.
     init: str = setting("model", choices=("model", "policy"))
-    # Of a shared trunk: only the head learns from the critic's loss.
+    # With a shared trunk, the critic's loss trains the head alone.
     detach_trunk: bool = False
-    # Passes of the critic alone, before those of the policy: where one of the two is set, the critic has
-    # its own, and None is the number of actor.*. Both None = every step trains both.
-    ppo_epochs: int | None = setting(None, 1)  # times that it is trained on a batch
-    ppo_mini_batch_size: int | None = setting(None, 1)  # trajectories an optimiser step
+    # Times that the critic is trained on a batch. Where this or critic.ppo_mini_batch_size is set, the
+    # critic is updated by itself, before the policy, and the other of the two is by default that of the
+    # actor. Both None = each optimiser step trains both.
+    ppo_epochs: int | None = setting(None, 1)
+    ppo_mini_batch_size: int | None = setting(None, 1)  # see critic.ppo_epochs
     # Learn returns in units of their running deviation (PopArt, arXiv 1602.07714), whatever the size of
     # the rewards; values stay in the units of rewards, and do not change when the deviation does.
     norm_returns: bool = False
@@ -296,8 +297,7 @@ class TrainerConfig:
     # A run ends with the iteration in which it has sampled this many tokens, those of branches counted,
     # if its steps are not over before; the learning rate falls with whichever is further on.
     token_budget: int | None = setting(None, 1, 2**62)  # None = no limit
-    # The first iterations, in which the critic alone is trained; they count as iterations, and their
-    # tokens count too.
+    # So many iterations at the beginning train the critic alone; they and their tokens are counted.
     critic_warmup: int = setting(0, 0)
     test_freq: int = setting(5, 0)  # iterations between evaluations, 0 = at the end only
     save_freq: int = setting(10, 0)  # iterations between checkpoints, 0 = at the end only
