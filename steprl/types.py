@@ -59,6 +59,8 @@ class Step:
     """[A, W] uint32, the set each token was drawn from (`ops.pack_support`); None: all tokens."""
     fresh: bool = False
     """The context was written anew: the observation stands for all that was before it."""
+    privileged_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    """What only the critic is told of the state before the action; the policy never reads it."""
 
 
 class Parent(NamedTuple):
@@ -86,6 +88,10 @@ class Trajectory:
         default_factory=lambda: np.zeros(0, np.int32)
     )
     """What the last action was answered, which no step has read; empty where it was not kept."""
+    final_privileged_ids: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.int32)
+    )
+    """`Step.privileged_ids` of the state behind the last action, where its observation was kept."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     """What the environment says of it beside reward and success, such as F1."""
     fault: str = ""
@@ -106,6 +112,20 @@ class Branches(NamedTuple):
     token_N: jax.Array  # int32, last token of the shared prefix, -1 where there is none
     score_N: jax.Array  # float32, branching score of the place where it was cut
     preference_N: jax.Array  # int32, +1 or -1 against the other suffix of its pair, 0 without one
+
+
+class Privileged(NamedTuple):
+    """What only the critic reads: tokens that are put before actions in its view of the rows.
+
+    P is divided among the contexts of a row as T is (`StepBatch.context_width`). Within a context the
+    step ids do not fall. What is told again unchanged is not repeated in a context.
+    """
+
+    tokens_NP: jax.Array  # int32
+    step_ids_NP: (
+        jax.Array
+    )  # int32, the step whose action it stands before; where the row has no such
+    # step, it stands behind the last token; -1 at padding
 
 
 class TreeLayout(NamedTuple):
@@ -155,6 +175,7 @@ class StepBatch:
     metrics_N: dict[str, jax.Array] | None = None  # float32, what the environment says of each row
     fault_N: jax.Array | None = None  # bool, the environment failed, perhaps before any step
     tree: TreeLayout | None = None  # rows that share a beginning run as one; None: each on its own
+    privileged: Privileged | None = None  # what the critic is told beside; None: nothing
     action_width: int = dataclasses.field(metadata=dict(static=True), default=0)
     # ^ at least the sampled tokens of any row: heads run on these only
     context_width: int = dataclasses.field(metadata=dict(static=True), default=0)
@@ -168,7 +189,8 @@ class Policy(NamedTuple):
     apply(params, tokens_BT, positions_BT, segment_ids_BT, cache=None) -> (hidden_BTD, cache)
     unembed(params, hidden_..D) -> logits_..V in float32
     value(params, tokens_BT, positions_BT, segment_ids_BT, hidden_BTD) -> value_BT in float32;
-        None where the model has no value head; with a support logits_BTZ of its bins
+        None where the model has no value head; with a support logits_BTZ of its bins. Where a batch has
+        `privileged`, hidden_BTD is None: the critic is a network of its own
     For batches with a `tree`, apply and value also take segment_ends_BT and longest by name: the
         token q sees the token k where segment_id_k <= segment_id_q < segment_end_k and k's position
         is not behind its own; tokens stand in the order of their ids, and no context has more than

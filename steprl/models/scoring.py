@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from steprl.models.critic_view import read_states, states_of_view
 from steprl.models.values import read_values
 from steprl.ops import unpack_support
 from steprl.types import Params, Policy, StepBatch, TreeLayout
@@ -200,9 +201,12 @@ def score(
     final_value_N = jnp.zeros(place_NA.shape[0], jnp.float32)
     logits_NTZ = None
     if policy.value is not None:
-        output = policy.value(params, *contexts, hidden_MWD)
-        output_NT = output.reshape(*batch.tokens_NT.shape, *output.shape[2:])
-        of_state_NT, of_bins_NTZ = read_values(policy, output_NT)
+        if batch.privileged is None:
+            output = policy.value(params, *contexts, hidden_MWD)
+            output = output.reshape(*batch.tokens_NT.shape, *output.shape[2:])
+        else:
+            output = states_of_view(policy, params, batch)
+        of_state_NT, of_bins_NTZ = read_values(policy, output)
         if of_bins_NTZ is not None:
             of_bins_NAZ = jnp.take_along_axis(of_bins_NTZ, before_NA[:, :, None], axis=1)
             logits_NTZ = jax.vmap(scatter, in_axes=2, out_axes=2)(of_bins_NAZ)
@@ -259,7 +263,14 @@ def _score_tree(
     value_NT = jnp.zeros_like(batch.logprob_NT)
     final_value_N = jnp.zeros(rows, jnp.float32)
     logits_NTZ = None
-    if policy.value is not None:
+    if policy.value is not None and batch.privileged is not None:
+        # Rows with the same tokens may be told different things: the critic reads each on its own.
+        of_state_NT, of_bins_NTZ = read_values(policy, states_of_view(policy, params, batch))
+        value_NT, final_value_N = read_states(batch, of_state_NT)
+        if of_bins_NTZ is not None:
+            read_bin = lambda of_bin_NT: read_states(batch, of_bin_NT)[0]  # noqa: E731
+            logits_NTZ = jax.vmap(read_bin, in_axes=2, out_axes=2)(of_bins_NTZ)
+    elif policy.value is not None:
         output = policy.value(params, *contexts, hidden_BUD, **in_tree)
         output_MQ = jnp.reshape(output, (groups, -1, *output.shape[2:]))
         of_state_MQ, of_bins_MQZ = read_values(policy, output_MQ)
