@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 
 from steprl.models import DecoderConfig, make_policy, score, with_lora
-from steprl.ops import LEVELS, aggregation_weights, policy_loss
+from steprl.ops import LEVELS, ValueSupport, aggregation_weights, policy_loss
 from steprl.rollout.trees import collate_trees, share_prefixes, tree_widths
 from steprl.types import Trajectory
 from tests.rollout.groups import VOCAB, group, groups, random_step
 
 CONFIG = DecoderConfig(
     vocab_size=VOCAB, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24,
-    value_head="separate", attention_block=16,
+    value_head="separate", value_support=ValueSupport(-1.0, 1.0, 9), attention_block=16,
 )  # fmt: skip
 STEPS, LENGTH, ACTION, ROWS = 3, 32, 6, 3
 few = settings(max_examples=8, deadline=None)
@@ -32,7 +32,7 @@ def opinions():
     params = jax.jit(POLICY.init)(jax.random.key(0))
     params["decoder"]["embedding"]["embedding"] *= 10.0
     params["critic"]["embedding"]["embedding"] *= 10.0
-    params["value"]["out"]["kernel"] += 0.5
+    params["value"]["out"]["kernel"] += jax.random.normal(jax.random.key(1), (16, 9))
     lora = params["lora"]["decoder"]["layers"]["0"]["attention"]["query"]
     lora["lora_b"] += 0.1
     return params
