@@ -23,6 +23,7 @@ from steprl.update.optimise import (
     micro_batch_gradient,
     optimiser_step,
     passes,
+    within_kl,
 )
 from steprl.update.prepare import Metrics, Sample, prepare
 from steprl.update.record import TokenRecord, token_record
@@ -103,8 +104,9 @@ def make_update(
         if one_step:
             after, metrics = step(before, sample)
         else:
+            taken = step if actor.target_kl is None else within_kl(step, actor.target_kl)
             after, metrics = passes(
-                step, before, sample, key, epochs=actor.ppo_epochs, mini_rows=mini, mesh=mesh
+                taken, before, sample, key, epochs=actor.ppo_epochs, mini_rows=mini, mesh=mesh
             )
         report |= {name: jnp.mean(value) for name, value in metrics.items()}
         report["train/nonfinite"] = jnp.sum(metrics["train/nonfinite"])
