@@ -78,7 +78,7 @@ class Panel(NamedTuple):
     )  # demonstrations are of training tasks below this number; None: of any below `first`
 
 
-def test_panel(session: Session) -> Panel:
+def panel_of(session: Session) -> Panel:
     """The last training tasks, half of them at most; where there is no end of them, some far away."""
     player, wanted = session.player, session.config.sft.test_tasks
     number = player.sizes.get(player.splits[0])
@@ -141,7 +141,7 @@ def warm_start(
     sft, demonstrate = config.sft, session.player.demonstrate
     if demonstrate is None:
         raise ValueError("sft.steps: the environment shows no demonstrations; set sft.data")
-    panel = None if sft.until is None else test_panel(session)
+    panel = None if sft.until is None else panel_of(session)
     optimizer = make_sft_optimizer(sft)
     trainable, _ = split_trainable(params, config.model.freeze)
     state = TrainState(params, optimizer.init(trainable), jnp.zeros((), jnp.int32))

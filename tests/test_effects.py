@@ -77,7 +77,7 @@ OTHER = {
     "algorithm.gamma": 0.5, "algorithm.lam": 0.2, "algorithm.norm_adv": False,
     "algorithm.kl_penalty": "k2", "algorithm.kl_ctrl.kl_coef": 0.5,
     "algorithm.kl_ctrl.target_kl": 1e6, "algorithm.kl_ctrl.horizon": 20.0,
-    "algorithm.filter_groups_denominator": "all", "algorithm.step_advantage_w": 0.1,
+    "algorithm.filter_groups_denominator": "all", "algorithm.min_std": 2.0, "algorithm.step_advantage_w": 0.1,
     "algorithm.rollout_is_threshold": 1.1, "algorithm.rollout_is_mode": "mask",
     "algorithm.redundant": "suffix", "algorithm.reward_scale_discount": 0.1,
     "algorithm.future_kl.weight": 0.3, "algorithm.future_kl.decay": 1.0,

@@ -151,6 +151,9 @@ class AlgorithmConfig:
     mask_truncated: str = setting("none", choices=("none", "cut", "all"))
     # Advantage of the only attempt at a task; score = the raw one, as in code of the papers.
     singleton: str = setting("zero", choices=("zero", "score"))
+    # Floor under the deviation by which the scores of a group are divided, in units of the score: attempts
+    # that scored nearly the same then teach little, where 0 makes any difference count in full.
+    min_std: float = setting(0.0, 0.0)
     filter_groups: bool = False  # leave out tasks whose attempts all scored the same
     filter_groups_denominator: str = setting(
         "kept", choices=("kept", "all")
@@ -204,6 +207,9 @@ class ActorConfig:
     kl_loss_coef: float = setting(0.001, 0.0)  # weight of that KL in the loss
     # Estimator of that KL; kl and k1 are refused, as their gradient is 0 on average.
     kl_loss_type: str = setting("low_var_kl", choices=KL_PENALTIES)
+    # KL to the policy that sampled, over the tokens of a mini-batch, above which the rest of an update is
+    # left out; None = all of it is done.
+    target_kl: float | None = setting(None, 1e-8)
     ppo_epochs: int = setting(2, 1)  # times that a batch is trained on
     ppo_mini_batch_size: int = setting(64, 1)  # trajectories an optimiser step
     ppo_micro_batch_size: int = setting(0, 0)  # trajectories a gradient, 0 = the mini-batch

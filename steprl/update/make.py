@@ -38,6 +38,7 @@ from steprl.update.optimise import (
     of_owner,
     optimiser_step,
     passes,
+    within_kl,
 )
 from steprl.update.prepare import Metrics, Sample, prepare
 from steprl.update.record import TokenRecord, token_record
@@ -159,8 +160,9 @@ def make_update(
         if one_step:
             after, metrics = step(after, sample)
         else:
+            taken = step if actor.target_kl is None else within_kl(step, actor.target_kl)
             after, metrics = passes(
-                step, after, sample, actor_key, epochs=actor.ppo_epochs, mini_rows=mini, mesh=mesh
+                taken, after, sample, actor_key, epochs=actor.ppo_epochs, mini_rows=mini, mesh=mesh
             )
         if unit is not None:
             after = with_last_layer(after, unit)

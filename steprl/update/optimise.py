@@ -100,6 +100,22 @@ def of_owner(
     return gradient_of_all
 
 
+def within_kl(step: Step, target_kl: float | jax.Array) -> Step:
+    """The step, not taken on a mini-batch whose `actor/approx_kl` to the sampling policy is above the target.
+
+    What is not taken changes neither parameters nor moments, so once the policy has come that far, an
+    update stays there. `actor/kl_stopped` is 1 where it was not taken.
+    """
+
+    def step_within(trained: Trained, sample: Sample) -> tuple[Trained, Metrics]:
+        new, metrics = step(trained, sample)
+        near = metrics["actor/approx_kl"] <= target_kl
+        kept = jax.tree.map(lambda new, old: jnp.where(near, new, old), new, trained)
+        return kept, metrics | {"actor/kl_stopped": (~near).astype(jnp.float32)}
+
+    return step_within
+
+
 def passes(
     step: Step,
     trained: Trained,
