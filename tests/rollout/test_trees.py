@@ -99,7 +99,7 @@ def test_scores_are_those_of_the_rows_alone(played):
 
 @pytest.mark.parametrize(
     "widths",
-    [pytest.param((96,), marks=pytest.mark.full), (32,)],
+    [pytest.param((96,), marks=pytest.mark.full), pytest.param((32,), marks=pytest.mark.slow)],
     ids=["one block", "several blocks"],
 )
 def test_contexts_written_anew_share_what_they_begin_with(widths):
@@ -201,6 +201,7 @@ def test_each_token_stands_once_and_behind_those_it_sees(played):
         assert found == prefixes
 
 
+@pytest.mark.slow
 def test_blocks_hold_contexts_whole():
     rng = np.random.default_rng(5)
     played = [group(rng, 0, 3, rebuilt=True) for _ in range(2)]
@@ -214,6 +215,7 @@ def test_blocks_hold_contexts_whole():
     assert_close(scored(batch), scored(apart(batch)))
 
 
+@pytest.mark.slow
 def test_what_stands_at_masked_tokens_changes_no_score():
     rng = np.random.default_rng(6)
     batch = laid_out([group(rng, task, 2 + task, sets=True) for task in range(2)])
