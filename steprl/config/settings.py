@@ -208,13 +208,13 @@ class ActorConfig:
 class CriticConfig:
     """The update of the critic, of methods that have one."""
 
-    # The critic reads what the environment tells it alone, such as the answer (docs/environments.md);
-    # needs model.value_head=separate.
-    privileged: bool = False
     lr: float | None = setting(None, 0.0)  # learning rate; None = actor.lr
     vf_coef: float = setting(0.5, 0.0)  # weight of the critic's loss
     # How far a value may move from that of the rollout; None = no clip.
     cliprange_value: float | None = setting(None, 0.0)
+    # The critic reads what the environment tells it alone, such as the answer (docs/environments.md);
+    # needs model.value_head=separate.
+    privileged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
