@@ -219,9 +219,6 @@ class ActorConfig:
 class CriticConfig:
     """The update of the critic, of methods that have one."""
 
-    # The critic reads what the environment tells it alone, such as the answer (docs/environments.md);
-    # needs model.value_head=separate.
-    privileged: bool = False
     lr: float | None = setting(None, 0.0)  # learning rate; None = actor.lr
     vf_coef: float = setting(0.5, 0.0)  # weight of the critic's loss
     # How far a value may move from that of the rollout; None = no clip. In the units of rewards, or
@@ -252,6 +249,9 @@ class CriticConfig:
     num_bins: int = setting(51, 2, 2**16)  # hl_gauss: bins of values
     # hl_gauss: deviation of the Gaussian around a target, in widths of a bin.
     sigma_ratio: float = setting(0.75, 0.1, 4.0)
+    # The critic reads what the environment tells it alone, such as the answer (docs/environments.md);
+    # needs model.value_head=separate.
+    privileged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
