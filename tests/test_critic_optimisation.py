@@ -13,6 +13,7 @@ import pytest
 
 from steprl.algorithms import algorithm
 from steprl.config import ConfigError
+from steprl.laboratory import make_program
 from steprl.metrics import read_metrics
 from steprl.models import init_lora, merge_lora
 from steprl.models.scoring import score
@@ -196,6 +197,15 @@ def test_passes_apart_are_the_joint_ones_where_all_is_one_step():
         assert other[name] == pytest.approx(one[name], rel=1e-4), name
 
 
+@pytest.mark.slow
+@pytest.mark.full
+def test_passes_apart_of_a_critic_in_units_of_its_returns_are_the_joint_ones_too():
+    joint, one = of_a_shared_trunk(APART, "critic.norm_returns=true")
+    apart, other = of_a_shared_trunk(APART, "critic.norm_returns=true", "critic.ppo_epochs=1")
+    close(apart, joint, atol=1e-5)
+    assert other["critic/grad_norm"] == pytest.approx(one["critic/grad_norm"], rel=1e-4)
+
+
 @pytest.mark.parametrize("size", [16, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_critic_takes_its_epochs_and_the_policy_its_own(size):
     """Of plain gradient steps on all rows; halves of them end nearby and not there."""
@@ -311,6 +321,23 @@ def test_with_adapters_it_is_a_copy_of_the_policy_that_plays():
 def test_a_policy_without_two_trunks_of_one_shape_has_nothing_to_copy():
     with pytest.raises(ValueError, match="critic.init=policy copies the policy's 'decoder'"):
         begun(example()[0], *COPIED)
+
+
+def test_the_laboratory_begins_with_that_copy_and_trains_it_so():
+    """Nothing is computed but the first state: shapes and names are right."""
+    config = small_config(*COPIED, "critic.ppo_epochs=2", "trainer.critic_warmup=1")
+    program = make_program(config)
+    params = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(program.policy.init, KEY)
+    )
+    params["decoder"] = jax.tree.map(lambda x: x + 1, params["decoder"])
+    state = program.begin(params)
+    same_bits(state.params["critic"], params["decoder"])
+    after, metrics = jax.eval_shape(program.iterate, state, KEY)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert {"actor/grad_norm", "critic/grad_norm", "train/nonfinite"} <= metrics.keys()
+    with pytest.raises(ValueError, match="critic.ppo_epochs=2: .* set model.value_head=separate"):
+        make_program(small_config("critic.ppo_epochs=2"))
 
 
 @pytest.mark.slow
