@@ -1,6 +1,7 @@
 """How well does each credit agree with the exact values of the policy's actions, early and late?
 
     python benchmarks/audit.py [--save] [--resume] [--tasks 24] [key=value ...]
+    python benchmarks/audit.py --game errand-16 [--save] [--resume]     # or shop-8
 
 StepPO and PPO learn `multihop` from the same warm start for 30 iterations, with the other settings of
 configs/quickstart.yaml and one seed. At iteration 10 and at the last one, held-out tasks are played 8
@@ -9,14 +10,18 @@ Values, credit and branching scores are compared with the enumerated truth: Spea
 correlation over steps, 95 % intervals by the bootstrap over tasks. The first weighs every difference
 the same, and where most tasks are solved most differences are tiny; in the second the few steps that
 matter most have the most weight. With --resume finished runs are kept.
+
+With --game it is a game of the laboratory, with the model and the settings of its table, fewer attempts
+(4 at each of 12 tasks), and a threshold of 1e-4.
 """
 
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import record
+from laboratory import design
 
 from steprl.audit import CONTINUATIONS, ENUMERATED, Audit, run_audit
 from steprl.audit.pictures import draw_comparison
@@ -27,30 +32,55 @@ from steprl.session import load_params, setup
 from steprl.train import run_warm_start, train
 
 CONFIG = "configs/quickstart.yaml"
-EARLY, ATTEMPTS, CONTINUED, THRESHOLD = 10, 8, 8, 1e-5
+EARLY, CONTINUED = 10, 8
 OFTEN = ("trainer.total_training_steps=30", "trainer.save_freq=5", "trainer.max_to_keep=1000",
          "trainer.test_freq=0", "trainer.val_before_train=false", "eval.num_tasks=256")  # fmt: skip
+# Learning rate and share of clipped tokens that the laboratory tuned for StepPO and PPO.
+TUNED = ("actor.lr=1e-3", "actor.clip_fraction=0.1")
+
+
+class Scale(NamedTuple):
+    """What is played and how closely it is looked at."""
+
+    config: str | None
+    tasks: int
+    attempts: int
+    threshold: float
+
+
+QUICKSTART = Scale(CONFIG, 24, 8, 1e-5)
+GAME = Scale(None, 12, 4, 1e-4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/audit.*")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--tasks", type=int, default=24)
+    parser.add_argument("--tasks", type=int, help="in place of 24, of a game 12")
+    # Actions with words of free thought are not enumerated.
+    games = [name for name, cell in design.CELLS.items() if "thought" not in str(cell.overrides)]
+    parser.add_argument("--game", choices=games, help="of the laboratory")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()
     resume = "auto" if options.resume else None
+    scale = GAME if options.game else QUICKSTART
+    scale = scale._replace(tasks=options.tasks or scale.tasks)
 
     begin = time.perf_counter()
-    warm = learn("warm", options.overrides, resume)
+    folder = f"audit/{options.game}" if options.game else "audit"
+    settings_of_game = (
+        [*design.overrides_of(options.game, "steppo"), *TUNED] if options.game else []
+    )
+    base = [*settings_of_game, *OFTEN, *options.overrides]
+    warm = learn(scale, f"{folder}/warm", base, resume)
     rows: list[dict[str, Any]] = []
     scores = {}
     for method in ("steppo", "ppo"):
         settings = [f"algorithm.name={method}", "sft.steps=0", f"trainer.init_from={warm}"]
-        run = learn(method, [*options.overrides, *settings], resume)
+        run = learn(scale, f"{folder}/{method}", [*base, *settings], resume)
         for step in (EARLY, all_steps(run / "checkpoints")[-1]):
             name = f"{method}, iteration {step}"
-            audit = look(run, step, options.tasks)
+            audit = look(run, step, scale)
             scores[name] = [score for score in audit.scores if score.truth == ENUMERATED]
             rows += measured(name, audit)
             minutes = (time.perf_counter() - begin) / 60
@@ -58,34 +88,37 @@ def main() -> None:
     record.show(rows)
     if options.save:
         minutes = (time.perf_counter() - begin) / 60
+        game = design.CELLS[options.game].title if options.game else "multihop"
         path = record.save(
-            "audit", rows, minutes, seed=0, config=CONFIG, tasks=options.tasks, attempts=ATTEMPTS,
-            continuations=CONTINUED, threshold=THRESHOLD, resumed=options.resume,
+            "audit", rows, minutes, options.game or "", seed=0, config=scale.config,
+            **({"game": game} if options.game else {}), tasks=scale.tasks, attempts=scale.attempts,
+            continuations=CONTINUED, threshold=scale.threshold, resumed=options.resume,
         )  # fmt: skip
-        title = "Estimates against the enumerated truth, multihop, held-out tasks"
+        title = f"Estimates against the enumerated truth, {game}, held-out tasks"
         picture = draw_comparison(scores, path.with_suffix(".png"), title)
         print(f"written: {path} and {picture.name}")
 
 
-def learn(name: str, overrides: list[str], resume: str | None) -> Path:
-    """A run of the quickstart; "warm" is its warm start alone."""
-    config = load_config(CONFIG, [*OFTEN, *overrides, f"trainer.experiment_name=audit/{name}"])
+def learn(scale: Scale, name: str, overrides: list[str], resume: str | None) -> Path:
+    """A run; one whose name ends with "warm" is its warm start alone."""
+    config = load_config(scale.config, [*overrides, f"trainer.experiment_name={name}"])
     session = setup(config)
     run = open_run(config, resume, overwrite=resume is None)
-    if name == "warm":
+    if name.endswith("warm"):
         run_warm_start(session, run)
     else:
         train(session, run)
     return run
 
 
-def look(run: Path, step: int, tasks: int) -> Audit:
+def look(run: Path, step: int, scale: Scale) -> Audit:
     session = setup(load_config(run / "config.resolved.yaml"))
     older = max(s for s in all_steps(run / "checkpoints") if s < step)
     params, older_params = (load_params(session, run, s) for s in (step, older))
     return run_audit(
-        session, params, "heldout", tasks, ATTEMPTS, CONTINUED, True, older_params, THRESHOLD
-    )
+        session, params, "heldout", scale.tasks, scale.attempts, CONTINUED, True, older_params,
+        scale.threshold,
+    )  # fmt: skip
 
 
 def measured(name: str, audit: Audit) -> list[dict[str, Any]]:

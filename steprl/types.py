@@ -5,7 +5,7 @@ Axis legend, used in every name of the project:
     ops           _t token   _s step   _n trajectory row, with _nt and _ns; rules in `steprl.ops`
     batched code  N trajectory row   T token   S step   A action token   B sampling row   C prompt chunk
                   M group of rows   G block of a group   U token of a block   P scored token of a group
-                  D model width   V vocabulary   H query head   K key/value head
+                  D model width   V vocabulary   H query head   K key/value head   Z bin of values
 
 One idea carries the design: tokens point at steps. ``step_ids[n, t]`` is the index, in row n's own
 table of steps, of the step whose action sampled token t, and -1 for prompt, observation and padding.
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from steprl.ops import ValueSupport
 
 Params = Any
 """A pytree of arrays: nested dicts with string keys."""
@@ -187,8 +189,8 @@ class Policy(NamedTuple):
     apply(params, tokens_BT, positions_BT, segment_ids_BT, cache=None) -> (hidden_BTD, cache)
     unembed(params, hidden_..D) -> logits_..V in float32
     value(params, tokens_BT, positions_BT, segment_ids_BT, hidden_BTD) -> value_BT in float32;
-        None where the model has no value head. Where a batch has `privileged`, hidden_BTD is None: the
-        critic is a network of its own
+        None where the model has no value head; with a support logits_BTZ of its bins. Where a batch has
+        `privileged`, hidden_BTD is None: the critic is a network of its own
     For batches with a `tree`, apply and value also take segment_ends_BT and longest by name: the
         token q sees the token k where segment_id_k <= segment_id_q < segment_end_k and k's position
         is not behind its own; tokens stand in the order of their ids, and no context has more than
@@ -196,6 +198,8 @@ class Policy(NamedTuple):
     init_cache(batch, length) -> cache; slot s of a row holds the token at position s
     prepare(params) -> params that all the others take too: what is best done once before many calls
         on the same parameters, such as merging adapters; idempotent
+    support: the bins of a critic that predicts a distribution of values; a run sets it from
+        `critic.head`
     """
 
     init: Callable[..., Params]
@@ -204,3 +208,4 @@ class Policy(NamedTuple):
     value: Callable[..., jax.Array] | None
     init_cache: Callable[[int, int], Any]
     prepare: Callable[[Params], Params] = lambda params: params
+    support: ValueSupport | None = None

@@ -83,13 +83,16 @@ def test_seeds_laid_over_devices_are_the_same_seeds(eight_seeds, devices):
 
 NUMBERS = {
     "actor.lr": (0.05, 0.02),
+    "actor.grad_clip": (0.3, 0.0),
     "actor.clip_ratio_low": (0.05, 0.3),
     "actor.clip_ratio_high": (0.1, 0.3),
     "actor.entropy_coeff": (0.0, 0.1),
     "algorithm.gamma": (0.9, 1.0),
     "algorithm.lam": (0.5, 1.0),
     "critic.lr": (0.1, 0.2),
+    "critic.grad_clip": (0.0, 0.05),
     "critic.vf_coef": (1.0, 0.3),
+    "trainer.critic_warmup": (0, 2),
 }
 
 
@@ -106,7 +109,10 @@ def test_settings_of_a_call_are_those_of_the_configuration():
         assert_close(lane(together, number), jax.jit(trains(base, *own))(key))
 
 
-@pytest.mark.parametrize("name", [*ALGORITHMS])
+@pytest.mark.parametrize(
+    "name",
+    ["steppo", *(pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS if n != "steppo")],
+)
 def test_every_method_takes_every_setting(name):
     """Nothing is computed: a number that is looked at on the host would raise."""
     given = dict.fromkeys((*TRACED, "clip_fraction", "token_budget"), jnp.float32(0.5))

@@ -1,5 +1,6 @@
 """What is compared: methods, cells, budgets, and what is tuned."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -109,23 +110,26 @@ SCALES = {
 }
 
 
-def config_of(cell: str, method: str) -> Config:
-    """The configuration of a run; learning rate and clip are given to the program."""
+def config_of(cell: str, method: str, more: Sequence[str] = ()) -> Config:
+    """The configuration of a run, `more` overriding it; learning rate and clip are given to the program."""
+    return load_config(overrides=[*overrides_of(cell, method), *more])
+
+
+def overrides_of(cell: str, method: str) -> list[str]:
+    """The settings of a run, without learning rate and clip."""
     lam = LAMBDA ** (1 / CELLS[cell].tokens) if METHODS[method].step_lambda else LAMBDA
-    return load_config(
-        overrides=[
-            *CELLS[cell].overrides,
-            f"algorithm.name={METHODS[method].name}",
-            "algorithm.gamma=1.0",
-            f"algorithm.lam={lam}",
-            "model.preset=tiny", "model.d_model=32", "model.d_ff=96", "model.num_heads=2",
-            "model.num_kv_heads=2", "model.head_dim=16", "model.value_head=shared",
-            f"sft.steps={CELLS[cell].warm_steps}", "sft.batch_size=64", "sft.lr=2e-3",
-            "rollout.batch_size=8", "rollout.n=8",
-            "actor.ppo_epochs=2", "actor.ppo_mini_batch_size=32", "actor.lr_schedule=constant",
-            f"trainer.total_training_steps={ITERATIONS}",
-        ]
-    )  # fmt: skip
+    return [
+        *CELLS[cell].overrides,
+        f"algorithm.name={METHODS[method].name}",
+        "algorithm.gamma=1.0",
+        f"algorithm.lam={lam}",
+        "model.preset=tiny", "model.d_model=32", "model.d_ff=96", "model.num_heads=2",
+        "model.num_kv_heads=2", "model.head_dim=16", "model.value_head=shared",
+        f"sft.steps={CELLS[cell].warm_steps}", "sft.batch_size=64", "sft.lr=2e-3",
+        "rollout.batch_size=8", "rollout.n=8",
+        "actor.ppo_epochs=2", "actor.ppo_mini_batch_size=32", "actor.lr_schedule=constant",
+        f"trainer.total_training_steps={ITERATIONS}",
+    ]  # fmt: skip
 
 
 def token_budget(cell: str) -> int:

@@ -37,7 +37,7 @@ def warm_start(cell: str, folder: Path) -> Any:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     (folder / cell / "warm.json").write_text(json.dumps(report))
-    _write(path, arrays)
+    write(path, arrays)
     return jax.device_get(params)
 
 
@@ -57,7 +57,7 @@ def tune(method: str, folder: Path) -> None:
         seconds += metrics["seconds"][0]
     results = {"lr": lr, "clip": clip, "area": np.array(areas), "heldout": np.array(ends)}
     path = folder / design.TUNED_ON / f"{method}.tuning.npz"
-    _write(path, results | {"seconds": np.array([seconds])})
+    write(path, results | {"seconds": np.array([seconds])})
 
 
 def best(method: str, folder: Path) -> tuple[float, float]:
@@ -88,7 +88,7 @@ def run(
         first + np.arange(seeds)
     )
     metrics = _runs(cell, method, keys, lr, clip, folder)
-    _write(folder / cell / f"{method}.{first}-{seeds}.npz", metrics | {"lr": lr, "clip": clip})
+    write(folder / cell / f"{method}.{first}-{seeds}.npz", metrics | {"lr": lr, "clip": clip})
 
 
 def curves(found: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -159,11 +159,11 @@ def _compiled(cell: str, method: str) -> Any:
     axes = {"actor.lr": 0, "critic.lr": 0, "clip_fraction": 0, "token_budget": 0}
     begin = jax.jit(jax.vmap(program.begin, in_axes=(None, axes)))
 
-    each = _mapped(lambda one: advance(*one))
+    each = mapped(lambda one: advance(*one))
     return begin, jax.jit(lambda *all_runs: each(all_runs), donate_argnums=0)
 
 
-def _mapped(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def mapped(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Over runs: one after the other on a CPU, so that what each works on stays in its cache."""
     if jax.default_backend() == "cpu":
         return functools.partial(jax.lax.map, function)
@@ -175,10 +175,10 @@ def _evaluate(cell: str) -> Any:
     """Success of each held-out episode of each run."""
     program = _program(cell, "ppo")
     key = jax.random.key(PANEL_KEY)
-    return jax.jit(_mapped(lambda params: program.evaluate(params, key, design.HELDOUT)))
+    return jax.jit(mapped(lambda params: program.evaluate(params, key, design.HELDOUT)))
 
 
-def _write(path: Path, arrays: dict[str, Any]) -> None:
+def write(path: Path, arrays: dict[str, Any]) -> None:
     """Whole or not at all, so that a run that was cut is done again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")

@@ -1,8 +1,9 @@
 """The exact value of what a policy does in a game, from its probabilities, without sampling.
 
 All that is likelier than a threshold is enumerated, token by token and through the rules themselves,
-and what is not is bounded: between never being rewarded and always. So every number is an interval
-that holds the true one for certain, up to rounding.
+and what is not is bounded: between no reward and the largest that the rules still allow. So every number
+is an interval that holds the true one for certain, up to rounding. A policy reads its whole context, so
+equal states behind different histories are different contexts, and nothing can be merged.
 """
 
 import functools
@@ -110,18 +111,19 @@ class _Task:
     ):  # fmt: skip
         self.env = cast(Any, game.make(heldout))  # hashable, as its program is kept
         self.gamma, self.policy = config.algorithm.gamma, policy
-        self.read, self.step = _compiled(policy, self.env, sampling_of(config.rollout))
+        self.read, self.step, self.hope = _compiled(
+            policy, self.env, known, sampling_of(config.rollout)
+        )
         # Nothing is left to chance, so the key decides nothing; an array of numbers can be kept on the host.
         state, prompt = self.env.reset(task, jax.random.PRNGKey(0))
         self.state = jax.tree.map(np.asarray, jax.device_get(state))
         self.prompt = np.asarray(prompt)[np.asarray(prompt) != 0]
-        self.is_last = known.is_last
-        self.answer = np.array(known.rewarded_action(self.state))
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(policy: Policy, env: Any, sampling: Sampling) -> Any:
-    """Reading a few tokens behind a context, and one step of the environment, in rows."""
+def _compiled(policy: Policy, env: Any, known: Enumerable, sampling: Sampling) -> Any:
+    """Reading a few tokens behind a context, one step of the environment, and what a state can still
+    bring; all in rows."""
 
     @jax.jit
     def read(params, cache, tokens_BC, length_B, start_B):  # type: ignore[no-untyped-def]
@@ -129,7 +131,14 @@ def _compiled(policy: Policy, env: Any, sampling: Sampling) -> Any:
         hidden_BD, cache = prefill(policy, params, cache, tokens_BC, length_B, start_B, active_B)
         return jnp.exp(sampling_logprobs(policy.unembed(params, hidden_BD), sampling)), cache
 
-    return read, jax.jit(jax.vmap(env.step))
+    def hope(state: Any) -> tuple[jax.Array, jax.Array]:
+        return known.largest_return(state), known.last_action(state)
+
+    def step(state: Any, action: jax.Array) -> Any:
+        after, seen = env.step(state, action)
+        return after, seen, hope(after)
+
+    return read, jax.jit(jax.vmap(step)), jax.jit(hope)
 
 
 class _Contexts(NamedTuple):
@@ -138,6 +147,8 @@ class _Contexts(NamedTuple):
     prob_KV: np.ndarray  # of the next token
     cache: Any
     state: Any
+    largest_K: np.ndarray  # return that the state can still bring
+    last_KA: np.ndarray  # the only rewarded action of a last step, 0 where it is not the last
     prefix_KA: np.ndarray  # tokens of the unfinished action
     size_K: np.ndarray  # how many
     position_K: np.ndarray  # of the next token
@@ -194,7 +205,8 @@ def _first(task: _Task, params: Params) -> _Contexts:
     prob, cache = jax.device_get(task.read(params, cache, tokens, zero + size, zero))
     state = jax.tree.map(lambda x: x[None], task.state)
     prefix = np.zeros((1, env.action_width), np.int32)
-    return _Contexts(prob, cache, state, prefix, zero, zero + size, one, zero, zero)
+    largest, last = (np.array(x)[None] for x in jax.device_get(task.hope(task.state)))
+    return _Contexts(prob, cache, state, largest, last, prefix, zero, zero + size, one, zero, zero)
 
 
 def _deeper(
@@ -206,7 +218,7 @@ def _deeper(
     for row in np.flatnonzero(at.place_K >= 0):
         forced_KV[row, list(tree[at.place_K[row]])] = True
     prob_KV = at.prob_KV.astype(np.float64)
-    most_KV = _most(task, at, prob_KV.shape[1])
+    most_KV = _most(at)
     keep_KV = forced_KV | ((at.weight_K[:, None] * prob_KV >= threshold) & (most_KV > 0))
     unseen_K = np.sum(np.where(keep_KV, 0.0, prob_KV * most_KV), axis=1)
 
@@ -223,16 +235,19 @@ def _deeper(
     )
     reward_C, over_C = np.zeros(len(parent_C)), np.zeros(len(parent_C), bool)
     seen_CO = np.zeros((len(parent_C), task.env.observation_width), np.int32)
-    states = jax.tree.map(lambda x: x[parent_C], at.state)
+    before = (at.state, at.largest_K, at.last_KA)
+    states, largest_C, last_CA = jax.tree.map(lambda x: x[parent_C], before)
     done = np.flatnonzero(whole_C)
     if len(done):
-        after, seen = _in_rows(task.step, len(done), *_take((states, prefix_CA), done))
+        after, seen, hope = _in_rows(task.step, len(done), *_take((states, prefix_CA), done))
         reward_C[done], over_C[done] = seen.reward, seen.terminated | seen.truncated
         seen_CO[done] = seen.tokens
+        largest_C[done], last_CA[done] = hope
         for old, new in zip(jax.tree.leaves(states), jax.tree.leaves(after), strict=True):
             old[done] = new
 
-    on = np.flatnonzero(~over_C)
+    # Where no reward can be reached all is known; only what was really played goes on.
+    on = np.flatnonzero(~over_C & ((largest_C > 0) | (place_C >= 0)))
     child_C = np.full(len(parent_C), -1)
     child_C[on] = np.arange(len(on))
     weight_C = at.weight_K[parent_C] * prob_KV[parent_C, token_C]
@@ -251,22 +266,22 @@ def _deeper(
         prob, cache = _in_rows(functools.partial(task.read, params), len(on), *_take(fed, on))
     kept = whole_C[on]
     return level, _Contexts(
-        prob, cache, _take(states, on),
+        prob, cache, _take(states, on), largest_C[on], last_CA[on],
         np.where(kept[:, None], 0, prefix_CA[on]), np.where(kept, 0, size_C[on]).astype(np.int32),
         position_C[on] + length_C[on], np.where(begins_C, 1.0, weight_C)[on], place_C[on],
         start_C[on],
     )  # fmt: skip
 
 
-def _most(task: _Task, at: _Contexts, vocab: int) -> np.ndarray:
+def _most(at: _Contexts) -> np.ndarray:
     """[K, V] the largest return behind each token: in a last step only one action has any."""
-    most_KV = np.ones((len(at.size_K), vocab))
-    last_K = task.is_last(at.state)
-    most_KV[last_K] = 0.0
-    for row in np.flatnonzero(last_K):
-        size = int(at.size_K[row])
-        if size < len(task.answer) and (at.prefix_KA[row, :size] == task.answer[:size]).all():
-            most_KV[row, task.answer[size]] = 1.0
+    most_KV = np.repeat(at.largest_K.astype(np.float64)[:, None], at.prob_KV.shape[1], axis=1)
+    for row in np.flatnonzero(at.last_KA.any(axis=1)):
+        size, last_A = int(at.size_K[row]), at.last_KA[row]
+        begun = (at.prefix_KA[row, :size] == last_A[:size]).all()
+        expected = int(last_A[size]) if begun else 0  # 0 behind the end of a shorter action
+        most_KV[row, np.arange(most_KV.shape[1]) != expected] = 0.0
+        most_KV[row, 0] = 0.0
     return most_KV
 
 

@@ -20,16 +20,20 @@ ScriptedPlayer = Callable[[Any, jax.Array], jax.Array]
 
 
 class Enumerable(NamedTuple):
-    """What an exact enumeration of a game's outcomes has to know; a return is at most 1.
+    """What an exact enumeration of a game's outcomes has to know; a return is at least 0, at most 1.
+
+    The first two are functions of one state, in JAX. The less a state can still bring, the less has to be
+    enumerated, and the closer the bounds are.
 
     Attributes:
-        is_last: (states, a row each) -> [K] bool: the next step is the last that can be taken.
-        rewarded_action: state -> tokens of the only action that is rewarded in a last step.
+        largest_return: state -> []: no play from there returns more; 0 where no reward can be reached.
+        last_action: state -> [action_width]: tokens of the only action that is rewarded, where the next
+            step is the last that can be taken; all 0 where it is not.
         chance: what is left to chance, and by which setting; None where nothing is.
     """
 
-    is_last: Callable[[Any], np.ndarray]
-    rewarded_action: Callable[[Any], Sequence[int]]
+    largest_return: Callable[[Any], jax.Array]
+    last_action: Callable[[Any], jax.Array]
     chance: str | None = None
 
 

@@ -18,16 +18,19 @@ from steprl.laboratory.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
+from steprl.laboratory.values import ValueSample, make_value_audit
 
 __all__ = [
     "TRACED",
     "Curve",
     "Estimate",
     "Program",
+    "ValueSample",
     "area_under_curve",
     "interquartile_mean",
     "make_program",
     "make_train",
+    "make_value_audit",
     "mean_curve",
     "next_clip",
     "performance_profile",

@@ -14,6 +14,7 @@ from steprl.models import DecoderConfig
 from steprl.optimizer import split_trainable
 from steprl.rollout import make_player
 from steprl.session.checks import (
+    check_critic,
     check_loggers,
     check_method,
     check_player,
@@ -75,6 +76,7 @@ def setup(
     else:
         model, tokenizer, load = language_of(config, suite)
         policy = decoder_policy(config, model)
+    check_critic(config, method, policy, is_own)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     # Raises here if model.freeze or model.lora.target is wrong.
     split_trainable(shapes, config.model.freeze)

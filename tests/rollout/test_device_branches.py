@@ -11,6 +11,8 @@ from steprl.rollout import BranchPoint, attempts, collate, trajectories
 from steprl.session import setup
 from tests.small import small_config
 
+pytestmark = pytest.mark.slow  # its programs are large; rollout/test_slots has the laws on the host
+
 KEY = jax.random.key(4)
 TASK, SAMPLE = attempts(0, 16, 2)
 

@@ -2,7 +2,8 @@
 
 import functools
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
 from steprl.config import MultihopConfig
 from steprl.envs.games import Enumerable, Game
@@ -32,12 +33,15 @@ def open(settings: MultihopConfig) -> Suite:
 
 
 def _enumerable(settings: MultihopConfig) -> Enumerable:
-    def is_last(states: MultihopState) -> np.ndarray:
-        return np.asarray(states.turn >= states.hops + settings.spare_steps)
+    """The answer can be guessed at any time, so any state may still bring the reward."""
 
-    def right_answer(state: MultihopState) -> tuple[int, ...]:
-        right = int(state.chain[int(state.hops)])
-        return (words.ANSWER, right + words.FIRST_ENTITY, words.END_ID)
+    def largest_return(state: MultihopState) -> jax.Array:
+        return jnp.ones(())
+
+    def right_answer(state: MultihopState) -> jax.Array:
+        right = state.chain[state.hops] + words.FIRST_ENTITY
+        action = jnp.array([words.ANSWER, 0, words.END_ID, 0]).at[1].set(right)
+        return jnp.where(state.turn >= state.hops + settings.spare_steps, action, 0)
 
     fails = "searches fail by chance (env.multihop.search_failure)"
-    return Enumerable(is_last, right_answer, fails if settings.search_failure > 0 else None)
+    return Enumerable(largest_return, right_answer, fails if settings.search_failure > 0 else None)
