@@ -100,7 +100,11 @@ def pairs(scale: Scale) -> list[tuple[str, str]]:
         if cell != LONGEST or VARIANTS[variant].long
     ]
     order = list(VARIANTS)
-    return sorted(
-        found,
-        key=lambda p: (scale.cells.index(p[0]), program_of(p[1]), order.index(p[1])),
-    )
+    programs = [program_of(variant) for variant in order]
+
+    def place(pair: tuple[str, str]) -> tuple[int, int, int]:
+        cell, variant = pair
+        first = programs.index(program_of(variant))
+        return scale.cells.index(cell), first, order.index(variant)
+
+    return sorted(found, key=place)
