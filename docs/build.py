@@ -42,6 +42,7 @@ counts.
 ROOMS = {
     "segments": "Tokens, steps and masks",
     "returns": "Returns and advantages with a critic",
+    "values": "The critic: scale, distributions, and how much it explains",
     "groups": "Advantages against a group",
     "anchors": "Ids, on the host",
     "branches": "BranPO: branches of a shared prefix",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from steprl.config import Config
+from steprl.ops import RunningMoments
 from steprl.types import Params
 
 
@@ -22,6 +23,7 @@ class Seen(NamedTuple):
     trainable: Params  # what is trained, as it was before the update
     metrics: dict[str, jax.Array]  # of the update
     sampled: jax.Array  # [] float32, tokens that were sampled for its batch
+    value_moments: RunningMoments | None = None  # of the returns, with those of its batch
 
 
 def _always(config: Config) -> bool:
@@ -94,6 +96,15 @@ TOKENS = Carry(
 """Tokens sampled so far, for `trainer.token_budget`."""
 
 
+VALUE_MOMENTS = Carry(
+    "value_moments",
+    init=lambda trainable, config: RunningMoments(*(jnp.zeros((), jnp.float32) for _ in range(3))),
+    update=lambda moments, seen, config: seen.value_moments or moments,
+    needed=lambda config: config.critic.norm_returns,
+)
+"""Running moments of the returns that the critic learns, for `critic.norm_returns`."""
+
+
 def with_carried_clip(config: Config, carried: Mapping[str, Any]) -> Config:
     """The configuration with the current clip of the ratio, where it is one that moves."""
     if CLIP.name not in carried:
@@ -109,5 +120,5 @@ def share_spent(config: Config, carried: Mapping[str, Any]) -> jax.Array | None:
     return None if budget is None else carried[TOKENS.name] / jnp.maximum(budget, 1.0)
 
 
-OF_EVERY_METHOD = (REFERENCE, CLIP, TOKENS)
+OF_EVERY_METHOD = (REFERENCE, CLIP, TOKENS, VALUE_MOMENTS)
 """Those that settings need, whatever the method; a method names its own in `Algorithm.carries`."""

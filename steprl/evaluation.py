@@ -27,6 +27,7 @@ def evaluate(
     split: str,
     rows: int,
     temperature: float,
+    first_task: int = 0,
 ) -> dict[str, float]:
     """Plays `num_tasks` tasks, `n` times each; greedy once, as all attempts would be the same.
 
@@ -39,13 +40,15 @@ def evaluate(
         rows: trajectories played at a time; the last batch is filled up and cut, so one shape is
             compiled.
         temperature: 0 is greedy.
+        first_task: number of the first of the tasks.
 
     Returns:
         success_rate with its 95 % interval as success_rate_low and _high, over tasks; num_tasks, how
         many different ones there were; with n above 1 also avg@n and pass@n; return, num_turns,
-        parse_error_frac, truncated_frac; and each metric of the environment with its interval, such as
-        f1, f1_low, f1_high. All of these are of the attempts in which the environment did not fail;
-        attempts and faults say how many were made and how many failed.
+        parse_error_frac, truncated_frac, entropy, the mean over sampled tokens in nats; and each
+        metric of the environment with its interval, such as f1, f1_low, f1_high. All of these are of
+        the attempts in which the environment did not fail; attempts and faults say how many were made
+        and how many failed.
 
     Raises:
         EnvironmentFailed: the environment failed in all attempts.
@@ -57,7 +60,7 @@ def evaluate(
     for first in range(0, num_tasks * n, rows):
         attempt = np.arange(first, first + rows)
         batch, found = _play(
-            player, params, attempt // n, attempt % n,
+            player, params, first_task + attempt // n, attempt % n,
             Sampling(temperature, config.top_k, config.top_p), split,
         )  # fmt: skip
         faults += filter(None, found)
@@ -99,6 +102,7 @@ def evaluate(
         "num_turns": float(turns.sum() / fine.sum()),
         "parse_error_frac": float(wrong.sum() / max(turns.sum(), 1)),
         "truncated_frac": float(of_fine(lambda b: b.truncated_NS.any(axis=1)).sum() / fine.sum()),
+        "entropy": float(of_fine(_entropy).sum() / max(of_fine(_sampled).sum(), 1)),
         "attempts": float(failed.size),
         "faults": float(failed.sum()),
     }
@@ -126,6 +130,16 @@ def _metric(batch: StepBatch, name: str) -> np.ndarray:
     """What the environment measured of each row, NaN where it did not."""
     nothing_N = np.full(batch.task_N.shape, np.nan, np.float32)
     return np.asarray((batch.metrics_N or {}).get(name, nothing_N))
+
+
+def _sampled(batch: StepBatch) -> np.ndarray:
+    """[N] tokens that were sampled."""
+    return (np.asarray(batch.step_ids_NT) >= 0).sum(axis=1)
+
+
+def _entropy(batch: StepBatch) -> np.ndarray:
+    """[N] entropy of what they were sampled from, summed over them."""
+    return np.where(np.asarray(batch.step_ids_NT) >= 0, batch.entropy_NT, 0.0).sum(axis=1)
 
 
 def _with_interval(name: str, values: np.ndarray) -> dict[str, float]:

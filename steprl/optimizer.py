@@ -1,19 +1,28 @@
 """What is trained and how: optax optimisers with clipping and schedules, and the frozen parameters."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from steprl.config import ActorConfig, CriticConfig, SftConfig
+from steprl.config import ActorConfig, Config, CriticConfig, SftConfig
 from steprl.types import Params
+
+ACTOR, CRITIC = "actor", "critic"
+CRITIC_PARTS = ("value", "critic")
+"""The parameters of a policy that are the critic's, by their names at the top; a trunk that both read
+is the actor's."""
 
 
 def learning_rate(
-    actor: ActorConfig, peak: float, updates: int, spent: jax.Array | None = None
+    actor: ActorConfig,
+    peak: float,
+    updates: int,
+    spent: jax.Array | None = None,
+    skipped: int | jax.Array = 0,
 ) -> optax.Schedule:
     """Warm-up from 0 to `peak`, then constant, linear or cosine down to min_lr_ratio * peak.
 
@@ -23,6 +32,7 @@ def learning_rate(
         updates: optimiser steps of the whole run.
         spent: [] share of a budget that may end the run before; the rate is then at least that far
             down.
+        skipped: how many of `updates` are not taken; the schedule goes through the rest of them.
     """
     end = peak * actor.min_lr_ratio
     rest = max(1, updates - actor.lr_warmup_steps)
@@ -32,6 +42,9 @@ def learning_rate(
         main = optax.cosine_decay_schedule(peak, rest, actor.min_lr_ratio)
     else:
         main = optax.constant_schedule(peak)
+    if not _is_zero(skipped):
+        by_count, stretch = main, rest / jnp.maximum(1, rest - skipped)
+        main = lambda count: by_count(count * stretch)  # noqa: E731
     if spent is not None:
         by_updates, by_budget = main, spent * rest
         main = lambda count: by_updates(jnp.maximum(count, by_budget))  # noqa: E731
@@ -42,26 +55,77 @@ def learning_rate(
 
 
 def make_optimizer(
-    actor: ActorConfig, critic: CriticConfig, updates: int, spent: jax.Array | None = None
+    actor: ActorConfig,
+    critic: CriticConfig,
+    updates: int,
+    spent: jax.Array | None = None,
+    *,
+    critic_updates: int | None = None,
+    warmup: int | jax.Array = 0,
 ) -> optax.GradientTransformation:
-    """Global-norm clip over everything, then AdamW; "value" and "critic" use the critic's rate.
+    """Clip by global norm, then AdamW; `CRITIC_PARTS` use the critic's rate, and its clip if it has one.
+
+    The state is the same whatever the clips, `spent` and `warmup` are.
 
     Args:
         updates: optimiser steps of the whole run, for the schedule.
-        spent: see `learning_rate`; the state of the optimiser is the same with and without.
+        spent: see `learning_rate`.
+        critic_updates: those of the critic, where it takes its own; None for `updates`.
+        warmup: how many of `updates` train the critic alone.
     """
 
-    def adam(peak: float) -> optax.GradientTransformation:
+    def adam(peak: float, updates: int, skipped: int | jax.Array) -> optax.GradientTransformation:
         return optax.adamw(
-            learning_rate(actor, peak, updates, spent),
+            learning_rate(actor, peak, updates, spent, skipped),
             b1=actor.adam_b1,
             b2=actor.adam_b2,
             weight_decay=actor.weight_decay,
         )
 
     critic_lr = actor.lr if critic.lr is None else critic.lr
-    parts = optax.partition({"actor": adam(actor.lr), "critic": adam(critic_lr)}, _owner)
-    return in_float32(optax.chain(_clip(actor.grad_clip), parts))
+    critic_updates = updates if critic_updates is None else critic_updates
+    parts = {ACTOR: adam(actor.lr, updates, warmup), CRITIC: adam(critic_lr, critic_updates, 0)}
+    clip = _clip(actor.grad_clip)
+    if critic.grad_clip is not None:
+        clip = _clip_apart(actor.grad_clip, critic.grad_clip)
+    return in_float32(optax.chain(clip, optax.partition(parts, _owners)))
+
+
+def make_rl_optimizer(
+    config: Config, has_critic: bool, spent: jax.Array | None = None
+) -> optax.GradientTransformation:
+    """`make_optimizer` for the iterations of a whole run.
+
+    Args:
+        config: settings of the run.
+        has_critic: whether the method trains one; else no iteration is left to it.
+        spent: see `learning_rate`.
+    """
+    actor, critic, trainer = config.actor, config.critic, config.trainer
+    rows = config.rollout.batch_size * config.rollout.n
+    epochs, size = critic_passes(config)
+    per_iteration = actor.ppo_epochs * (rows // actor.ppo_mini_batch_size)
+    return make_optimizer(
+        actor,
+        critic,
+        trainer.total_training_steps * per_iteration,
+        spent,
+        critic_updates=trainer.total_training_steps * epochs * (rows // size),
+        warmup=trainer.critic_warmup * per_iteration if has_critic else 0,
+    )
+
+
+def has_own_passes(critic: CriticConfig) -> bool:
+    """Whether the critic is trained in passes over the batch of its own."""
+    return critic.ppo_epochs is not None or critic.ppo_mini_batch_size is not None
+
+
+def critic_passes(config: Config) -> tuple[int, int]:
+    """Epochs and size of the mini-batches that train the critic."""
+    actor, critic = config.actor, config.critic
+    return critic.ppo_epochs or actor.ppo_epochs, (
+        critic.ppo_mini_batch_size or actor.ppo_mini_batch_size
+    )
 
 
 def make_sft_optimizer(sft: SftConfig) -> optax.GradientTransformation:
@@ -200,11 +264,60 @@ def _part(tree: Params, keep: Callable[[str], bool], prefix: str = "") -> Params
     return part
 
 
-def _clip(norm: float) -> optax.GradientTransformation:
+def owner_of(path: Sequence[Any]) -> str | None:
+    """`ACTOR` or `CRITIC`, whose leaf it is; None where the path says nothing, as of a count of both.
+
+    Args:
+        path: of a leaf of parameters, gradients or the state of an optimiser over them.
+    """
+    for entry in path:
+        if isinstance(entry, jax.tree_util.DictKey):
+            return CRITIC if entry.key in CRITIC_PARTS else ACTOR
+    return None
+
+
+def split_owner(params: Params, owner: str | None) -> tuple[Params, Params]:
+    """Parameters of `ACTOR` or `CRITIC`, and the others; `combine` joins them again.
+
+    Args:
+        params: nested dicts.
+        owner: None for both: all, and nothing.
+    """
+    if owner is None:
+        return params, {}
+    own = {name: x for name, x in params.items() if (name in CRITIC_PARTS) == (owner == CRITIC)}
+    return own, {name: x for name, x in params.items() if name not in own}
+
+
+def grad_norms(gradient: Params) -> dict[str, jax.Array]:
+    """The global norm of the gradient of `ACTOR` and of that of `CRITIC`."""
+    norms = {}
+    for owner in (ACTOR, CRITIC):
+        leaves = jax.tree_util.tree_leaves_with_path(gradient)
+        own = [leaf for path, leaf in leaves if (owner_of(path) or ACTOR) == owner]
+        norms[owner] = optax.tree.norm(own) if own else jnp.zeros(())
+    return norms
+
+
+def _is_zero(number: float | jax.Array) -> bool:
+    """A number of the settings is 0; one that is traced may be any."""
+    return not isinstance(number, jax.Array) and number == 0
+
+
+def _clip(norm: float | jax.Array) -> optax.GradientTransformation:
+    if isinstance(norm, jax.Array):
+        return optax.clip_by_global_norm(jnp.where(norm > 0, norm, jnp.inf))
     return optax.clip_by_global_norm(norm) if norm else optax.identity()
 
 
-def _owner(params: Any) -> Any:
+def _clip_apart(
+    actor_norm: float | jax.Array, critic_norm: float | jax.Array
+) -> optax.GradientTransformation:
+    """Each by a norm of its own; without a state, as `_clip`, so that a run may change its mind."""
+    apart = optax.partition({ACTOR: _clip(actor_norm), CRITIC: _clip(critic_norm)}, _owners)
+    return optax.stateless(lambda gradient, _: apart.update(gradient, apart.init(gradient))[0])
+
+
+def _owners(params: Any) -> Any:
     """Label of each leaf by the part of the policy that it belongs to."""
-    label = lambda path, _: "critic" if path[0].key in ("value", "critic") else "actor"  # noqa: E731
-    return jax.tree_util.tree_map_with_path(label, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: owner_of(path) or ACTOR, params)

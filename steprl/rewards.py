@@ -164,9 +164,10 @@ def _with_bootstrap(
     return bootstrap_truncated(batch, scored.final_value_N, settings.gamma), None, {}
 
 
+KL_COEFFICIENT = "kl_coefficient"
 REWARD_TRANSFORMS = (
     RewardTransform(
-        "kl_coefficient", lambda s: s.use_kl_in_reward, _with_kl_penalty, _first_kl_coefficient
+        KL_COEFFICIENT, lambda s: s.use_kl_in_reward, _with_kl_penalty, _first_kl_coefficient
     ),
     RewardTransform("return_moments", lambda s: s.scale_rewards, _with_scale, _first_moments),
     RewardTransform("bootstrap", lambda s: s.bootstrap_truncated, _with_bootstrap),

@@ -5,7 +5,7 @@ Axis legend, used in every name of the project:
     ops           _t token   _s step   _n trajectory row, with _nt and _ns; rules in `steprl.ops`
     batched code  N trajectory row   T token   S step   A action token   B sampling row   C prompt chunk
                   M group of rows   G block of a group   U token of a block   P scored token of a group
-                  D model width   V vocabulary   H query head   K key/value head
+                  D model width   V vocabulary   H query head   K key/value head   Z bin of values
 
 One idea carries the design: tokens point at steps. ``step_ids[n, t]`` is the index, in row n's own
 table of steps, of the step whose action sampled token t, and -1 for prompt, observation and padding.
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from steprl.ops import ValueSupport
 
 Params = Any
 """A pytree of arrays: nested dicts with string keys."""
@@ -57,6 +59,8 @@ class Step:
     """[A, W] uint32, the set each token was drawn from (`ops.pack_support`); None: all tokens."""
     fresh: bool = False
     """The context was written anew: the observation stands for all that was before it."""
+    privileged_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    """What only the critic is told of the state before the action; the policy never reads it."""
 
 
 class Parent(NamedTuple):
@@ -84,6 +88,10 @@ class Trajectory:
         default_factory=lambda: np.zeros(0, np.int32)
     )
     """What the last action was answered, which no step has read; empty where it was not kept."""
+    final_privileged_ids: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.int32)
+    )
+    """`Step.privileged_ids` of the state behind the last action, where its observation was kept."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     """What the environment says of it beside reward and success, such as F1."""
     fault: str = ""
@@ -104,6 +112,20 @@ class Branches(NamedTuple):
     token_N: jax.Array  # int32, last token of the shared prefix, -1 where there is none
     score_N: jax.Array  # float32, branching score of the place where it was cut
     preference_N: jax.Array  # int32, +1 or -1 against the other suffix of its pair, 0 without one
+
+
+class Privileged(NamedTuple):
+    """What only the critic reads: tokens that are put before actions in its view of the rows.
+
+    P is divided among the contexts of a row as T is (`StepBatch.context_width`). Within a context the
+    step ids do not fall. What is told again unchanged is not repeated in a context.
+    """
+
+    tokens_NP: jax.Array  # int32
+    step_ids_NP: (
+        jax.Array
+    )  # int32, the step whose action it stands before; where the row has no such
+    # step, it stands behind the last token; -1 at padding
 
 
 class TreeLayout(NamedTuple):
@@ -153,6 +175,7 @@ class StepBatch:
     metrics_N: dict[str, jax.Array] | None = None  # float32, what the environment says of each row
     fault_N: jax.Array | None = None  # bool, the environment failed, perhaps before any step
     tree: TreeLayout | None = None  # rows that share a beginning run as one; None: each on its own
+    privileged: Privileged | None = None  # what the critic is told beside; None: nothing
     action_width: int = dataclasses.field(metadata=dict(static=True), default=0)
     # ^ at least the sampled tokens of any row: heads run on these only
     context_width: int = dataclasses.field(metadata=dict(static=True), default=0)
@@ -166,7 +189,8 @@ class Policy(NamedTuple):
     apply(params, tokens_BT, positions_BT, segment_ids_BT, cache=None) -> (hidden_BTD, cache)
     unembed(params, hidden_..D) -> logits_..V in float32
     value(params, tokens_BT, positions_BT, segment_ids_BT, hidden_BTD) -> value_BT in float32;
-        None where the model has no value head
+        None where the model has no value head; with a support logits_BTZ of its bins. Where a batch has
+        `privileged`, hidden_BTD is None: the critic is a network of its own
     For batches with a `tree`, apply and value also take segment_ends_BT and longest by name: the
         token q sees the token k where segment_id_k <= segment_id_q < segment_end_k and k's position
         is not behind its own; tokens stand in the order of their ids, and no context has more than
@@ -174,6 +198,8 @@ class Policy(NamedTuple):
     init_cache(batch, length) -> cache; slot s of a row holds the token at position s
     prepare(params) -> params that all the others take too: what is best done once before many calls
         on the same parameters, such as merging adapters; idempotent
+    support: the bins of a critic that predicts a distribution of values; a run sets it from
+        `critic.head`
     """
 
     init: Callable[..., Params]
@@ -182,3 +208,4 @@ class Policy(NamedTuple):
     value: Callable[..., jax.Array] | None
     init_cache: Callable[[int, int], Any]
     prepare: Callable[[Params], Params] = lambda params: params
+    support: ValueSupport | None = None

@@ -21,6 +21,7 @@ if "jax" in sys.modules:
 # A cache that git ignores. On CPU it saves most of the time of a second run.
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
 DEVICES = 8
+MANY_MAPS = 10_000
 _FLAGS = [f"--xla_force_host_platform_device_count={DEVICES}"]
 # Most of the suite's time is compilation. Without most optimisations, and with the older code
 # generator in one piece, a program compiles in a quarter of the time, and computes the same.
@@ -40,6 +41,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the accelerator of a machine is
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Without the lines of Python that each operation comes from, programs are traced more quickly.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["MPLCONFIGDIR"] = str(CACHE / "matplotlib")
 os.environ["HF_HOME"] = str(CACHE / "huggingface")
@@ -50,15 +53,36 @@ for _name in ("MPLCONFIGDIR", "HF_HOME", "HOME"):
     Path(os.environ[_name]).mkdir(parents=True, exist_ok=True)
 
 
+# Rewritten test files are kept even where Python is told to write no bytecode: each worker reads all.
+_WRITES_NO_BYTECODE = sys.dont_write_bytecode
+sys.dont_write_bytecode = False
+
+
+def pytest_collection_finish() -> None:
+    """What stands by now stays to the end, so the garbage collector need not look at it again."""
+    sys.dont_write_bytecode = _WRITES_NO_BYTECODE
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def _memory_maps() -> int:
+    """How many of them this process holds; as if too many, where that cannot be read."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return MANY_MAPS
+
+
 @pytest.fixture(scope="module", autouse=True)
 def give_programs_back() -> Iterator[None]:
-    """What a file compiled goes with it.
+    """What files compiled is kept for the next ones, until it is much.
 
     A compiled program holds several memory maps. All of the suite's in one process are more than
     Linux allows by default (65,530), and where the next one is refused, the compiler crashes.
     """
     yield
-    if "jax" in sys.modules:
+    if "jax" in sys.modules and _memory_maps() >= MANY_MAPS:
         sys.modules["jax"].clear_caches()
         gc.collect()
 

@@ -126,6 +126,7 @@ def test_the_example_of_the_page_on_branching_runs():
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_example_of_the_laboratory_trains_seeds_side_by_side(monkeypatch):
     page = (ROOT / "docs" / "laboratory.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from steprl.algorithms import ALGORITHMS
+from steprl.carried import VALUE_MOMENTS
 from steprl.config import Config, load_config, setting_values
 from steprl.config.settings import AlgorithmConfig
 from steprl.envs.opening import open_suite
@@ -87,7 +88,7 @@ OTHER = {
     "actor.use_kl_loss": True, "actor.kl_loss_coef": 0.7, "actor.kl_loss_type": "k2",
     "algorithm.use_kl_in_reward": True, "algorithm.scale_rewards": True,
     "algorithm.rollout_is": "sequence", "algorithm.filter_groups": True,
-    "critic.vf_coef": 0.1, "critic.cliprange_value": 0.01,
+    "critic.vf_coef": 0.1, "critic.cliprange_value": 0.01, "critic.norm_returns": True,
 }  # fmt: skip
 
 
@@ -120,7 +121,9 @@ def outcome(config, moved):
         new = old = old._replace(logprob_NT=batch.logprob_NT)
     reference = batch.logprob_NT + noise(0.5)
     states = initial_reward_states(config.algorithm)
-    sample, states, _ = prepare(batch, old, reference, states, method, config)
+    if VALUE_MOMENTS.needed(config):
+        states[VALUE_MOMENTS.name] = VALUE_MOMENTS.init({}, config)
+    sample, states, *_ = prepare(batch, old, reference, states, method, config)
     sample = with_weights(sample, method, config)
     slopes = jax.grad(lambda scores: sample_loss(scores, sample, method, config)[0])(new)
     return jax.tree.leaves((slopes, states))
@@ -192,6 +195,17 @@ def test_where_a_batch_is_one_step_its_clips_change_no_gradient(name):
         (["sft.steps=3"], ["sft.lr", "sft.save_freq", "env.multihop.demo_lazy"],
          ["env.multihop.demo_retry"]),
         (["sft.steps=3", "env.multihop.search_failure=0.1"], ["env.multihop.demo_retry"], []),
+        (["model.value_head=separate"], ["critic.init"], ["critic.detach_trunk"]),
+        ([], ["critic.detach_trunk", "trainer.critic_warmup", "critic.ppo_epochs"], ["critic.init"]),
+        (["algorithm.name=reinforce_pp"], [],
+         ["critic.grad_clip", "critic.ppo_epochs", "critic.init", "trainer.critic_warmup"]),
+        (["actor.ppo_epochs=1", "actor.ppo_mini_batch_size=256", "critic.ppo_epochs=2"],
+         ["critic.cliprange_value"], ["actor.clip_ratio_low"]),
+        (["critic.ppo_epochs=1", "critic.ppo_mini_batch_size=256"], ["actor.clip_ratio_low"],
+         ["critic.cliprange_value"]),
+        ([], ["critic.norm_returns"], ["critic.num_bins", "critic.value_min"]),
+        (["critic.head=hl_gauss"], ["critic.num_bins", "critic.value_min", "critic.value_max"],
+         ["critic.norm_returns", "critic.cliprange_value"]),
         (["model.lora.rank=2"], ["model.lora.alpha", "model.lora.target"], []),
         (["actor.lr_schedule=cosine"], ["actor.min_lr_ratio"], []),
         (["env.game.progress_reward=0.5"], ["env.game.reward_delay"], []),

@@ -114,7 +114,7 @@ def on_the_host(config, state, key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["steppo", "branpo", "appo"])
+@pytest.mark.parametrize("name", ["steppo", "branpo", pytest.param("appo", marks=pytest.mark.full)])
 def test_an_iteration_is_the_update_of_a_rollout_on_the_host(name):
     config = lab(
         f"algorithm.name={name}", "env.multihop.num_entities=4", "env.multihop.max_hops=3",

@@ -83,13 +83,16 @@ def test_seeds_laid_over_devices_are_the_same_seeds(eight_seeds, devices):
 
 NUMBERS = {
     "actor.lr": (0.05, 0.02),
+    "actor.grad_clip": (0.3, 0.0),
     "actor.clip_ratio_low": (0.05, 0.3),
     "actor.clip_ratio_high": (0.1, 0.3),
     "actor.entropy_coeff": (0.0, 0.1),
     "algorithm.gamma": (0.9, 1.0),
     "algorithm.lam": (0.5, 1.0),
     "critic.lr": (0.1, 0.2),
+    "critic.grad_clip": (0.0, 0.05),
     "critic.vf_coef": (1.0, 0.3),
+    "trainer.critic_warmup": (0, 2),
 }
 
 

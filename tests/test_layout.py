@@ -5,6 +5,7 @@ each rule.
 """
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -61,28 +62,37 @@ class Import(NamedTuple):
     on_load: bool  # runs when the file is imported, not only when a function is called
 
 
+@functools.cache
+def import_nodes(source: str) -> list[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """The imports of a file, and whether each runs when the file is imported."""
+    tree = ast.parse(source)
+    lazy = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+    }
+    return [
+        (node, node not in lazy)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+
+
 def imports_of(root: Path) -> list[Import]:
     """Every import under `root / PACKAGE`, relative ones resolved."""
     found = []
     for file in sorted((root / PACKAGE).rglob("*.py")):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        lazy = {
-            inner
-            for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            for inner in ast.walk(node)
-        }
-        for node in ast.walk(tree):
-            names = []
+        for node, on_load in import_nodes(file.read_text(encoding="utf-8")):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
+            else:
                 folder = file.relative_to(root).parts[:-1]
                 above = ".".join(folder[: len(folder) - node.level + 1]) if node.level else ""
                 base = ".".join(part for part in (above, node.module) if part)
                 # `from steprl import ops` names a room only in its second half.
                 names = [f"{base}.{alias.name}" for alias in node.names]
-            found += [Import(file, node.lineno, name, node not in lazy) for name in names]
+            found += [Import(file, node.lineno, name, on_load) for name in names]
     return found
 
 

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from steprl.config import ActorConfig, CriticConfig, MeshConfig, SftConfig
 from steprl.models import decoder_config, make_policy
-from steprl.optimizer import learning_rate, make_optimizer, make_sft_optimizer
+from steprl.optimizer import learning_rate, make_optimizer, make_sft_optimizer, owner_of
 from steprl.sharding import make_mesh, state_shardings
 
 NO = CriticConfig()
@@ -113,6 +115,63 @@ def test_the_norm_over_all_parts_together_is_clipped():
 def test_a_clip_of_zero_is_none_and_a_short_gradient_stays(clip, gradient):
     seen = first_moments(ActorConfig(grad_clip=clip), params_of(gradient))
     np.testing.assert_allclose(seen, gradient, rtol=1e-5)
+
+
+def moments_apart(actor, critic, gradient):
+    """`first_moments` of the policy and of the critic."""
+    optimizer, params = make_optimizer(actor, critic, 10), params_of()
+    _, state = optimizer.update(gradient, optimizer.init(params), params)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    mu = [(path, x) for path, x in leaves if ".mu" in jax.tree_util.keystr(path)]
+    return [
+        np.concatenate([x for path, x in mu if owner_of(path) == owner]) / (1 - actor.adam_b1)
+        for owner in ("actor", "critic")
+    ]
+
+
+BOUND = st.sampled_from([0.0, 0.01, 0.5, 3.0, 1e4])
+
+
+@given(limits=st.tuples(BOUND, BOUND), sizes=st.tuples(*[st.floats(0.01, 100)] * 2))
+@settings(max_examples=15, deadline=None)
+def test_policy_and_critic_are_clipped_apart_each_by_its_own_norm(limits, sizes):
+    gradient = {name: jax.tree.map(lambda x, n=name: x + sizes[n != "decoder"], part)
+                for name, part in params_of().items()}  # fmt: skip
+    found = moments_apart(
+        ActorConfig(grad_clip=limits[0]), CriticConfig(grad_clip=limits[1]), gradient
+    )
+    for seen, limit, size in zip(found, limits, sizes, strict=True):
+        norm = size * 2  # of four numbers
+        want = min(norm, limit) if limit else norm
+        np.testing.assert_allclose(seen, want / 2, rtol=1e-4)
+
+
+def test_a_clip_that_is_traced_is_off_at_zero_as_well():
+    def seen(limit):
+        return moments_apart(
+            ActorConfig(grad_clip=limit), CriticConfig(grad_clip=limit), params_of(9.0)
+        )
+
+    for traced, plain in zip(jax.jit(seen)(0.0), seen(0.0), strict=True):
+        np.testing.assert_allclose(traced, plain)
+    np.testing.assert_allclose(jax.jit(seen)(1.0)[0], 0.5, rtol=1e-5)
+
+
+def test_a_run_may_change_how_it_clips():
+    states = [make_optimizer(ActorConfig(grad_clip=a), CriticConfig(grad_clip=c), 9).init(params_of())
+              for a in (0.0, 1.0) for c in (None, 0.0, 1.0)]  # fmt: skip
+    assert len({str(jax.tree.structure(state)) for state in states}) == 1
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_warm_up_of_the_critic_leaves_the_policy_its_whole_schedule(schedule, traced):
+    """In the 10 steps of 15 that it takes, the rate goes through what it goes through in 10."""
+    actor = ActorConfig(lr_schedule=schedule, min_lr_ratio=0.1, lr_warmup_steps=2)
+    skipped = jnp.float32(5) if traced else 5
+    rates = [float(learning_rate(actor, 1.0, 15, skipped=skipped)(count)) for count in range(11)]
+    want = [float(learning_rate(actor, 1.0, 10)(count)) for count in range(11)]
+    np.testing.assert_allclose(rates, want, rtol=1e-5)
 
 
 def test_weight_decay_pulls_towards_zero_at_the_rate_of_each_part():

@@ -247,7 +247,8 @@ def test_overwrite_follows_no_links(config, run, tmp_path):
 
 
 REFUSED = ("env.multihop.max_hops=3", "env.game.thought_tokens=4", "model.path=elsewhere",
-           "algorithm.name=grpo", "model.dtype=bfloat16", "env.name=errand")  # fmt: skip
+           "algorithm.name=grpo", "model.dtype=bfloat16", "env.name=errand",
+           "critic.head=hl_gauss")  # fmt: skip
 
 
 @pytest.mark.parametrize("change", REFUSED)
@@ -271,6 +272,7 @@ ANNOUNCED = {
     "trainer.seed=7": "trainer.seed: 0 -> 7",
     "rollout.n=2": "rollout.n: 1 -> 2",
     "critic.lr=0.5": "critic.lr: null -> 0.5",
+    "critic.value_max=9": "critic.value_max: 1.0 -> 9",  # of a critic of another kind
     "env.shop.goods=5": "env.shop.goods: 8 -> 5",  # of an environment that is not played
     "env.wiki_search.cache=x": "env.wiki_search.cache: null -> x",
     "model.remat=true": "model.remat: False -> True",

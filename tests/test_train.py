@@ -325,6 +325,7 @@ def test_a_budget_of_tokens_ends_a_run_and_all_that_is_carried_is_restored(whole
             *LEARNS, f"trainer.token_budget={int(2.2 * first)}", "actor.lr_schedule=linear",
             "actor.clip_fraction=0.1", "algorithm.scale_rewards=true", "actor.use_kl_loss=true",
             "algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive",
+            "critic.norm_returns=true",
         )
     )  # fmt: skip
     one, other = (shutil.copytree(warm, tmp_path / name) for name in ("one", "other"))
@@ -341,6 +342,7 @@ def test_a_budget_of_tokens_ends_a_run_and_all_that_is_carried_is_restored(whole
     assert_same_run(session, one, other)
     carried = state_of(session, one).carried
     assert carried["tokens"] == totals[-1] and carried["clip"] != np.float32(0.2)
+    assert carried["value_moments"].number > 0
 
 
 def test_without_iterations_there_is_nothing_to_train(session, tmp_path):
@@ -430,6 +432,7 @@ def test_a_run_may_go_without_that_evaluation(session, from_warm):
         "actor/pg_loss", "actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl",
         "actor/entropy", "actor/grad_norm", "critic/vf_loss", "critic/vf_clipfrac",
         "critic/vf_explained_var", "critic/values/mean", "critic/returns/mean",
+        "critic/returns/var", "critic/returns/equal",
         "critic/advantages/mean", "critic/advantages/max", "critic/advantages/min",
         "critic/rewards/mean", "critic/rewards/max", "critic/rewards/min", "num_turns/mean",
         "num_turns/max", "num_turns/min", "response_length/mean", "timing_s/gen", "timing_s/step",

@@ -63,13 +63,13 @@ def test_the_parts_by_hand_are_the_update():
 def test_a_method_and_the_settings_name_what_is_carried():
     on = (
         "actor.use_kl_loss=true", "actor.clip_fraction=0.1", "algorithm.scale_rewards=true",
-        "algorithm.use_kl_in_reward=true",
+        "algorithm.use_kl_in_reward=true", "critic.norm_returns=true",
     )  # fmt: skip
     method = algorithm("appo")
     state = functools.partial(initial_state, example()[0], optax.sgd(1.0))
     assert state(small_config()).carried.keys() == {"tokens"}
     assert state(small_config(*on)).carried.keys() == {
-        "tokens", "reference", "clip", "return_moments", "kl_coefficient"
+        "tokens", "reference", "clip", "return_moments", "kl_coefficient", "value_moments"
     }  # fmt: skip
     assert state(small_config(), method).carried.keys() == {"tokens", "previous"}
     without = small_config("algorithm.branch.future_value=none")

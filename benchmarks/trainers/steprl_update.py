@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import child
@@ -130,7 +131,8 @@ def build(case: dict[str, Any]) -> tuple[child.Step, dict[str, Any]]:
         loss = metrics["actor/pg_loss"] + problem.VALUE * metrics["critic/vf_loss"]
         if "actor/kl_loss" in metrics:
             loss = loss + problem.KL * metrics["actor/kl_loss"]
-        result = dict(loss=float(loss), gradient_norm=float(metrics["actor/grad_norm"]))
+        norms = [float(metrics.get(f"{part}/grad_norm", 0.0)) for part in ("actor", "critic")]
+        result = dict(loss=float(loss), gradient_norm=math.hypot(*norms))
         memory = buffers["run"].memory_analysis()
         if memory is not None:
             peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes

@@ -19,18 +19,22 @@ taken instead.
     set_aside("runs/a/checkpoints", above=step)  # what is damaged, before steps are saved there
 """
 
+from steprl.checkpoint.best import BEST, best_steps, recorded_values
 from steprl.checkpoint.checksums import DamagedCheckpoint
 from steprl.checkpoint.folders import all_steps, begun, latest_step, set_aside
 from steprl.checkpoint.restoring import Restored, restore
 from steprl.checkpoint.saving import Checkpointer
 
 __all__ = [
+    "BEST",
     "Checkpointer",
     "DamagedCheckpoint",
     "Restored",
     "all_steps",
     "begun",
+    "best_steps",
     "latest_step",
+    "recorded_values",
     "restore",
     "set_aside",
 ]

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,7 @@ class Restored(NamedTuple):
 def restore(
     directory: str | os.PathLike[str],
     abstract_state: Any,
-    step: int | None = None,
+    step: int | Sequence[int] | None = None,
     *,
     partial: bool = False,
 ) -> Restored:
@@ -57,7 +58,7 @@ def restore(
         directory: where the `Checkpointer` wrote.
         abstract_state: pytree of `jax.ShapeDtypeStruct` (`jax.eval_shape(init, key)`) or arrays,
             of which only shape, dtype and sharding are read.
-        step: the newest that is not damaged if None.
+        step: the newest that is not damaged if None; of several, the first that is not damaged.
         partial: leaves of the checkpoint that `abstract_state` lacks are not read, rather than an
             error; e.g. `{"params": ...}` without the state of the optimizer.
 
@@ -66,17 +67,17 @@ def restore(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        DamagedCheckpoint: `step` is damaged, or every step is.
+        DamagedCheckpoint: `step` is damaged, or every one of them is.
         ValueError: names, shapes or dtypes differ; the message lists them. Nothing was read yet.
     """
     path, steps = as_path(directory), step_folders(directory)
-    if not steps or (step is not None and step not in steps):
+    if not steps or (isinstance(step, int) and step not in steps):
         missing = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise FileNotFoundError(f"No {missing} in {os.fspath(directory)}; it has steps {steps}.")
-    if step is not None:
+    if isinstance(step, int):
         return _restore(path / str(step), abstract_state, partial)
     damaged: dict[int, str] = {}
-    for candidate in reversed(steps):
+    for candidate in reversed(steps) if step is None else step:
         try:
             restored = _restore(path / str(candidate), abstract_state, partial)
         except DamagedCheckpoint as error:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import jax
 import orbax.checkpoint as ocp
 
+from steprl.checkpoint.best import NewestAndBest, recorded_values, value_of
 from steprl.checkpoint.checksums import array_checksums, write_file_checksums
 from steprl.checkpoint.folders import as_path, latest_step
 from steprl.checkpoint.leaves import leaf_table, named_leaves
@@ -21,19 +22,28 @@ class Checkpointer:
     Args:
         directory: usually `<run>/checkpoints`; made if absent. A path of a bucket works too.
         max_to_keep: older steps are deleted beyond this many; None keeps all.
+        keep_best: a metric; the step with the highest value of it in `meta["row"]` is not deleted.
 
     Raises:
         WriteError: the directory cannot be made or read.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, max_to_keep: int | None = 3) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        max_to_keep: int | None = 3,
+        keep_best: str | None = None,
+    ) -> None:
         if max_to_keep is not None and max_to_keep < 1:
             raise ValueError(f"max_to_keep must be at least 1 or None, got {max_to_keep}.")
         self._directory = as_path(directory)
         self._step: int | None = None  # whose write is going on, or was the last
         self._refused = False
+        self._metric = keep_best
+        self._values = {} if keep_best is None else recorded_values(self._directory, keep_best)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=max_to_keep,
+            preservation_policy=NewestAndBest(max_to_keep, self._values),
             cleanup_tmp_directories=True,  # what a killed process left behind
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
@@ -72,6 +82,9 @@ class Checkpointer:
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record)
         )
         self.wait()  # as orbax would, but what fails is still the step before
+        value = None if self._metric is None else value_of(meta or {}, self._metric)
+        if value is not None:
+            self._values[step] = value
         before, self._step = self._step, step
         if not self._named(lambda: self._manager.save(step, args=args)):
             self._step = before  # orbax skips silently what is not newer than the newest
@@ -85,6 +98,7 @@ class Checkpointer:
         later = [s for s in self._manager.all_steps() if s > step]
         for s in later:
             self._manager.delete(s)
+            self._values.pop(s, None)
         return sorted(later)
 
     def wait(self) -> None:

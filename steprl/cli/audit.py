@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli.options import add_source, open_source
+from steprl.cli.options import add_source, add_step, open_source
 
 _THRESHOLD = 1e-5  # less likely is bounded, not enumerated
 
@@ -24,7 +24,7 @@ def add_commands(command: Any) -> None:
     sub.add_argument("--attempts", type=int, default=8, help="at each task (default: 8)")
     sub.add_argument("--continuations", type=int, default=32, help="from each state (default: 32)")
     sub.add_argument("--split", help="train or an evaluation split (default: the main one)")
-    sub.add_argument("--step", type=int, help="checkpoint of a run (default: the newest)")
+    add_step(sub)
     sub.add_argument(
         "--output",
         type=Path,

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from steprl.cli.options import add_source, open_source
+from steprl.cli.options import add_source, add_step, open_source
 from steprl.cli.progress import print_results
 
 
@@ -30,7 +30,7 @@ def add_commands(command: Any) -> None:
 
 
 def _add_places(sub: argparse.ArgumentParser, file: str) -> None:
-    sub.add_argument("--step", type=int, help="checkpoint of a run (default: the newest)")
+    add_step(sub)
     sub.add_argument(
         "--output",
         type=Path,

@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
+from steprl.cli.options import add_step
+
 
 def add_commands(command: Any) -> None:
     """Adds the command to the parser."""
@@ -14,7 +16,7 @@ def add_commands(command: Any) -> None:
     )
     sub.add_argument("source", metavar="RUN|MODEL", help="directory of a run, or as model.path")
     sub.add_argument("directory", metavar="FOLDER", type=Path, help="folder to write, new or empty")
-    sub.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    add_step(sub)
     sub.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights in the file"
     )

@@ -22,6 +22,24 @@ def add_source(sub: argparse.ArgumentParser, example: str) -> None:
     sub.add_argument("overrides", nargs="*", metavar="key=value", help=example)
 
 
+def add_step(sub: argparse.ArgumentParser) -> None:
+    """Which checkpoint of a run."""
+    sub.add_argument(
+        "--step",
+        type=_step,
+        metavar="N|best",
+        help="checkpoint of a run, or best: that of the best evaluation (default: the newest)",
+    )
+
+
+def _step(text: str) -> int | str:
+    """Argparse shows the message of this error, and no other."""
+    try:
+        return text if text == "best" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor best") from None
+
+
 def open_source(options: argparse.Namespace, console: Console):  # type: ignore[no-untyped-def]
     """The session and its parameters; says what they are where no run says it."""
     from steprl.session import open_session

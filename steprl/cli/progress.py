@@ -1,6 +1,7 @@
 """Progress and results on the terminal."""
 
 import math
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,10 +9,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Watch:
-    """Progress on the terminal: a bar with the success rate, and a line an evaluation."""
+    """Progress on the terminal: a bar with the success rate, and a line an evaluation.
 
-    def __init__(self, console: Console):
+    Args:
+        left: from the metrics of the second iteration of this process to a line about what is left, or
+            None where that is little.
+    """
+
+    def __init__(self, console: Console, left: Callable[..., str | None] | None = None):
         self.console = console
+        self.left = left
+        self.iterations = 0
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -41,8 +49,9 @@ class Watch:
         metrics = event.metrics
         if event.phase == "sft":
             self.bar("warm start", event.steps)
-            note = f"loss {metrics['sft/loss']:.3f}"
-            if event.step % 100 == 0 or event.step == event.steps:
+            note = _warm_start_note(metrics)
+            measured = "sft/success_rate" in metrics
+            if event.step % 100 == 0 or event.step == event.steps or measured:
                 self.console.print(f"warm start {event.step:>5}/{event.steps}  {note}")
         else:
             self.bar("training", event.steps)
@@ -50,8 +59,21 @@ class Watch:
             note = f"success {rate:.2f}{_returns(metrics)}{_tokens(metrics)}"
             if "eval/success_rate" in metrics:
                 self.console.print(_evaluation_line(event))
+            self.iterations += event.step > 0
+            if event.step and self.iterations == 2 and self.left is not None:
+                if line := self.left(event.step, metrics):
+                    self.console.print(line, style="dim", markup=False)
         for task in self.bars.values():
             self.progress.update(task, completed=event.step, note=note)  # type: ignore[arg-type]
+
+
+def _warm_start_note(metrics: dict[str, float]) -> str:
+    """The loss, and where success was measured, on training tasks, what was found."""
+    note = f"loss {metrics['sft/loss']:.3f}" if "sft/loss" in metrics else "loss   -  "
+    if "sft/success_rate" in metrics:
+        note += f"  success {metrics['sft/success_rate']:.3f}  return {metrics['sft/return']:.2f}"
+        note += f"  entropy {metrics['sft/entropy']:.3f}"
+    return note
 
 
 def _evaluation_line(event) -> str:  # type: ignore[no-untyped-def]

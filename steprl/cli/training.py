@@ -69,7 +69,8 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     session = _checked_session(config, options.resume)
     run = open_run(session.config, options.resume, options.overwrite)
     _announce(session, run, console)
-    with Watch(console) as watch:
+    left = _say_what_is_ahead(session, run, console)
+    with Watch(console, left) as watch:
         try:
             params, _ = train(session, run, watch)
         except KeyboardInterrupt as interrupt:
@@ -160,6 +161,7 @@ def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore
         idle_settings,
         notice_idle,
     )
+    from steprl.train import estimate
 
     session = _checked_session(config)
     check_first_reset(session.suite, config.env.name)
@@ -170,6 +172,8 @@ def _dry_run(config, everything: bool, console: Console) -> int:  # type: ignore
         console.print(f"{hidden} settings without effect here are left out: --all prints them.")
     if notice := notice_idle(session):
         console.print(escape(notice))
+    if config.env.name != NO_ENVIRONMENT and config.trainer.total_training_steps:
+        console.print(estimate.described(estimate.work_of(session)), markup=False)
     console.print(f"Settings are fine: {_parameters(abstract_params(session)):,} parameters.")
     return 0
 
@@ -200,6 +204,22 @@ def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-
         if split in session.player.splits[1:] and size < config.eval.num_tasks:
             line = fewer_tasks(f"split {split}", size, config.eval.num_tasks)
             console.print(line, style="dim", markup=False)
+
+
+def _say_what_is_ahead(session, run: Path, console: Console):  # type: ignore[no-untyped-def]
+    """What a long run will cost, and what says how much of it is left when that can be measured."""
+    from steprl.checkpoint import latest_step
+    from steprl.train import estimate
+
+    work = estimate.work_of(session, latest_step(run / "checkpoints") or 0)
+    if work.long and work.iterations > 0:
+        console.print(estimate.described(work), style="dim", markup=False)
+
+    def left(iteration: int, metrics: dict[str, float]) -> str | None:
+        ahead = estimate.measured(work, session.config, iteration, [metrics])
+        return estimate.left(ahead) if ahead.seconds > estimate.LONG else None
+
+    return left
 
 
 def _interrupted(
@@ -240,6 +260,26 @@ def _resume_command(options: argparse.Namespace) -> str:
     return shlex.join([*words, "--resume", options.resume or "auto"])
 
 
+def _best_line(metric: str | None, rows: list[dict[str, float]], run: Path) -> str | None:
+    """Where the last evaluation is not the best, which one was, and how to use its checkpoint."""
+    from steprl.checkpoint import best_steps
+    from steprl.metrics import STEP
+
+    if metric is None:
+        return None
+    measured = [row for row in rows if metric in row]
+    steps = best_steps(run / "checkpoints", metric)
+    if not steps or not measured or steps[0] == measured[-1][STEP]:
+        return None
+    value = {row[STEP]: row[metric] for row in measured}
+    step, last = steps[0], int(measured[-1][STEP])
+    command = shlex.join(["steprl", "eval", str(run), "--step", "best"])
+    return (
+        f"iteration {step} was the best, {metric} {value.get(step, float('nan')):.3f}, and the last, {last}, "
+        f"has {value[last]:.3f}: --step best takes it, as in {command}"
+    )
+
+
 def _finish(session, run: Path, params, console: Console) -> None:  # type: ignore[no-untyped-def]
     """Before and after, a sample transcript, and the pictures."""
     import numpy as np
@@ -264,6 +304,8 @@ def _finish(session, run: Path, params, console: Console) -> None:  # type: igno
             before = f"{first:.3f}" if first is not None else "  -  "
             console.print(f"{escape(f'{name:40s}')} before {before}   after [bold]{last:.3f}[/]")
     console.print(f"pictures: {curves} and {credit}", markup=False)
+    if line := _best_line(config.trainer.keep_best, rows, run):
+        console.print(escape(line))
     report_of_run(run, console)
     more = shlex.join(["steprl", "rollout", str(run), "--tasks", "3"])
     console.print(f"look at more with: [bold]{escape(more)}[/]")

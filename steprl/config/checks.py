@@ -7,7 +7,7 @@ import re
 from typing import Any, get_args, get_origin
 
 from steprl.config.environments import ADAPTERS, ENVIRONMENTS, NO_ENVIRONMENT, EnvConfig
-from steprl.config.settings import KL_WITHOUT_GRADIENT, LOGGERS, Config
+from steprl.config.settings import KL_WITHOUT_GRADIENT, LOGGERS, Config, CriticConfig
 
 _LARGEST = 2**31 - 1  # of whole numbers that declare nothing else: sizes and counts are int32
 
@@ -109,6 +109,7 @@ def check_consistency(config: Config) -> None:
             f"actor.ppo_micro_batch_size={actor.ppo_micro_batch_size} must divide "
             f"actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}"
         )
+    _check_critic(config)
     if 0 < actor.clip_ratio_c <= 1:
         raise ConfigError(f"actor.clip_ratio_c={actor.clip_ratio_c}: must be 0 (off) or above 1")
     if rollout.top_k == 1:
@@ -144,10 +145,71 @@ def check_consistency(config: Config) -> None:
             raise ConfigError(
                 f"{key}={shown(pattern)} is not a regular expression: {error}"
             ) from None
+    _check_bins(config.critic)
+    _check_evaluations(config)
     strangers = [name for name in config.trainer.logger if name not in LOGGERS]
     if strangers:
         raise ConfigError(f"trainer.logger={shown(strangers[0])}: allowed are {', '.join(LOGGERS)}")
     _check_environment(config.env)
+
+
+def _check_critic(config: Config) -> None:
+    actor, size = config.actor, config.critic.ppo_mini_batch_size
+    rows = config.rollout.batch_size * config.rollout.n
+    if size is not None and rows % size:
+        raise ConfigError(
+            f"critic.ppo_mini_batch_size={size} must divide rollout.batch_size * rollout.n = {rows}"
+        )
+    if size is not None and actor.ppo_micro_batch_size and size % actor.ppo_micro_batch_size:
+        raise ConfigError(
+            f"actor.ppo_micro_batch_size={actor.ppo_micro_batch_size} must divide "
+            f"critic.ppo_mini_batch_size={size}"
+        )
+    warmup, total = config.trainer.critic_warmup, config.trainer.total_training_steps
+    if total and warmup >= total:
+        raise ConfigError(
+            f"trainer.critic_warmup={warmup}: the policy would not be trained in any of the {total} "
+            "iterations; make it less than trainer.total_training_steps, or set actor.lr=0 to train the "
+            "critic alone"
+        )
+
+
+def _check_bins(critic: CriticConfig) -> None:
+    """A categorical critic has a range of values, and bins enough to tell them apart."""
+    if critic.head != "hl_gauss":
+        return
+    if critic.value_min >= critic.value_max:
+        raise ConfigError(
+            f"critic.value_min={critic.value_min!r} must be below critic.value_max={critic.value_max!r}"
+        )
+    least = 2 + math.ceil(
+        8 * critic.sigma_ratio
+    )  # the Gaussian reaches four deviations beyond the range
+    if critic.num_bins < least:
+        raise ConfigError(
+            f"critic.num_bins={critic.num_bins}: must be at least {least} with "
+            f"critic.sigma_ratio={critic.sigma_ratio!r}"
+        )
+
+
+def _check_evaluations(config: Config) -> None:
+    """What is decided by evaluations needs some."""
+    trainer = config.trainer
+    if trainer.patience is not None and trainer.keep_best is None:
+        raise ConfigError(
+            f"trainer.patience={trainer.patience} waits for a better evaluation, and trainer.keep_best=null "
+            "does not say of which metric: set it, to eval/success_rate for example"
+        )
+    if trainer.patience is not None and trainer.test_freq == 0:
+        raise ConfigError(
+            f"trainer.patience={trainer.patience} counts evaluations, and trainer.test_freq=0 makes none "
+            "before the end: set trainer.test_freq=5 for example"
+        )
+    if config.sft.until is not None and config.env.name == NO_ENVIRONMENT:
+        raise ConfigError(
+            f"sft.until={config.sft.until}: env.name=none has no tasks to measure success on; leave it out, "
+            "or name an environment"
+        )
 
 
 def _check_environment(env: EnvConfig) -> None:

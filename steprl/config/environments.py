@@ -143,6 +143,9 @@ class ErrandConfig:
     objects: int = setting(6, 1, 12)  # things that lie about, the wanted ones among them
     hidden: bool = True  # wanted things lie in closed places and shall go to closed ones
     transform: bool = True  # things are wanted hot, clean or cold
+    # Steps in which nothing that is said has an effect, at places that the task draws: of the best play's
+    # steps the share 1 - idle_steps / (idle_steps + 4 to 8 an errand) matters.
+    idle_steps: int = setting(0, 0, 64)
     spare_steps: int = setting(4, 0, 64)  # steps beyond those of an optimal player
     # The demonstrator of the warm start, who shirks what makes an errand long.
     demo_lazy: float = setting(0.6, 0.0, 1.0)  # chance an episode to shirk every errand
@@ -163,8 +166,8 @@ class ErrandConfig:
 
     @property
     def horizon(self) -> int:
-        """Steps of the best play, the same for every task: 4 to 8 an errand."""
-        return self.errands * (4 + 2 * self.hidden + 2 * self.transform)
+        """Steps of the best play, the same for every task: 4 to 8 an errand, and those that are idle."""
+        return self.errands * (4 + 2 * self.hidden + 2 * self.transform) + self.idle_steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,12 @@ class SftConfig:
 
     # Conversations (JSONL or parquet), see docs/data.md; None = the environment's own demonstrations.
     data: str | None = None
-    steps: int = setting(0, 0)  # updates; 0 = no warm start
+    steps: int = setting(0, 0)  # updates, at most where sft.until is set; 0 = no warm start
+    # Success rate at which the warm start stops, so that something is left to learn; None = after
+    # sft.steps. It is measured on training tasks that no demonstration shows, sampled as in rollouts.
+    until: float | None = setting(None, 0.0, 1.0)
+    test_freq: int = setting(10, 1)  # updates between these measurements
+    test_tasks: int = setting(64, 1)  # tasks of each of them, at most half of the training tasks
     batch_size: int = setting(128, 1)  # rows of one update
     lr: float = setting(2e-3, 0.0)  # learning rate at its peak
     warmup_steps: int = setting(30, 0)  # updates over which the learning rate rises
@@ -208,10 +213,38 @@ class ActorConfig:
 class CriticConfig:
     """The update of the critic, of methods that have one."""
 
+    # The critic reads what the environment tells it alone, such as the answer (docs/environments.md);
+    # needs model.value_head=separate.
+    privileged: bool = False
     lr: float | None = setting(None, 0.0)  # learning rate; None = actor.lr
     vf_coef: float = setting(0.5, 0.0)  # weight of the critic's loss
-    # How far a value may move from that of the rollout; None = no clip.
+    # How far a value may move from that of the rollout; None = no clip. In the units of rewards, or
+    # with norm_returns in deviations of the returns.
     cliprange_value: float | None = setting(None, 0.0)
+    # Global norm of the critic's gradient, 0 = off; actor.grad_clip is then of the policy's alone. A
+    # trunk that both share is the policy's. None = one norm over both, clipped at actor.grad_clip.
+    grad_clip: float | None = setting(None, 0.0)
+    # What a separate critic begins with: "model" = its own weights, random ones in a new model and those
+    # of model.path in a pretrained one; "policy" = a copy of the policy behind the warm start, unless
+    # the critic of trainer.init_from has been trained.
+    init: str = setting("model", choices=("model", "policy"))
+    # Of a shared trunk: only the head learns from the critic's loss.
+    detach_trunk: bool = False
+    # Passes of the critic alone, before those of the policy: where one of the two is set, the critic has
+    # its own, and None is the number of actor.*. Both None = every step trains both.
+    ppo_epochs: int | None = setting(None, 1)  # times that it is trained on a batch
+    ppo_mini_batch_size: int | None = setting(None, 1)  # trajectories an optimiser step
+    # Learn returns in units of their running deviation (PopArt, arXiv 1602.07714), whatever the size of
+    # the rewards; values stay in the units of rewards, and do not change when the deviation does.
+    norm_returns: bool = False
+    # What it predicts: a number, or a distribution over bins of values, learnt by cross-entropy, whose mean
+    # is the value (HL-Gauss, arXiv 2403.03950). A policy of your own then gives logits of the bins.
+    head: str = setting("scalar", choices=("scalar", "hl_gauss"))
+    value_min: float = setting(-1.0, -1e9, 1e9)  # hl_gauss: the smallest return there can be
+    value_max: float = setting(1.0, -1e9, 1e9)  # hl_gauss: the largest
+    num_bins: int = setting(51, 2, 2**16)  # hl_gauss: bins of values
+    # hl_gauss: deviation of the Gaussian around a target, in widths of a bin.
+    sigma_ratio: float = setting(0.75, 0.1, 4.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,9 +296,17 @@ class TrainerConfig:
     # A run ends with the iteration in which it has sampled this many tokens, those of branches counted,
     # if its steps are not over before; the learning rate falls with whichever is further on.
     token_budget: int | None = setting(None, 1, 2**62)  # None = no limit
+    # The first iterations, in which the critic alone is trained; they count as iterations, and their
+    # tokens count too.
+    critic_warmup: int = setting(0, 0)
     test_freq: int = setting(5, 0)  # iterations between evaluations, 0 = at the end only
     save_freq: int = setting(10, 0)  # iterations between checkpoints, 0 = at the end only
-    max_to_keep: int = setting(3, 1)  # checkpoints; older ones are deleted
+    max_to_keep: int = setting(3, 1)  # checkpoints; older ones are deleted, but for the best
+    # Metric of the evaluations, such as eval/return: an iteration in which it is higher than ever is saved,
+    # and its checkpoint is not deleted; --step best takes it. None = the newest checkpoints alone.
+    keep_best: str | None = "eval/success_rate"
+    # A run ends after so many evaluations in a row that are no better than the best; None = it does not.
+    patience: int | None = setting(None, 1)
     val_before_train: bool = True  # evaluate before the first iteration
     # Where metrics are written: jsonl, tensorboard, wandb; one of them, or a list.
     logger: list[str] = dataclasses.field(default_factory=lambda: ["jsonl"])

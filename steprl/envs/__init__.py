@@ -29,6 +29,9 @@ class Env(Protocol):
         num_tasks: how many tasks there are, where they are finitely many; an evaluation plays each once.
         metrics(infos): numbers of an episode beside reward and success, from the `info` of its steps;
             the same names always, NaN for what an episode has not.
+        privileged(state): text that only the critic reads, with `critic.privileged`: what is wanted,
+            what is still to be done. Short, for it is read before each action that finds it changed;
+            "" where there is nothing to tell. The policy never sees it.
     """
 
     def reset(self, task: int, key: Any = None) -> tuple[Any, Observation]:

@@ -162,6 +162,24 @@ def checked_metrics(given: Any) -> dict[str, float]:
     return _guarded(check)
 
 
+def checked_privileged(given: Any, limit: int = OBSERVATION_LIMIT) -> str:
+    """The text that `privileged` returned.
+
+    Args:
+        limit: characters of it at most.
+
+    Raises:
+        BadAnswer: it is no text, no valid Unicode, or has more characters.
+    """
+
+    def check() -> str:
+        if not isinstance(given, str):
+            raise BadAnswer(f"`privileged` returned {_with_type(given)}; expected text")
+        return _text(given, "what `privileged` returned", limit)
+
+    return _guarded(check)
+
+
 def describe(error: BaseException) -> str:
     """Type and message of an exception in one short line, whatever its `__str__` does."""
     name = type(error).__name__

@@ -3,7 +3,7 @@
 One episode in pure JAX: it runs under `jit` and `vmap`, inside the program that trains on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -57,12 +57,15 @@ class DeviceEnv(Protocol):
         ...
 
 
-def check_device_env(env: DeviceEnv, phrases: Sequence[str]) -> None:
+def check_device_env(
+    env: DeviceEnv, phrases: Sequence[str], privileged: Callable[[Any], Any] | None = None
+) -> None:
     """An environment keeps to the contract of `DeviceEnv`: shapes, types, and the number of its words.
 
     Args:
         env: to be played; nothing is computed.
         phrases: its vocabulary.
+        privileged: what its critic is told of a state, see `steprl.envs.games.Game`.
 
     Raises:
         ValueError: names what differs from what.
@@ -75,6 +78,9 @@ def check_device_env(env: DeviceEnv, phrases: Sequence[str]) -> None:
     task, key = jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
     state, prompt = jax.eval_shape(env.reset, task, key)
     check_array("game.reset: the prompt", prompt, (env.prompt_width,), jnp.int32)
+    if privileged is not None:
+        told = jax.eval_shape(privileged, state)
+        check_array("game.privileged", told, told.shape[:1], jnp.int32)
     action = jax.ShapeDtypeStruct((env.action_width,), jnp.int32)
     after, seen = jax.eval_shape(env.step, state, action)
     check_same_tree("game.step: the state", after, state, "that of game.reset")

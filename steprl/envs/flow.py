@@ -101,6 +101,8 @@ class FlowEnvironment:
             the calls: see `steprl.tools`.
         max_steps: the reply after which an episode that has not ended is truncated.
         success: the reward from which on a task counts as solved.
+        privileged: `privileged(task, replies)` is text that only the critic reads, see
+            `steprl.envs.Env`; `replies` is the tuple of what the model wrote so far.
         live: generators kept at most; states beyond that are replayed.
 
     Raises:
@@ -126,6 +128,7 @@ class FlowEnvironment:
 
     system: str  # absent where there is none
     tools: list[dict[str, Any]]  # absent where there are none
+    privileged: Callable[[FlowState], str]  # absent where there is none
 
     def __init__(
         self,
@@ -138,10 +141,14 @@ class FlowEnvironment:
         max_steps: int = 10,
         success: float = 1.0,
         live: int = 1024,
+        privileged: Callable[[Any, tuple[str, ...]], str] | None = None,
     ):
         if not callable(flow):
             raise ValueError(f"flow: {flow!r} is no function; give one that yields prompts")
-        check_arguments(tasks, context, success, system, {"max_steps": max_steps}, {})
+        functions = {} if privileged is None else {"privileged": privileged}
+        check_arguments(tasks, context, success, system, {"max_steps": max_steps}, functions)
+        if privileged is not None:
+            self._tell, self.privileged = privileged, self._privileged
         if not isinstance(live, int) or live < 0:
             raise ValueError(f"live={shown(live)}: give a whole number from 0")
         self.tasks, self.context, self.max_steps = tasks, context, max_steps
@@ -200,6 +207,9 @@ class FlowEnvironment:
         else:
             self._live.keep(state, generator)
         return state, item.prompt, item.reward, False, truncated, _info(item, False)
+
+    def _privileged(self, state: FlowState) -> str:
+        return self._tell(self.tasks[state.task % len(self.tasks)], state.replies)
 
     def _begin(self, task: int) -> tuple[FlowState, Turn, Generator[Any, str, Any]]:
         state = FlowState(task)

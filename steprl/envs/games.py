@@ -5,12 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from steprl.config import GameConfig
 from steprl.envs.device_env import DeviceEnv
 from steprl.envs.shaped_game import THOUGHTS, ShapedGame, asks_for_distance
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
+
+_NOUGHT = 3  # the first phrase; before it are <pad>, <end>, <unk>
 
 ScriptedPlayer = Callable[[Any, jax.Array], jax.Array]
 """From the state, and the key of the trajectory, to an action, [action_width] tokens."""
@@ -46,6 +49,9 @@ class Game:
         optimal: a player who makes no mistake; None where none is known.
         demonstration_env: in which demonstrations are played; None: the training split.
         enumerable: for exact values in an audit; None where they cannot be found.
+        privileged: what only the critic reads, with `critic.privileged`: from the state of an open
+            episode to words of the vocabulary, [W] int32 for some W, padded with 0 on the right. Nothing
+            stands for no change. None where there is nothing to tell.
 
     Example:
         >>> from steprl.envs.multihop import Multihop, vocabulary
@@ -60,6 +66,7 @@ class Game:
     optimal: ScriptedPlayer | None = None
     demonstration_env: DeviceEnv | None = None
     enumerable: Enumerable | None = None
+    privileged: Callable[[Any], jax.Array] | None = None
 
     def shown(self) -> DeviceEnv:
         """The environment that demonstrations are played in."""
@@ -87,20 +94,34 @@ def shape_game(game: Game, config: GameConfig) -> Game:
             return None
         return lambda state, key: shaped.think(state, player(state.game, key), key)
 
-    env = game.demonstration_env
+    env, told = game.demonstration_env, game.privileged
     return Game(
         make=lambda heldout: ShapedGame(game.make(heldout), config),
         vocabulary=game.vocabulary + THOUGHTS * (config.thought_tokens > 0),
         demonstrate=thinking(game.demonstrate),
         optimal=thinking(game.optimal),
         demonstration_env=None if env is None else ShapedGame(env, config),
+        privileged=None if told is None else lambda state: told(state.game),
     )
 
 
 def text_game(game: Game, heldout: bool = False) -> "GameText":
     """A game as a text environment on the host."""
     env = game.make(heldout)
-    return GameText(env, game.vocabulary, *env.stop_ids[:1])
+    end = env.stop_ids[0] if env.stop_ids else 0
+    return GameText(env, game.vocabulary, end, game.privileged)
+
+
+def count_as_token(number: jax.Array, vocab_size: int) -> jax.Array:
+    """A number from 0 on as a token, for `Game.privileged`: the critic learns ids, not what they mean.
+
+    Args:
+        number: of any shape; what is beyond the vocabulary becomes its last token.
+
+    Returns:
+        int32: the first phrase for 0, and from there on.
+    """
+    return jnp.minimum(number + _NOUGHT, vocab_size - 1).astype(jnp.int32)
 
 
 class GameText:
@@ -111,12 +132,19 @@ class GameText:
         phrases: its vocabulary, in the order of the ids behind the special tokens. Those that begin
             with "invalid" say why an action was not understood.
         end: id that ends an action which is shorter than the widest.
+        privileged: see `Game`.
     """
 
-    def __init__(self, game: DeviceEnv, phrases: Sequence[str], end: int = 0):
+    def __init__(
+        self, game: DeviceEnv, phrases: Sequence[str], end: int = 0,
+        privileged: Callable[[Any], jax.Array] | None = None,
+    ):  # fmt: skip
         self.game, self._end = game, end
         self.tokenizer = phrase_tokenizer(phrases)
         self._reset, self._step = jax.jit(game.reset), jax.jit(game.step)
+        if privileged is not None:
+            self._told = jax.jit(privileged)
+            self.privileged = self._privileged  # absent where there is nothing to tell
 
     @property
     def max_steps(self) -> int:
@@ -141,6 +169,9 @@ class GameText:
         if not seen.valid:
             info["reason"] = text
         return state, text, float(seen.reward), bool(seen.terminated), bool(seen.truncated), info
+
+    def _privileged(self, state: Any) -> str:
+        return self._text(self._told(state))
 
     def _text(self, tokens: jax.Array) -> str:
         ids = np.asarray(tokens)

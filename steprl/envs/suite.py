@@ -129,7 +129,8 @@ def suite_of(thing: Any, shape: GameConfig | None = None, source: str | None = N
         suite = _of_environments(splits, source)
     if suite.game is not None:
         try:
-            check_device_env(suite.game.make(False), suite.game.vocabulary)
+            env = suite.game.make(False)
+            check_device_env(env, suite.game.vocabulary, suite.game.privileged)
         except ValueError as error:
             raise ValueError(f"{source}: {error}" if source else str(error)) from None
     return suite if shape is None else shaped(suite, shape)
@@ -186,7 +187,7 @@ def _not_an_env(thing: Any) -> str | None:
             f"{what} where an object with reset and step was expected (steprl.envs.Env), a Suite "
             "(steprl.envs.suite), or a Game (steprl.envs.games)"
         )
-    for name in ("metrics", "close"):
+    for name in ("metrics", "close", "privileged"):
         if (found := _said(thing, name)) is not None and not callable(found):
             return f"{type(thing).__name__}, whose `{name}` is {shown(found)}, not a method"
     if hasattr(thing, "prompt_width"):

@@ -74,6 +74,7 @@ class ToolEnvironment:
         max_calls: calls of one step; those behind are not made, and answered so.
         time_limit, max_characters: of one call, see `call_tools`.
         success: the reward from which on a task counts as solved.
+        privileged: `privileged(task, state)` is text that only the critic reads, see `steprl.envs.Env`.
 
     Raises:
         ValueError: there are no tasks, a setting is out of range, or a function has no schema.
@@ -108,6 +109,7 @@ class ToolEnvironment:
     """
 
     system: str  # absent where there is none
+    privileged: Callable[[ToolState], str]  # absent where there is none
     control_tags = ("<tool_response>", "</tool_response>")  # see `steprl.envs.suite.Suite`
 
     def __init__(
@@ -125,9 +127,13 @@ class ToolEnvironment:
         time_limit: float = 10.0,
         max_characters: int = 8000,
         success: float = 1.0,
+        privileged: Callable[[Any, ToolState], str] | None = None,
     ):
         counts = {"max_steps": max_steps, "max_calls": max_calls}
         functions = {"prompt": prompt, "reward": reward} | ({"observe": observe} if observe else {})
+        if privileged is not None:
+            functions["privileged"] = privileged
+            self._tell, self.privileged = privileged, self._privileged
         check_arguments(tasks, context, success, system, counts, functions)
         if context == "rebuild" and observe is None:
             raise ValueError(
@@ -214,6 +220,9 @@ class ToolEnvironment:
         reason = "" if answer else "there is neither a call nor an answer"
         info = _info((), 0, success=reward >= self._success, reason=reason)
         return state, "", reward, True, False, info
+
+    def _privileged(self, state: ToolState) -> str:
+        return self._tell(self._task(state), state)
 
     def _task(self, state: ToolState) -> Any:
         return self.tasks[state.task % len(self.tasks)]

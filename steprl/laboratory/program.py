@@ -22,14 +22,17 @@ from steprl.carried import share_spent
 from steprl.config import Config
 from steprl.envs.games import Game
 from steprl.envs.opening import game_of, open_game
+from steprl.envs.privileged import privileged_game
 from steprl.envs.suite import Suite, suite_of
 from steprl.models import decoder_config, make_policy
 from steprl.models.tokenizer import detokenize, phrase_tokenizer
-from steprl.optimizer import make_optimizer, make_sft_optimizer, split_trainable
+from steprl.models.values import value_support
+from steprl.optimizer import make_rl_optimizer, make_sft_optimizer, split_trainable
 from steprl.rollout import demonstrations, rollout, summary
 from steprl.rollout.anchors import with_device_anchors
 from steprl.rollout.device_growth import GrownBatch, grow
 from steprl.sampling import Sampling, sampling_of
+from steprl.session.checks import check_critic, reads_privileged
 from steprl.session.language import own_policy
 from steprl.session.method import method_of
 from steprl.sft import make_sft_update
@@ -41,13 +44,16 @@ Settings = Mapping[str, Any]
 
 TRACED = (
     "actor.lr",
+    "actor.grad_clip",
     "actor.clip_ratio_low",
     "actor.clip_ratio_high",
     "actor.entropy_coeff",
     "algorithm.gamma",
     "algorithm.lam",
     "critic.lr",
+    "critic.grad_clip",
     "critic.vf_coef",
+    "trainer.critic_warmup",
 )
 """The settings that may be an array, and so differ along an axis of `vmap`. Two more have short names:
 
@@ -94,21 +100,25 @@ def make_program(
     _check(config)
     game = open_game(config.env) if env is None else game_of(suite_of(env, config.env.game))
     tokenizer = phrase_tokenizer(game.vocabulary)
-    if policy is None and config.model.name is None:
+    is_decoder = policy is None and config.model.name is None
+    if is_decoder:
         policy = make_policy(_shape(config, len(tokenizer)))
     else:
         policy = own_policy(config, policy, len(tokenizer))
     method, source = method_of(config, method)
     check_needs(method, source, _offers(config, policy))
+    check_critic(config, method, policy, not is_decoder)
+    has_own_critic = is_decoder and config.model.value_head == "separate"
+    if reads_privileged(config, method, has_own_critic):
+        game = privileged_game(game, f"env.name={config.env.name}" if env is None else "the game")
     texts = [detokenize(tokenizer, [token]) for token in range(len(tokenizer))]
     gather = _make_gather(config, policy, method, texts, game)
     rows = config.rollout.batch_size * config.rollout.n
-    per_iteration = config.actor.ppo_epochs * (rows // config.actor.ppo_mini_batch_size)
-    updates = config.trainer.total_training_steps * per_iteration
+    has_critic = "critic" in method.needs
 
     def begin(params: Params, settings: Settings | None = None) -> TrainState:
         config_now = with_settings(config, settings or {})
-        optimizer = make_optimizer(config_now.actor, config_now.critic, updates)
+        optimizer = make_rl_optimizer(config_now, has_critic)
         return initial_state(params, optimizer, config_now, method)
 
     def iterate(
@@ -133,7 +143,7 @@ def make_program(
         state: TrainState, key: jax.Array, config_now: Config
     ) -> tuple[TrainState, Metrics]:
         spent = share_spent(config_now, state.carried)
-        optimizer = make_optimizer(config_now.actor, config_now.critic, updates, spent)
+        optimizer = make_rl_optimizer(config_now, has_critic, spent)
         task_key, play_key, update_key = jax.random.split(key, 3)
         # Each run has tasks of its own.
         first = (
@@ -227,6 +237,10 @@ def with_settings(config: Config, settings: Settings) -> Config:
 
 
 def _check(config: Config) -> None:
+    if config.sft.until is not None:
+        raise ValueError(
+            "sft.until: one program makes a warm start of sft.steps, the same for all; leave it out"
+        )
     if config.model.path is not None:
         raise ValueError("model.path: games have a language of their own; leave it out")
     for name, off in (("top_k", 0), ("top_p", 1.0)):
@@ -234,11 +248,15 @@ def _check(config: Config) -> None:
             raise ValueError(
                 f"rollout.{name}: one program samples from all tokens; leave it at {off}"
             )
-    rows, mini = config.rollout.batch_size * config.rollout.n, config.actor.ppo_mini_batch_size
-    if rows % mini:
-        raise ValueError(
-            f"actor.ppo_mini_batch_size={mini} must divide the {rows} attempts of an iteration"
-        )
+    rows = config.rollout.batch_size * config.rollout.n
+    for section, mini in (
+        ("actor", config.actor.ppo_mini_batch_size),
+        ("critic", config.critic.ppo_mini_batch_size),
+    ):
+        if mini is not None and rows % mini:
+            raise ValueError(
+                f"{section}.ppo_mini_batch_size={mini} must divide the {rows} attempts of an iteration"
+            )
 
 
 def _offers(config: Config, policy: Policy) -> tuple[str, ...]:
@@ -250,7 +268,10 @@ def _shape(config: Config, vocab_size: int) -> Any:
     model = config.model
     names = ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
     fields = {name: getattr(model, name) for name in (*names, "value_head", "dtype", "param_dtype")}
-    return decoder_config(model.preset, vocab_size=vocab_size, remat=model.remat, **fields)
+    support = value_support(config.critic)
+    return decoder_config(
+        model.preset, vocab_size=vocab_size, remat=model.remat, value_support=support, **fields
+    )
 
 
 def _make_gather(

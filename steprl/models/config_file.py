@@ -20,7 +20,7 @@ FAMILIES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-RUN_SETTINGS = ("value_head", "dtype", "param_dtype", "attention_block", "remat")
+RUN_SETTINGS = ("value_head", "value_support", "dtype", "param_dtype", "attention_block", "remat")
 """Fields of `DecoderConfig` that are ours to choose; the others are those of the pretrained model."""
 
 _LARGEST = float(np.finfo(np.float32).max)

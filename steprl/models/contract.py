@@ -41,7 +41,9 @@ def check_policy(policy: Policy, vocab_size: int) -> None:
     check_array("policy.unembed", logits, (*ids.shape, vocab_size), jnp.float32)
     if policy.value is not None:
         value = jax.eval_shape(policy.value, params, ids, ids, ids, hidden)
-        check_array("policy.value", value, ids.shape, jnp.float32)
+        bins = () if policy.support is None else (policy.support.bins,)
+        what = "policy.value" + (f" with {bins[0]} bins (critic.head=hl_gauss)" if bins else "")
+        check_array(what, value, (*ids.shape, *bins), jnp.float32)
     cache = jax.eval_shape(lambda: policy.init_cache(_ROWS, 2 * _LENGTH))
     read, after = jax.eval_shape(policy.apply, params, ids, ids, ids, cache)
     check_array("policy.apply with a cache: the hidden states", read, hidden.shape, hidden.dtype)

@@ -280,22 +280,27 @@ class Decoder(nnx.Module):
 
 
 class ValueHead(nnx.Module):
-    """tanh layer and a linear output that starts at zero, so that a new critic claims nothing."""
+    """tanh layer and a linear output that starts at zero, so that a new critic claims nothing.
+
+    It gives [B, T] values, or with `value_support` [B, T, Z] logits of the bins.
+    """
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.hidden = nnx.Linear(
             config.d_model, config.d_model, param_dtype=config.param_dtype, rngs=rngs
         )
+        self.categorical = config.value_support is not None
         self.out = nnx.Linear(
             config.d_model,
-            1,
+            config.value_support.bins if config.value_support else 1,
             kernel_init=nnx.initializers.zeros,
             param_dtype=config.param_dtype,
             rngs=rngs,
         )
 
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
-        return self.out(jnp.tanh(self.hidden(hidden_BTD.astype(jnp.float32))))[..., 0]
+        out = self.out(jnp.tanh(self.hidden(hidden_BTD.astype(jnp.float32))))
+        return out if self.categorical else out[..., 0]
 
 
 def _norm(config: DecoderConfig, size: int, rngs: nnx.Rngs) -> nnx.RMSNorm:

@@ -107,7 +107,28 @@ def make_policy(config: DecoderConfig) -> Policy:
         unembed=unembed,
         value=None if config.value_head == "none" else value,
         init_cache=lambda batch, length: init_cache(config, batch, length),
+        support=None if config.value_head == "none" else config.value_support,
     )
+
+
+def with_detached_value(policy: Policy) -> Policy:
+    """The policy whose critic takes the hidden states as numbers: its loss does not reach what made them."""
+    value = policy.value
+    if value is None:
+        return policy
+
+    def detached(
+        params: Params,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+        hidden_BTD: jax.Array,
+        **more: Any,
+    ) -> jax.Array:
+        hidden_BTD = jax.lax.stop_gradient(hidden_BTD)
+        return value(params, tokens_BT, positions_BT, segment_ids_BT, hidden_BTD, **more)
+
+    return policy._replace(value=detached)
 
 
 def _int_keys_to_str(tree: Any) -> Any:

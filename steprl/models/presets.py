@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 from typing import NamedTuple
 
+from steprl.ops import ValueSupport
+
 
 class Llama3Scaling(NamedTuple):
     """Slower rotation of the slow pairs for a longer context, as in Llama 3.1 (arXiv 2407.21783)."""
@@ -32,6 +34,7 @@ class DecoderConfig:
     attention_bias: bool = False
     tie_embeddings: bool = True
     value_head: str = "shared"  # "shared" trunk, "separate" critic, or "none"
+    value_support: ValueSupport | None = None  # bins of the value head; None: it gives a number
     dtype: str = "float32"  # of computation; softmax and log-probs are float32 always
     param_dtype: str = "float32"
     attention_block: int = 128  # queries whose scores exist at the same time, 0 = all

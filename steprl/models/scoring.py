@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from steprl.models.critic_view import read_states, states_of_view
+from steprl.models.values import read_values
 from steprl.ops import unpack_support
 from steprl.types import Params, Policy, StepBatch, TreeLayout
 
@@ -20,6 +22,7 @@ class Scores(NamedTuple):
     entropy_NT: jax.Array
     value_NT: jax.Array
     final_value_N: jax.Array  # read at the last real token; 0 without a value head or any token
+    value_logits_NTZ: jax.Array | None = None  # of a critic that predicts a distribution
 
 
 def _statistics(logits_V: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
@@ -196,15 +199,24 @@ def score(
 
     value_NT = jnp.zeros_like(batch.logprob_NT)
     final_value_N = jnp.zeros(place_NA.shape[0], jnp.float32)
+    logits_NTZ = None
     if policy.value is not None:
-        of_state_NT = policy.value(params, *contexts, hidden_MWD).reshape(batch.tokens_NT.shape)
+        if batch.privileged is None:
+            output = policy.value(params, *contexts, hidden_MWD)
+            output = output.reshape(*batch.tokens_NT.shape, *output.shape[2:])
+        else:
+            output = states_of_view(policy, params, batch)
+        of_state_NT, of_bins_NTZ = read_values(policy, output)
+        if of_bins_NTZ is not None:
+            of_bins_NAZ = jnp.take_along_axis(of_bins_NTZ, before_NA[:, :, None], axis=1)
+            logits_NTZ = jax.vmap(scatter, in_axes=2, out_axes=2)(of_bins_NAZ)
         value_NT = scatter(jnp.take_along_axis(of_state_NT, before_NA, axis=1))
         real_NT = jnp.asarray(batch.segment_ids_NT) > 0
         index_NT = jnp.broadcast_to(jnp.arange(real_NT.shape[1]), real_NT.shape)
         last_N1 = jnp.max(jnp.where(real_NT, index_NT, 0), axis=1, keepdims=True)
         final_value_N = jnp.take_along_axis(of_state_NT, last_N1, axis=1)[:, 0]
         final_value_N = jnp.where(jnp.any(real_NT, axis=1), final_value_N, 0.0)
-    return Scores(scatter(logprob_NA), scatter(entropy_NA), value_NT, final_value_N)
+    return Scores(scatter(logprob_NA), scatter(entropy_NA), value_NT, final_value_N, logits_NTZ)
 
 
 def _score_tree(
@@ -250,14 +262,27 @@ def _score_tree(
 
     value_NT = jnp.zeros_like(batch.logprob_NT)
     final_value_N = jnp.zeros(rows, jnp.float32)
-    if policy.value is not None:
-        of_state_BU = policy.value(params, *contexts, hidden_BUD, **in_tree)
-        of_state_MQ = jnp.reshape(of_state_BU, (groups, -1))
+    logits_NTZ = None
+    if policy.value is not None and batch.privileged is not None:
+        # Rows with the same tokens may be told different things: the critic reads each on its own.
+        of_state_NT, of_bins_NTZ = read_values(policy, states_of_view(policy, params, batch))
+        value_NT, final_value_N = read_states(batch, of_state_NT)
+        if of_bins_NTZ is not None:
+            read_bin = lambda of_bin_NT: read_states(batch, of_bin_NT)[0]  # noqa: E731
+            logits_NTZ = jax.vmap(read_bin, in_axes=2, out_axes=2)(of_bins_NTZ)
+    elif policy.value is not None:
+        output = policy.value(params, *contexts, hidden_BUD, **in_tree)
+        output_MQ = jnp.reshape(output, (groups, -1, *output.shape[2:]))
+        of_state_MQ, of_bins_MQZ = read_values(policy, output_MQ)
+        if of_bins_MQZ is not None:
+            of_bins_MPZ = jnp.take_along_axis(of_bins_MQZ, before_MP[:, :, None], axis=1)
+            of_rows = lambda x_MP: gather(x_MP, tree.scored_NT)  # noqa: E731
+            logits_NTZ = jax.vmap(of_rows, in_axes=2, out_axes=2)(of_bins_MPZ)
         value_MP = jnp.take_along_axis(of_state_MQ, before_MP, axis=1)
         value_NT = gather(value_MP, tree.scored_NT)
         final_value_N = gather(of_state_MQ, tree.last_N)
     logprob_NT, entropy_NT = (gather(x, tree.scored_NT) for x in (logprob_MP, entropy_MP))
-    return Scores(logprob_NT, entropy_NT, value_NT, final_value_N)
+    return Scores(logprob_NT, entropy_NT, value_NT, final_value_N, logits_NTZ)
 
 
 def _contexts(batch: StepBatch) -> tuple[jax.Array, ...]:

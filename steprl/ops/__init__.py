@@ -5,7 +5,8 @@ Suffixes name the axes of an array, here and in all functions:
 * `_t` token, `_s` step: the function works on one trajectory and is lifted with `jax.vmap`. Those whose
   docstring says "[T] or [N, T]", the losses above all, take a batch of rows as well.
 * `_n` trajectory, with `_nt` and `_ns`: the function compares trajectories, so it needs the batch.
-* Others in few functions: `_b` branch, `_r` row of one prompt, `_k` alternative, `_V` vocabulary.
+* Others in few functions: `_b` branch, `_r` row of one prompt, `_k` alternative, `_z` bin of values,
+  `_V` vocabulary.
 * None: a scalar, an array of any shape (the `x` of `masked_mean`), or a Python sequence on the host.
 
 An argument that selects what counts is `where`, without a suffix: of the shape of what it selects
@@ -81,6 +82,16 @@ from steprl.ops.truncation import (
     truncated_logprobs,
     unpack_support,
 )
+from steprl.ops.values import (
+    ValueSupport,
+    all_equal,
+    explained_variance,
+    hl_gauss_loss,
+    hl_gauss_mean,
+    hl_gauss_targets,
+    recent_moments,
+    return_scale,
+)
 
 __all__ = [
     "CORRECTIONS",
@@ -92,9 +103,11 @@ __all__ = [
     "BranchPair",
     "BranchPoints",
     "RunningMoments",
+    "ValueSupport",
     "adaptive_kl_coefficient",
     "aggregate",
     "aggregation_weights",
+    "all_equal",
     "anchor_ids",
     "appo_advantages",
     "appo_branching_scores",
@@ -110,10 +123,14 @@ __all__ = [
     "discounted_returns",
     "entropy_from_logits",
     "entropy_from_topk",
+    "explained_variance",
     "future_kl_policy_loss",
     "future_kl_weights",
     "gigpo_advantages",
     "group_advantages",
+    "hl_gauss_loss",
+    "hl_gauss_mean",
+    "hl_gauss_targets",
     "informative_groups",
     "kl_penalty",
     "log_ratio",
@@ -125,9 +142,11 @@ __all__ = [
     "pack_support",
     "pair_branches",
     "policy_loss",
+    "recent_moments",
     "reduce_steps",
     "reinforce_pp_advantages",
     "reinforce_pp_baseline_advantages",
+    "return_scale",
     "reverse_recurrence",
     "rollout_correction_weights",
     "select_branch_points",

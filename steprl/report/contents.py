@@ -47,7 +47,10 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ("response_length/clip_ratio", "training"),
     )),
     ("Policy loss", "", (("actor/pg_loss", "loss"),)),
-    ("Gradient", "norm before clipping", (("actor/grad_norm", "norm"),)),
+    ("Gradient", "norm before clipping", (
+        ("actor/grad_norm", "policy"),
+        ("critic/grad_norm", "critic"),
+    )),
     ("F1", "of the answers", (("env/f1", "training"), ("eval/f1", "evaluation"))),
     ("Warm start", "loss by step", (("sft/loss", "loss"),)),
 )  # fmt: skip
@@ -65,13 +68,21 @@ def curves(run: Path) -> dict[str, Any]:
     columns = _columns(rows) | {
         name: values for name, values in _columns(warm).items() if name.startswith("sft/")
     }
-    panels, shown = [], set()
+    panels: list[dict[str, Any]] = []
+    shown: set[str] = set()
     faults = [
         (name, name.removeprefix("env/").removesuffix("_frac").replace("_", " "))
         for name in sorted(columns)
         if re.fullmatch(rf"env/.*({_FAULTS}).*_frac", name)
     ]
-    for title, note, lines in (*PANELS, ("Faults", "share of trajectories", tuple(faults))):
+    warned = [(name, name[5:].replace("_", " ")) for name in columns if name.startswith("warn/")]
+    shown |= {name for name, _ in warned}
+    warned = [(name, label) for name, label in warned if any(columns[name])]
+    added = (
+        ("Faults", "share of trajectories", tuple(faults)),
+        ("Early warnings", "1 while it holds", tuple(warned)),
+    )
+    for title, note, lines in (*PANELS, *added):
         there = [(name, label) for name, label in lines if name in columns]
         if there:
             shown |= {name for name, _ in there}

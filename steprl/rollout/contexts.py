@@ -26,6 +26,7 @@ class Context(NamedTuple):
     encode(action text) -> ids as a policy samples them, stop token included
     decode(action ids) -> the text that the environment is given
     measure(text) -> how many tokens it has in an observation
+    tell(text) -> ids of what only the critic reads: plain text, without a control token
     """
 
     begin: Callable[[Observation], list[int]]
@@ -37,6 +38,7 @@ class Context(NamedTuple):
     pad_id: int
     rebuild: bool  # every observation begins a context of its own
     measure: Callable[[str], int] = len
+    tell: Callable[[str], list[int]] = lambda text: []
 
 
 def suite_context(suite: Suite, tokenizer: Any, pretrained: bool) -> Context:
@@ -108,6 +110,7 @@ def plain_context(tokenizer: Any, rebuild: bool = False) -> Context:
         closing_ids=(),
         pad_id=tokenizer.pad_token_id,
         rebuild=rebuild,
+        tell=read,
     )
 
 
@@ -163,6 +166,7 @@ def chat_context(
         closing_ids=chat.stop_ids[:1],
         pad_id=chat.stop_ids[0] if pad is None else pad,
         rebuild=rebuild,
+        tell=lambda text: chat.encode(chat.plain.shield(text)),
     )
 
 

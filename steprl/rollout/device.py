@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from steprl.envs.answers import UNREADABLE
 from steprl.envs.device_env import DeviceEnv
+from steprl.envs.privileged import PrivilegedGame
 from steprl.sampling import STOPPED, Sampling, generate, trajectory_key
-from steprl.types import Params, Policy, StepBatch
+from steprl.types import Params, Policy, Privileged, StepBatch
 
 
 class DeviceStep(NamedTuple):
@@ -33,6 +34,9 @@ class DeviceStep(NamedTuple):
     success: jax.Array
     stop: jax.Array
     support: jax.Array | None  # [N, A, W]
+    privileged: jax.Array | None = (
+        None  # [N, W] int32, what the critic is told of the state behind it
+    )
 
 
 class DeviceMemory(NamedTuple):
@@ -165,6 +169,9 @@ def _episodes(
     prompt_NP = jnp.where(begun_N[:, None], prompt_NP, empty_P.astype(prompt_NP.dtype))
     prompt_length_N = jnp.sum(prompt_NP != 0, axis=1)
     alive_N = jnp.ones(task_N.shape, bool)
+    told_NW = _privileged(env, state)
+    if told_NW is not None:
+        begun_N &= _readable(env, told_NW)
 
     def turn_of(carry: Any, turn: jax.Array) -> Any:
         state, memory, start_N, chunk_N, alive_N = carry
@@ -184,7 +191,7 @@ def _episodes(
         state, begin(prompt_NP, prompt_length_N), prompt_length_N - 1, jnp.ones_like(prompt_length_N), alive_N
     )  # fmt: skip
     (_, memory, *_), (steps, states) = jax.lax.scan(turn_of, carry, jnp.arange(env.max_steps))
-    batch = batch_of_steps(env, prompt_NP, steps, task_N, sample_N)
+    batch = batch_of_steps(env, prompt_NP, steps, task_N, sample_N, told_NW)
     return batch, memory[0], states, steps
 
 
@@ -195,6 +202,10 @@ def answer(
     action, mask, logprob, entropy, stop, support = found
     new_state, seen = jax.vmap(env.step)(state, action)
     fine_N = _readable(env, seen.tokens)
+    told_NW = _privileged(env, new_state)
+    if told_NW is not None:
+        told_NW = jnp.where(seen.terminated[:, None], 0, told_NW)
+        fine_N &= _readable(env, told_NW)
     shown = (seen.tokens != 0) & (alive_N & fine_N)[:, None]
     out = DeviceStep(
         action=action,
@@ -211,6 +222,7 @@ def answer(
         success=seen.success & alive_N,
         stop=jnp.where(alive_N, stop, 0),
         support=support,
+        privileged=told_NW,
     )
     return new_state, out, seen.terminated | seen.truncated | ~fine_N
 
@@ -222,10 +234,43 @@ def _readable(env: DeviceEnv, tokens_NW: jax.Array) -> jax.Array:
     return jnp.all(known_NW, axis=1) & ~jnp.any(hole_NW, axis=1)
 
 
+def _privileged(env: DeviceEnv, state: Any) -> jax.Array | None:
+    """[N, W] what the critic is told of states; None where nobody asked for it."""
+    return jax.vmap(env.privileged)(state) if isinstance(env, PrivilegedGame) else None
+
+
+def _told(first_NW: jax.Array | None, steps: DeviceStep) -> Privileged | None:
+    """What is told before each action and behind the last, where it is not what was told before."""
+    if first_NW is None or steps.privileged is None:
+        return None
+    told_SNW = jnp.concatenate([first_NW[None], steps.privileged])  # one more than there are steps
+    number = jnp.arange(len(told_SNW), dtype=jnp.int32)[:, None, None]
+    # Nothing stands for no change.
+    last = jax.lax.cummax(jnp.where(told_SNW[:, :, :1] != 0, number, 0), axis=0)
+    known_SNW = jnp.take_along_axis(told_SNW, last, axis=0)
+    changed = jnp.any(known_SNW[1:] != known_SNW[:-1], axis=2)
+    new_SN = jnp.concatenate([steps.alive[:1], steps.alive & ~steps.terminated & changed])
+    there = new_SN[:, :, None] & (told_SNW != 0)
+    flat = lambda x: jnp.moveaxis(x, 0, 1).reshape(first_NW.shape[0], -1)  # noqa: E731
+    return Privileged(flat(told_SNW), flat(jnp.where(there, number, -1)))
+
+
+def first_told(batch: StepBatch, steps: DeviceStep) -> jax.Array | None:
+    """[N, W] what the critic was told before the first step of each row of a batch of `steps`."""
+    if batch.privileged is None or steps.privileged is None:
+        return None
+    return batch.privileged.tokens_NP[:, : steps.privileged.shape[-1]]
+
+
 def batch_of_steps(
-    env: DeviceEnv, prompt_NP: jax.Array, steps: DeviceStep, task_N: jax.Array, sample_N: jax.Array
-) -> StepBatch:
-    """The batch of prompts and what happened after them, [S, N, ...]; a row without a step is empty."""
+    env: DeviceEnv, prompt_NP: jax.Array, steps: DeviceStep, task_N: jax.Array, sample_N: jax.Array,
+    told_NW: jax.Array | None = None,
+) -> StepBatch:  # fmt: skip
+    """The batch of prompts and what happened after them, [S, N, ...]; a row without a step is empty.
+
+    Args:
+        told_NW: what the critic is told before the first step; None without a privileged one.
+    """
     rows = prompt_NP.shape[0]
     prompt_NP = jnp.where(steps.alive[0][:, None], prompt_NP, 0)
 
@@ -265,5 +310,6 @@ def batch_of_steps(
         task_N=task_N,
         sample_N=sample_N,
         support_NTW=support_NTW,
+        privileged=_told(told_NW, steps),
         action_width=env.max_steps * env.action_width,
     )

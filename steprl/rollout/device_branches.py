@@ -12,6 +12,7 @@ from steprl.rollout.device import (
     DeviceStep,
     answer,
     batch_of_steps,
+    first_told,
     next_chunk,
 )
 from steprl.rollout.rollouts import Usage
@@ -68,7 +69,9 @@ def branch_rows(
     """The batch of what `branch` returns."""
     prompt_KP = memory.batch.tokens_NT[points.origin_K, : env.prompt_width]
     task_K = memory.batch.task_N[points.origin_K]
-    return batch_of_steps(env, prompt_KP, steps, task_K, jnp.asarray(points.sample_K))
+    told_KW = first_told(memory.batch, memory.steps)
+    told_KW = None if told_KW is None else told_KW[points.origin_K]
+    return batch_of_steps(env, prompt_KP, steps, task_K, jnp.asarray(points.sample_K), told_KW)
 
 
 def usage_of(env: DeviceEnv, batch: StepBatch, points: Points | None = None) -> Usage:

@@ -28,6 +28,7 @@ from steprl.rollout.device import (
     DeviceEnv,
     DeviceStep,
     batch_of_steps,
+    first_told,
     remembered_rollout,
 )
 from steprl.rollout.device_branches import branch, branch_rows, usage_of
@@ -145,7 +146,8 @@ def _grow_by_contrast(
 
     wave = loop.wave
     prompt_NP = first.tokens_NT[:, : env.prompt_width]
-    contrasts = batch_of_steps(env, prompt_NP, loop.kept, task_N, loop.sample_N)
+    told_NW = first_told(first, memory.steps)
+    contrasts = batch_of_steps(env, prompt_NP, loop.kept, task_N, loop.sample_N, told_NW)
     zero_N, split_N = jnp.zeros_like(steps_N), jnp.maximum(wave.split_N, 0)
     points = Points(
         wave.found_N, jnp.arange(len(steps_N), dtype=jnp.int32), split_N, zero_N, loop.sample_N,

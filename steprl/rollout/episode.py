@@ -10,6 +10,7 @@ import numpy as np
 
 from steprl.envs import Env, Observation
 from steprl.envs.answers import Answer, BadAnswer, checked_metrics, describe
+from steprl.envs.privileged import PrivilegedState
 from steprl.rollout.contexts import Context, as_text, common_prefix, next_context
 from steprl.rollout.workers import Fault
 from steprl.sampling import Generation
@@ -57,6 +58,8 @@ class Episode:
     over: bool = False
     success: bool = False
     final_ids: tuple[int, ...] = ()
+    privileged: tuple[int, ...] = ()  # what the critic is told of the state
+    final_privileged: tuple[int, ...] = ()
     parent: Parent | None = None
     fault: str = ""  # of the environment, which ended the episode
 
@@ -80,7 +83,7 @@ def begin(
         name: of the environment, for the description of a fault.
     """
     try:
-        ids = tuple(context.begin(observation))
+        ids, privileged = tuple(context.begin(observation)), _privileged(context, state)
     except Exception as error:
         why = f"its first observation cannot be read: {describe(error)}"
         return never_begun(name, task, sample, why)
@@ -92,7 +95,13 @@ def begin(
             f"beyond rollout.context_length={limits.context_length}"
         )
         return never_begun(name, task, sample, why)
-    return Episode(task, sample, state, ids, as_text(observation), ids)
+    return Episode(task, sample, state, ids, as_text(observation), ids, privileged=privileged)
+
+
+def _privileged(context: Context, state: Any) -> tuple[int, ...]:
+    """Tokens of what only the critic is told of a state; none where nobody asked for it."""
+    is_told = isinstance(state, PrivilegedState) and state.text
+    return tuple(context.tell(state.text)) if is_told else ()
 
 
 def never_begun(name: str, task: int, sample: int, why: str) -> Episode:
@@ -127,13 +136,15 @@ def advance(
         stop_reason=sampled.stop_reason,
         supports=sampled.supports,
         fresh=episode.fresh,
+        privileged_ids=np.asarray(episode.privileged, np.int32),
     )
     states = (*episode.states, episode.state)
     ids, fresh = so_far, False
+    privileged: tuple[int, ...] = ()
     if not isinstance(result, Fault) and not result.terminated:
         try:
             listed, fresh = next_context(context, so_far, result.observation)
-            ids = tuple(listed)
+            ids, privileged = tuple(listed), _privileged(context, result.state)
         except Exception as error:
             result = Fault("crash", f"its observation cannot be read: {describe(error)}")
     if not isinstance(result, Fault) and not ids:
@@ -182,6 +193,8 @@ def advance(
         over=ended,
         success=episode.success or info["success"],
         final_ids=new_ids if final else (),
+        privileged=privileged,
+        final_privileged=privileged if final else (),
     )
 
 
@@ -244,6 +257,8 @@ def rewind(episode: Episode, step: int, token: int, sample: int) -> Episode:
         over=False,
         success=any(bool(info["success"]) for info in episode.infos[:step]),
         final_ids=(),
+        privileged=tuple(old.privileged_ids.tolist()),
+        final_privileged=(),
         fault="",
         parent=Parent(episode.sample, step, token),
     )
@@ -297,6 +312,7 @@ def _trajectory(
         episode.success and not episode.fault,
         parent=episode.parent,
         final_observation_ids=np.asarray(episode.final_ids, np.int32),
+        final_privileged_ids=np.asarray(episode.final_privileged, np.int32),
         metrics=dict(metrics),
         fault=episode.fault,
     )

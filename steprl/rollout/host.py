@@ -19,6 +19,7 @@ import numpy as np
 
 from steprl.envs import Env
 from steprl.envs.answers import OBSERVATION_LIMIT, BadAnswer, checked_reset, checked_step
+from steprl.envs.privileged import name_of_env
 from steprl.rollout.contexts import Context
 from steprl.rollout.episode import (
     Episode,
@@ -155,7 +156,7 @@ class HostPlayer:
         return Rollouts(self._records(env, episodes), run.usage)
 
     def _records(self, env: Env, episodes: Sequence[Episode]) -> list[Trajectory]:
-        records = record(env, episodes, type(env).__name__)
+        records = record(env, episodes, name_of_env(env))
         fault = next((one.fault for one in records if one.fault), "")
         if fault and not self._faulty:
             self._faulty = True
@@ -188,7 +189,7 @@ class _Run:
         self.episodes: dict[int, Episode] = {}
         self.actions: dict[int, Sampled] = {}  # jobs whose environment is working
         self.resets: dict[int, int] = {}  # jobs whose environment begins -> tries
-        self.name = type(env).__name__
+        self.name = name_of_env(env)
         self.usage = Usage()
 
     def all(self, jobs: Sequence[Job], keep_slots: bool) -> tuple[list[Episode], Any]:

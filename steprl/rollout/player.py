@@ -1,7 +1,7 @@
 """The player of a run: whatever the environment, one of two executors plays it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from steprl.config import Config
+from steprl.envs.privileged import privileged_env, privileged_game
 from steprl.envs.suite import Suite
 from steprl.models.chat import chat_format
 from steprl.rollout.contexts import suite_context
@@ -21,17 +22,26 @@ from steprl.types import Policy, StepBatch, Trajectory
 Demonstrations = Callable[[jax.Array, np.ndarray], StepBatch]
 
 
-def make_player(suite: Suite, config: Config, policy: Policy, mesh: Mesh, tokenizer: Any) -> Player:
+def make_player(
+    suite: Suite,
+    config: Config,
+    policy: Policy,
+    mesh: Mesh,
+    tokenizer: Any,
+    privileged: bool = False,
+) -> Player:
     """The player of an environment; batches come back placed on the mesh.
 
     Args:
         tokenizer: of the language model, or `phrase_tokenizer(suite.vocabulary)`.
+        privileged: batches hold what the environment tells the critic alone.
 
     Raises:
-        ValueError: the environment and the settings of the model or the rollout do not fit each other.
+        ValueError: the environment and the settings of the model or the rollout do not fit each other,
+            or it tells the critic nothing.
     """
     make = _text_player if suite.game is None else _device_player
-    player = make(suite, config, policy, mesh, tokenizer)
+    player = make(suite, config, policy, mesh, tokenizer, privileged)
     if config.sft.data is not None:
         player = player._replace(demonstrate=_conversations(config, mesh, tokenizer))
     return player
@@ -50,7 +60,7 @@ def _conversations(config: Config, mesh: Mesh, tokenizer: Any) -> Demonstrations
 
 
 def _device_player(
-    suite: Suite, config: Config, policy: Policy, mesh: Mesh, tokenizer: Any
+    suite: Suite, config: Config, policy: Policy, mesh: Mesh, tokenizer: Any, privileged: bool
 ) -> Player:
     game = suite.game
     assert game is not None
@@ -59,11 +69,13 @@ def _device_player(
             f"env.name={config.env.name} has a language of its own and runs on the device: leave out "
             "model.path, or take an environment in natural language"
         )
+    if privileged:
+        game = privileged_game(game, f"env.name={config.env.name}")
     return device_player(game.make, policy, mesh, tokenizer, game.shown(), game.demonstrate)
 
 
 def _text_player(
-    suite: Suite, config: Config, policy: Policy, mesh: Mesh, tokenizer: Any
+    suite: Suite, config: Config, policy: Policy, mesh: Mesh, tokenizer: Any, privileged: bool
 ) -> Player:
     pretrained = suite.vocabulary is None or config.model.path is not None
     context = suite_context(suite, tokenizer, pretrained)
@@ -85,8 +97,12 @@ def _text_player(
         assert show is not None
         return scripted(shown, context, task, show(task, seed), max_steps, length)
 
+    splits: Mapping[str, Any] = suite.splits
+    if privileged:
+        source = f"env.name={config.env.name}"
+        splits = {name: privileged_env(env, source) for name, env in splits.items()}
     player = text_player(
-        suite.splits, context, tokenizer, policy, mesh, config.rollout, max_steps,
+        splits, context, tokenizer, policy, mesh, config.rollout, max_steps,
         None if show is None else demonstrated, suite.sizes, suite.workers,
     )  # fmt: skip
     return player._replace(splits=suite.names)

@@ -8,6 +8,7 @@ import numpy as np
 
 from steprl.branching import descend
 from steprl.models.tokenizer import detokenize
+from steprl.rollout.privileged import privileged_rows, with_privileged
 from steprl.types import STOP_REASONS, Branches, Parent, Step, StepBatch, Trajectory
 
 
@@ -105,6 +106,7 @@ def collate(
         task_N=np.array([t.task for t in trajectories], np.int32),
         sample_N=np.array([t.sample for t in trajectories], np.int32),
         support_NTW=support_NTW,
+        privileged=privileged_rows(trajectories, blocks),
         metrics_N=_metrics(trajectories),
         branches=_branches(trajectories, step_ids_NT),
         fault_N=np.array([_failed(t) for t in trajectories]),
@@ -176,8 +178,8 @@ def pack(
     """Several trajectories a row, contexts kept apart by segment ids: for supervised training only.
 
     The table of steps is empty, since the trajectories of a row would share it; the success of a row
-    is that of all its trajectories. Supports and final observations are dropped: the likelihood of a
-    demonstration is over the whole vocabulary, and the value of its end is not used.
+    is that of all its trajectories. Supports, final observations and what the critic is told are
+    dropped: the likelihood of a demonstration is over the whole vocabulary, and no value is used.
 
     Args:
         rows: what each row holds.
@@ -276,7 +278,7 @@ def each_trajectory(batch: StepBatch, tokenizer: Any) -> Iterator[Trajectory]:
                 )
             )
             begin, context = last, context_of[first]
-        yield Trajectory(
+        trajectory = Trajectory(
             int(host.task_N[row]),
             int(host.sample_N[row]),
             tuple(steps),
@@ -285,6 +287,7 @@ def each_trajectory(batch: StepBatch, tokenizer: Any) -> Iterator[Trajectory]:
             final_observation_ids=ids[begin:],
             metrics={k: float(v[row]) for k, v in (host.metrics_N or {}).items()},
         )
+        yield (trajectory if host.privileged is None else with_privileged(trajectory, host, row))
 
 
 def _parent(host: StepBatch, row: int) -> Parent | None:

@@ -18,7 +18,9 @@ _LOG = logging.getLogger("steprl")
 
 # A run keeps what it trains: environment, model and tokenizer, kind of method. The others may change,
 # and each that does is said.
-_FIXED = ("env.", "model.", "algorithm.name", "algorithm.options")
+_FIXED = ("env.", "model.", "algorithm.name", "algorithm.options", "critic.head")
+# Of a critic that predicts a distribution: which bins, and so which values.
+_BINS = ("critic.value_min", "critic.value_max", "critic.num_bins", "critic.sigma_ratio")
 _FREE = (
     # How it is computed, not what.
     "model.remat", "model.logprob_chunk",
@@ -94,6 +96,8 @@ def _is_fixed(key: str, before: Config) -> bool:
     section = key.split(".")[1]
     if key.startswith("env.") and section in sections and section not in ("game", before.env.name):
         return False  # of an environment that the run does not play
+    if key in _BINS:
+        return before.critic.head == "hl_gauss"
     return key.startswith(_FIXED)
 
 

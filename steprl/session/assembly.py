@@ -13,7 +13,14 @@ from steprl.envs.suite import suite_of
 from steprl.models import DecoderConfig
 from steprl.optimizer import split_trainable
 from steprl.rollout import make_player
-from steprl.session.checks import check_loggers, check_method, check_player, check_rows
+from steprl.session.checks import (
+    check_critic,
+    check_loggers,
+    check_method,
+    check_player,
+    check_rows,
+    reads_privileged,
+)
 from steprl.session.language import decoder_policy, language_of, own_policy, own_tokenizer
 from steprl.session.method import GIVEN_METHOD, method_of
 from steprl.session.session import Session
@@ -69,11 +76,14 @@ def setup(
     else:
         model, tokenizer, load = language_of(config, suite)
         policy = decoder_policy(config, model)
+    check_critic(config, method, policy, is_own)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     # Raises here if model.freeze or model.lora.target is wrong.
     split_trainable(shapes, config.model.freeze)
     notice_replicated(shapes, mesh, rules)
-    player = make_player(suite, config, policy, mesh, tokenizer)
+    has_own_critic = model is not None and model.value_head == "separate"
+    privileged = reads_privileged(config, method, has_own_critic)
+    player = make_player(suite, config, policy, mesh, tokenizer, privileged)
     check_player(config, suite, player)
     return Session(config, mesh, model, policy, suite, player, method, load, rules)
 

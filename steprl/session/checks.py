@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import jax
 from jax.sharding import Mesh
 
 from steprl.algorithms import Algorithm, check_needs, future_kl_loss
@@ -10,7 +11,9 @@ from steprl.config import Config
 from steprl.config.environments import NO_ENVIRONMENT
 from steprl.envs.nothing import REFUSAL
 from steprl.envs.suite import Suite
+from steprl.optimizer import CRITIC_PARTS, has_own_passes
 from steprl.rollout import Player
+from steprl.types import Policy
 
 
 def check_loggers(config: Config) -> None:
@@ -24,9 +27,10 @@ def check_rows(config: Config, mesh: Mesh) -> None:
     for name, size in (
         ("rollout.batch_size * rollout.n", rows),
         ("actor.ppo_mini_batch_size", config.actor.ppo_mini_batch_size),
+        ("critic.ppo_mini_batch_size", config.critic.ppo_mini_batch_size),
         ("sft.batch_size", config.sft.batch_size),
     ):
-        if size % mesh.size:
+        if size is not None and size % mesh.size:
             raise ValueError(
                 f"{name}={size} must be a multiple of the {mesh.size} devices of the mesh"
             )
@@ -100,15 +104,75 @@ def check_method(config: Config, method: Algorithm, source: str, critic: bool) -
         )
 
 
+def check_critic(config: Config, method: Algorithm, policy: Policy, is_own: bool) -> None:
+    """The policy has the parts that settings of the critic are about; a method without one reads none.
+
+    Args:
+        policy: shapes of its parameters are looked at, where something asks for them.
+        is_own: it is the user's own, and not the decoder of `model`.
+
+    Raises:
+        ValueError: the critic has no parameters of its own, or shares what is to be trained alone.
+    """
+    critic = config.critic
+    set_apart = {
+        "critic.grad_clip": critic.grad_clip,
+        "critic.ppo_epochs": critic.ppo_epochs,
+        "critic.ppo_mini_batch_size": critic.ppo_mini_batch_size,
+        "trainer.critic_warmup": config.trainer.critic_warmup or None,
+    }
+    given = {name: value for name, value in set_apart.items() if value is not None}
+    if not given or "critic" not in method.needs:
+        return
+    first = "{}={}".format(*next(iter(given.items())))
+    if is_own and not jax.eval_shape(policy.init, jax.random.key(0)).keys() & set(CRITIC_PARTS):
+        raise ValueError(
+            f"{first}: the critic's parameters are those that a policy keeps under "
+            f"{' or '.join(map(repr, CRITIC_PARTS))}, and yours has neither: name them so, or leave it out"
+        )
+    shares = config.model.value_head == "shared" or is_own
+    if has_own_passes(critic) and shares and not critic.detach_trunk:
+        name = next(name for name in given if ".ppo_" in name)
+        other = "" if is_own else "model.value_head=separate, or "
+        raise ValueError(
+            f"{name}={given[name]}: a critic can be trained alone only where its loss does not reach the "
+            f"policy's trunk: set {other}critic.detach_trunk=true"
+        )
+
+
+def reads_privileged(config: Config, method: Algorithm, has_own_critic: bool) -> bool:
+    """Whether the critic reads what the environment tells it alone.
+
+    Args:
+        has_own_critic: the policy is the decoder with `model.value_head=separate`.
+
+    Raises:
+        ValueError: it is to, and shares the hidden states of the policy, which must not read it.
+    """
+    if not config.critic.privileged or "critic" not in method.needs:
+        return False
+    if not has_own_critic:
+        raise ValueError(
+            "critic.privileged: the critic reads what the policy must not see, so it needs a network of its "
+            "own: set model.value_head=separate, which a policy of your own has not, or turn it off"
+        )
+    return True
+
+
 def _check_branches(config: Config, method: Algorithm) -> None:
     """Attempts are left for branches, and mini-batches keep those together that share tokens."""
     n = config.rollout.n
     initial_attempts(method.branching, config.algorithm.branch, n)
     if not keeps_groups(method.branching):
         return
-    for name in ("ppo_mini_batch_size", "ppo_micro_batch_size"):
-        if (size := getattr(config.actor, name)) % n:
+    sizes = {
+        "actor.ppo_mini_batch_size": config.actor.ppo_mini_batch_size,
+        "actor.ppo_micro_batch_size": config.actor.ppo_micro_batch_size,
+        "critic.ppo_mini_batch_size": config.critic.ppo_mini_batch_size,
+    }
+    for name, size in sizes.items():
+        if size is not None and size % n:
             raise ValueError(
-                f"actor.{name}={size} would part attempts that share tokens: use a multiple of "
+                f"{name}={size} would part attempts that share tokens: use a multiple of "
                 f"rollout.n={n}"
             )

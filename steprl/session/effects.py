@@ -14,6 +14,7 @@ from steprl.branching import ByScore, Contrast
 from steprl.config import Config
 from steprl.config.environments import ENVIRONMENTS
 from steprl.config.settings import setting_values
+from steprl.optimizer import critic_passes
 from steprl.session.session import Session
 
 
@@ -61,6 +62,11 @@ def _one_step(run: Session) -> bool:
     """Each batch is one step of the optimiser: its policy is the one that sampled."""
     actor, rollout = run.config.actor, run.config.rollout
     return actor.ppo_epochs == 1 and actor.ppo_mini_batch_size == rollout.batch_size * rollout.n
+
+
+def _one_step_of_critic(run: Session) -> bool:
+    rollout, (epochs, size) = run.config.rollout, critic_passes(run.config)
+    return epochs == 1 and size == rollout.batch_size * rollout.n
 
 
 def _workers(run: Session) -> int:
@@ -117,6 +123,7 @@ RULES: tuple[Rule, ...] = (
          "model.lora.rank=0"),
     # --- warm start
     Rule(("sft.[!s]*", "sft.save_freq"), lambda run: run.config.sft.steps == 0, "sft.steps=0"),
+    Rule(("sft.test_*",), lambda run: run.config.sft.until is None, "sft.until is not set"),
     # --- method
     Rule(("algorithm.options",), lambda run: _row(run) is not None, "{method} takes none"),
     Rule(("algorithm.gamma",), _without_discount, "{method} discounts nothing"),
@@ -160,7 +167,19 @@ RULES: tuple[Rule, ...] = (
     Rule(("actor.kl_loss_*",), lambda run: not run.config.actor.use_kl_loss,
          "actor.use_kl_loss=false"),
     Rule(("critic.*",), lambda run: not _has_critic(run), "{method} trains no critic"),
-    Rule(("critic.cliprange_value",), _one_step, "one optimiser step a batch, so no value has moved"),
+    Rule(("trainer.critic_warmup",), lambda run: not _has_critic(run), "{method} trains no critic"),
+    Rule(("critic.cliprange_value",), _one_step_of_critic,
+         "one optimiser step a batch, so no value has moved"),
+    Rule(("critic.init",), lambda run: run.model is None, "the policy is your own"),
+    Rule(("critic.init",), lambda run: run.config.model.value_head != "separate",
+         "the critic reads the policy's own trunk"),
+    Rule(("critic.detach_trunk",),
+         lambda run: run.model is not None and run.config.model.value_head == "separate",
+         "the critic has a trunk of its own"),
+    Rule(("critic.cliprange_value", "critic.norm_returns"), lambda run: run.config.critic.head == "hl_gauss",
+         "critic.head=hl_gauss has a range of its own"),
+    Rule(("critic.value_m*", "critic.num_bins", "critic.sigma_ratio"),
+         lambda run: run.config.critic.head == "scalar", "critic.head=scalar"),
     # --- rollout and evaluation
     Rule(("rollout.context_length",), lambda run: _on_device(run) and run.config.sft.data is None,
          "{env} is a game on the device"),

@@ -19,6 +19,7 @@ from steprl.models.chat import set_variables
 from steprl.models.contract import check_policy
 from steprl.models.modules import as_policy
 from steprl.models.tokenizer import phrase_tokenizer
+from steprl.models.values import value_support
 from steprl.types import Policy
 
 
@@ -37,6 +38,8 @@ def own_policy(config: Config, policy: Any, vocab_size: int) -> Policy:
     else:
         source = ""
     user_policy = _in_context(source, lambda: as_policy(policy))
+    # The settings say what its critic gives, numbers or logits of bins.
+    user_policy = user_policy._replace(support=value_support(config.critic))
     _in_context(source, lambda: check_policy(user_policy, vocab_size))
     return user_policy
 
@@ -68,6 +71,7 @@ def language_of(config: Config, suite: Suite | None = None) -> Source:
     settings = config.model
     options = dict(
         value_head=settings.value_head,
+        value_support=value_support(config.critic),
         dtype=settings.dtype,
         param_dtype=settings.param_dtype,
         remat=settings.remat,

@@ -25,7 +25,7 @@ class Ready(NamedTuple):
 def open_session(
     source: str | os.PathLike[str],
     overrides: Sequence[str] = (),
-    step: int | None = None,
+    step: int | str | None = None,
     **given: Any,
 ) -> Ready:
     """A session with parameters: those of a run, or those that training would begin with.
@@ -33,7 +33,7 @@ def open_session(
     Args:
         source: as of `steprl.session.sources.kind_of`.
         overrides: settings such as `env.name=wiki_search`, which a model needs.
-        step: checkpoint of a run; None takes the newest.
+        step: checkpoint of a run; None takes the newest, "best" that of the best evaluation.
         given: as of `setup`, such as `env=...`, in place of what settings name.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from steprl.checkpoint import begun, restore
+from steprl.checkpoint import BEST, begun, best_steps, restore
 from steprl.config import Config
 from steprl.models import (
     DecoderConfig,
@@ -97,8 +97,11 @@ def _params_of_run(session: Session, run: Path, key: jax.Array) -> Params:
     return _placed(session, policy.prepare(params), key)
 
 
-def load_params(session: Session, run: Path, step: int | None = None) -> Params:
+def load_params(session: Session, run: Path, step: int | str | None = None) -> Params:
     """The newest parameters of a run: of its training, or else of its warm start.
+
+    Args:
+        step: checkpoint to take; "best" is that of the best evaluation, by `trainer.keep_best`.
 
     Raises:
         FileNotFoundError: the run holds no checkpoint, or none of that step.
@@ -108,13 +111,15 @@ def load_params(session: Session, run: Path, step: int | None = None) -> Params:
     return load_step(session, run, step)[0]
 
 
-def load_step(session: Session, run: Path, step: int | None = None) -> tuple[Params, int | None]:
+def load_step(
+    session: Session, run: Path, step: int | str | None = None
+) -> tuple[Params, int | None]:
     """As `load_params`, and the iteration that they are of; None for the warm start."""
     return _restore(session.policy, session.mesh, run, step, session.rules)
 
 
 def _restore(
-    policy: Policy, mesh: Mesh, run: Path, step: int | None, rules: Rules = PARAMETER_RULES
+    policy: Policy, mesh: Mesh, run: Path, step: int | str | None, rules: Rules = PARAMETER_RULES
 ) -> tuple[Params, int | None]:
     folder = run / "checkpoints"
     warm = step is None and not begun(folder)
@@ -123,16 +128,32 @@ def _restore(
     if not begun(folder):
         raise FileNotFoundError(f"{run} holds no checkpoint, neither in checkpoints/ nor in sft/")
     wanted = {"params": _abstract_params(policy, mesh, rules)}
-    restored = restore(folder, wanted, step, partial=True)
+    chosen = _ranked(run, step) if isinstance(step, str) else step
+    restored = restore(folder, wanted, chosen, partial=True)
     return restored.state["params"], None if warm else restored.step
 
 
-def open_policy(path: str | Path, step: int | None = None, merge: bool = True) -> Opened:
+def _ranked(run: Path, step: str) -> list[int]:
+    """The steps of a run that were evaluated, the best first."""
+    if step != BEST:
+        raise ValueError(f"step={step!r}: expected a number, or {BEST!r}")
+    trainer = saved_settings(run).trainer if is_run(run) else Config().trainer
+    metric = trainer.keep_best or Config().trainer.keep_best or ""
+    steps = best_steps(run / "checkpoints", metric)
+    if not steps:
+        raise FileNotFoundError(
+            f"{run}: no checkpoint of it was evaluated by {metric} (trainer.keep_best), so none is the "
+            "best; take one by its number, or the newest"
+        )
+    return steps
+
+
+def open_policy(path: str | Path, step: int | str | None = None, merge: bool = True) -> Opened:
     """A policy of a run, or a pretrained model, ready to be talked to.
 
     Args:
         path: as of `steprl.session.sources.kind_of`; of a configuration, what its training begins with.
-        step: checkpoint of a run, None for the newest.
+        step: checkpoint of a run, None for the newest, "best" for that of the best evaluation.
         merge: False keeps the adapters of a run apart, in `params["lora"]`.
 
     Raises:

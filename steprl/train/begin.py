@@ -1,5 +1,6 @@
 """What a run begins with: the compiled update, and the state that it left or a new one."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import jax
 
 from steprl.carried import share_spent
 from steprl.checkpoint import begun, restore, set_aside
-from steprl.optimizer import make_optimizer
+from steprl.optimizer import make_rl_optimizer
 from steprl.session import Session
 from steprl.sharding import as_abstract, state_shardings
 from steprl.types import Params, StepBatch
@@ -45,19 +46,15 @@ def begin(session: Session, checkpoints: Path, params: Params) -> Begun:
         DamagedCheckpoint: there are checkpoints, and none can be read.
     """
     config, policy, method, mesh = session.config, session.policy, session.method, session.mesh
-    rows = config.rollout.batch_size * config.rollout.n
-    updates = config.trainer.total_training_steps * config.actor.ppo_epochs
-    updates *= rows // config.actor.ppo_mini_batch_size
 
     def fresh(params: Params) -> TrainState:
-        optimizer = make_optimizer(config.actor, config.critic, updates)
-        return initial_state(params, optimizer, config, method)
+        return _fresh(session, params)
 
     def update(
         state: TrainState, batch: StepBatch, key: jax.Array, sampled: float | None
     ) -> tuple[TrainState, Metrics, TokenRecord]:
         spent = share_spent(config, state.carried)
-        optimizer = make_optimizer(config.actor, config.critic, updates, spent)
+        optimizer = make_rl_optimizer(config, _has_critic(session), spent)
         in_rows = sizes_in_rows(config, method.branching)
         # Recorded in every iteration, so that all are one program and have the same bits; what is not
         # written never leaves the device.
@@ -75,6 +72,20 @@ def begin(session: Session, checkpoints: Path, params: Params) -> Begun:
         state = jax.jit(fresh, out_shardings=shardings)(params)
     compiled = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None, None))
     return Begun(compiled, state, row)
+
+
+def abstract_state(session: Session, params: Params) -> TrainState:
+    """Shapes and types of the state of a run, from those of its parameters."""
+    return jax.eval_shape(functools.partial(_fresh, session), params)
+
+
+def _fresh(session: Session, params: Params) -> TrainState:
+    optimizer = make_rl_optimizer(session.config, _has_critic(session))
+    return initial_state(params, optimizer, session.config, session.method)
+
+
+def _has_critic(session: Session) -> bool:
+    return "critic" in session.method.needs
 
 
 def meta_of(session: Session) -> dict[str, Any]:

@@ -27,8 +27,10 @@ from steprl.session import Session, abstract_params, initial_params
 from steprl.session.checks import check_plays
 from steprl.sft import warm_start
 from steprl.train.begin import begin, meta_of
+from steprl.train.best import Best
 from steprl.train.faults import Faults
 from steprl.train.measures import Clock, is_written, open_metrics, row_of
+from steprl.train.warnings import Warnings
 from steprl.types import Params
 from steprl.update import TokenRecord
 
@@ -125,7 +127,8 @@ def _reinforce(
     checkpoints, file = run / "checkpoints", run / "metrics.jsonl"
     update, state, last_row = begin(session, checkpoints, params)
     done = int(state.iteration)
-    ended = done == total or float(state.carried["tokens"]) >= budget
+    best = Best(checkpoints, trainer)
+    ended = done == total or float(state.carried["tokens"]) >= budget or best.is_over(done)
     gather, summarise = make_gather(session), jax.jit(summary)
     record_settings(run, config)
     seed = jax.random.key(trainer.seed)
@@ -134,7 +137,9 @@ def _reinforce(
     # A run that was killed before its first checkpoint evaluates again, so row 0 goes as well.
     truncate_after(file, done if done else -1)
     with (
-        Checkpointer(checkpoints, max_to_keep=trainer.max_to_keep) as saver,
+        Checkpointer(
+            checkpoints, max_to_keep=trainer.max_to_keep, keep_best=trainer.keep_best
+        ) as saver,
         open_metrics(run, trainer) as writer,
     ):
 
@@ -147,8 +152,10 @@ def _reinforce(
             writer.write(done, last_row)
         if done == 0 and trainer.val_before_train:
             before = evaluate_all(player, state.params, config)
+            best.check(before)
             writer.write(0, before)
             watch(Event("rl", 0, total, before))
+        warnings = Warnings(file, config, fixed_width=session.suite.game is not None)
         for iteration in range(done + 1, done + 1 if ended else total + 1):
             clock = Clock()
             tasks = attempts((iteration - 1) * size, size, config.rollout.n)
@@ -175,15 +182,19 @@ def _reinforce(
                 write(iteration, experience, record)
                 clock.lap("save_trajectories")
             del record  # its memory is free for the next rollout
+            better = False
             if not broken and (last or _due(iteration, trainer.test_freq)):
                 try:
                     metrics |= evaluate_all(player, state.params, config)
+                    better = best.see(iteration, metrics)
+                    last = last or best.is_over(iteration)
                 except EnvironmentFailed as error:
                     failed = error
                 clock.lap("testing")
 
+            metrics |= warnings.check(iteration, metrics)
             stop = interrupted()
-            if broken or failed or stop or last or _due(iteration, trainer.save_freq):
+            if broken or failed or stop or last or better or _due(iteration, trainer.save_freq):
                 # An update that is not finite has changed nothing: what is saved is the good state.
                 row = row_of(metrics, clock, compiled)
                 saver.save(iteration, state, meta_of(session) | {"row": row})

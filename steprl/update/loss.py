@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from steprl.algorithms import Algorithm
 from steprl.config import Config
 from steprl.models.scoring import Scores
-from steprl.ops import aggregation_weights, kl_penalty, value_loss
+from steprl.ops import aggregation_weights, kl_penalty
+from steprl.update.critic import critic_loss
 from steprl.update.prepare import Metrics, Sample
 
 
@@ -62,15 +63,7 @@ def sample_loss(
         rollout_weights_t=sample.rollout_weight_NT,
     )
     entropy = jnp.sum(sample.policy_weight_NT * new.entropy_NT)
-    critic_ids_NT = jnp.where(credit.critic_mask_NT, batch.step_ids_NT, -1)
-    vf_loss, vf = value_loss(
-        new.value_NT,
-        credit.return_NT,
-        sample.value_NT,
-        critic_ids_NT,
-        clip=critic.cliprange_value,
-        weights_t=sample.value_weight_NT,
-    )
+    vf_loss, vf = critic_loss(new, sample, critic)
     total = pg_loss - actor.entropy_coeff * entropy + critic.vf_coef * vf_loss
     metrics = {
         "actor/pg_loss": pg_loss,

@@ -13,14 +13,29 @@ from steprl.algorithms import Algorithm
 from steprl.branching import Branching, rows_per_attempt
 from steprl.carried import CLIP, TOKENS, Seen, with_carried_clip
 from steprl.config import Config
+from steprl.models.policy import with_detached_value
 from steprl.models.scoring import Scores, score
-from steprl.optimizer import combine, split_trainable
+from steprl.models.values import value_support
+from steprl.optimizer import (
+    ACTOR,
+    CRITIC,
+    combine,
+    critic_passes,
+    has_own_passes,
+    split_owner,
+    split_trainable,
+)
+from steprl.rewards import KL_COEFFICIENT
 from steprl.types import Params, Policy, StepBatch
+from steprl.update.critic import scaled_last_layer, unit_of, with_last_layer
 from steprl.update.loss import sample_loss, with_weights
 from steprl.update.optimise import (
+    Step,
+    Still,
     Trained,
     check_parts,
     micro_batch_gradient,
+    of_owner,
     optimiser_step,
     passes,
 )
@@ -48,9 +63,22 @@ def make_update(
     over micro-batches. A step whose loss or gradient is not finite changes nothing and is counted
     in `train/nonfinite`. Where the whole batch is one step, its gradient is taken through the first
     pass, and there is no second.
+
+    A critic with passes of its own (`critic.ppo_epochs`, `critic.ppo_mini_batch_size`) takes them
+    before those of the policy, each with a gradient of its own parameters alone. In the first
+    `trainer.critic_warmup` iterations the policy stays as it is.
     """
-    actor = config.actor
+    if policy.value is not None and policy.support != value_support(config.critic):
+        raise ValueError(
+            f"critic.head={config.critic.head}: policy.support is {policy.support}, and should be "
+            f"{value_support(config.critic)}"
+        )
+    actor, warmup = config.actor, config.trainer.critic_warmup
     mini, micro = actor.ppo_mini_batch_size, actor.ppo_micro_batch_size
+    critic_epochs, critic_mini = critic_passes(config)
+    has_critic = "critic" in method.needs
+    apart = has_critic and has_own_passes(config.critic)
+    policy = with_detached_value(policy) if config.critic.detach_trunk else policy
 
     def update(
         state: TrainState,
@@ -60,6 +88,10 @@ def make_update(
     ) -> tuple[TrainState, Metrics] | tuple[TrainState, Metrics, TokenRecord]:
         config_now = with_carried_clip(config, state.carried)
         check_parts(batch, mini, micro)
+        if apart:
+            check_parts(batch, critic_mini, micro, "critic")
+        warms_up = has_critic and (isinstance(warmup, jax.Array) or warmup > 0)
+        warming = {ACTOR: state.iteration < warmup} if warms_up else {}
         trainable, frozen = split_trainable(state.params, config.model.freeze)
         before = Trained(trainable, state.opt_state)
 
@@ -69,6 +101,9 @@ def make_update(
                 policy, params, batch, config.rollout.temperature, config.model.logprob_chunk
             )
 
+        def in_reward_units(part: Params) -> Params:
+            return part if unit is None else scaled_last_layer(part, unit)
+
         def loss(new: Scores, sample: Sample) -> tuple[jax.Array, Metrics]:
             return sample_loss(new, sample, method, config_now)
 
@@ -77,52 +112,88 @@ def make_update(
         rows = batch.tokens_NT.shape[0]
         one_step = actor.ppo_epochs == 1 and mini == rows and micro in (0, rows)
         if one_step:
-            old, pull_back = jax.vjp(lambda part: scored(part, batch), trainable)
+            part, rest = split_owner(trainable, ACTOR if apart else None)
+            old, pull_back = jax.vjp(lambda part: scored(combine(part, rest), batch), part)
         else:
             old = scored(trainable, batch)
-        sample, reward_states, report = prepare(
+        sample, reward_states, report, moments = prepare(
             batch, old, reference_NT, state.carried, method, config
         )
+        # What an optimiser step is made in; None: the units of rewards.
+        unit = None
+        if sample.return_scale_N is not None:
+            unit = unit_of(sample.return_scale_N[0])
+            before = with_last_layer(before, 1 / unit)
 
-        def through_first_pass(part: Params, sample: Sample) -> tuple[Params, Metrics]:
+        def through_first_pass(own: Params, rest: Params, sample: Sample) -> tuple[Params, Metrics]:
             slopes, metrics = jax.grad(loss, has_aux=True)(old, sample)
-            return pull_back(slopes)[0], metrics
+            # The slope in a smaller unit is larger by as much.
+            return in_reward_units(pull_back(slopes)[0]), metrics
 
-        def through_own_pass(part: Params, sample: Sample) -> tuple[Params, Metrics]:
+        def through_own_pass(own: Params, rest: Params, sample: Sample) -> tuple[Params, Metrics]:
             def of_part(part: Params, sample: Sample) -> tuple[jax.Array, Metrics]:
-                return loss(scored(part, sample.batch), sample)
+                in_units = in_reward_units(combine(part, rest))
+                return loss(scored(in_units, sample.batch), sample)
 
-            return micro_batch_gradient(of_part, part, sample, micro)
+            return micro_batch_gradient(of_part, own, sample, micro)
 
-        gradient_of = through_first_pass if one_step else through_own_pass
+        def step_of(owner: str | None, still: Still, first_pass: bool = False) -> Step:
+            gradient_of = of_owner(owner, through_first_pass if first_pass else through_own_pass)
 
-        def step(trained: Trained, sample: Sample) -> tuple[Trained, Metrics]:
-            weighted = with_weights(sample, method, config)
-            return optimiser_step(gradient_of, optimizer, trained, weighted)
+            def step(trained: Trained, sample: Sample) -> tuple[Trained, Metrics]:
+                weighted = with_weights(sample, method, config)
+                return optimiser_step(gradient_of, optimizer, trained, weighted, still)
 
+            return step
+
+        of_critic: Metrics = {}
+        after, actor_key = before, key
+        if apart:
+            actor_key, critic_key = jax.random.split(key)
+            after, of_critic = passes(
+                step_of(CRITIC, {ACTOR: True}), before, sample, critic_key,
+                epochs=critic_epochs, mini_rows=critic_mini, mesh=mesh,
+            )  # fmt: skip
+        still = warming | {CRITIC: True} if apart else warming
+        step = step_of(ACTOR if apart else None, still, first_pass=one_step)
         if one_step:
-            after, metrics = step(before, sample)
+            after, metrics = step(after, sample)
         else:
             after, metrics = passes(
-                step, before, sample, key, epochs=actor.ppo_epochs, mini_rows=mini, mesh=mesh
+                step, after, sample, actor_key, epochs=actor.ppo_epochs, mini_rows=mini, mesh=mesh
             )
+        if unit is not None:
+            after = with_last_layer(after, unit)
+        broken = [jnp.sum(found["train/nonfinite"]) for found in (metrics, of_critic) if found]
+        metrics = of_critic | metrics
         report |= {name: jnp.mean(value) for name, value in metrics.items()}
-        report["train/nonfinite"] = jnp.sum(metrics["train/nonfinite"])
+        report["train/nonfinite"] = sum(broken[1:], broken[0])
+        if not has_critic:
+            report.pop("critic/grad_norm", None)
         if sampled is None:
             sampled = jnp.sum(batch.step_ids_NT >= 0)
-        seen = Seen(trainable, report, jnp.asarray(sampled, jnp.float32))
+        seen = Seen(trainable, report, jnp.asarray(sampled, jnp.float32), moments)
         following = {
             one.name: one.update(state.carried[one.name], seen, config)
             for one in carries(method, config)
         }
+        following = reward_states | following
+        if warms_up:  # what a policy that stands still would shift stays as well
+            for name in (CLIP.name, KL_COEFFICIENT):
+                if name in following:
+                    kept = state.carried[name]
+                    following[name] = jnp.where(warming[ACTOR], kept, following[name])
         params = combine(after.params, frozen)
-        carried = state.carried | reward_states | following
+        carried = state.carried | following
         report["token/total"] = carried[TOKENS.name]
         if CLIP.name in carried:
             report["actor/clip_ratio"] = state.carried[CLIP.name]  # that of this update
         new = TrainState(params, after.opt_state, state.iteration + 1, carried)
         if recorded:
-            return new, report, token_record(with_weights(sample, method, config), old)
+            record = token_record(with_weights(sample, method, config), old)
+            if warms_up:
+                record = record._replace(learnt_NT=record.learnt_NT & ~warming[ACTOR])
+            return new, report, record
         return new, report
 
     return update
@@ -134,4 +205,7 @@ def sizes_in_rows(config: Config, branching: Branching | None) -> Config:
     rows = rows_per_attempt(branching)
     sizes = ("ppo_mini_batch_size", "ppo_micro_batch_size")
     in_rows = {name: rows * getattr(config.actor, name) for name in sizes}
-    return dataclasses.replace(config, actor=dataclasses.replace(config.actor, **in_rows))
+    actor, critic = dataclasses.replace(config.actor, **in_rows), config.critic
+    if critic.ppo_mini_batch_size is not None:
+        critic = dataclasses.replace(critic, ppo_mini_batch_size=rows * critic.ppo_mini_batch_size)
+    return dataclasses.replace(config, actor=actor, critic=critic)

@@ -1,6 +1,6 @@
 """Third part of an update: gradients over parts of a sample, and steps of the optimiser."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from steprl.optimizer import ACTOR, CRITIC, combine, grad_norms, owner_of, split_owner
 from steprl.sharding import BATCH
 from steprl.types import Params, StepBatch
 from steprl.update.prepare import Metrics, Sample
@@ -26,29 +27,77 @@ Gradient = Callable[[Params, Sample], tuple[Params, Metrics]]
 
 Step = Callable[[Trained, Sample], tuple[Trained, Metrics]]
 
+Still = Mapping[str, bool | jax.Array]
+"""Whether a step leaves `ACTOR` or `CRITIC` as it is, parameters and moments; who is absent moves."""
+
 
 def optimiser_step(
     gradient_of: Gradient,
     optimizer: optax.GradientTransformation,
     trained: Trained,
     sample: Sample,
+    still: Still | None = None,
 ) -> tuple[Trained, Metrics]:
     """One step on a mini-batch; one whose loss or gradient is not finite changes nothing.
 
     Such a step is counted in `train/nonfinite`. Where no token has a weight there is nothing to learn:
-    parameters and moments stay as they are.
+    parameters and moments stay as they are. So do those of whoever is to be `still`, whose gradient
+    is 0 for the clip.
     """
+    still = still or {}
     params, opt_state = trained
     gradient, metrics = gradient_of(params, sample)
-    norm = optax.tree.norm(gradient)
+    gradient = _where_still(still, jax.tree.map(jnp.zeros_like, gradient), gradient)
+    norm, norms = optax.tree.norm(gradient), grad_norms(gradient)
     updates, new_opt_state = optimizer.update(gradient, opt_state, params)
-    fine = jnp.isfinite(norm) & jnp.isfinite(metrics["actor/pg_loss"] + metrics["critic/vf_loss"])
-    weighted = jnp.any(sample.policy_weight_NT != 0) | jnp.any(sample.value_weight_NT != 0)
-    keep = lambda new, old: jnp.where(fine & weighted, new, old)  # noqa: E731
-    params = jax.tree.map(keep, optax.apply_updates(params, updates), params)
-    opt_state = jax.tree.map(keep, new_opt_state, opt_state)
-    metrics |= {"actor/grad_norm": norm, "train/nonfinite": (~fine).astype(jnp.float32)}
-    return Trained(params, opt_state), metrics
+    losses = [metrics[name] for name in ("actor/pg_loss", "critic/vf_loss") if name in metrics]
+    fine = jnp.isfinite(norm) & jnp.isfinite(sum(losses))
+    weights = {ACTOR: sample.policy_weight_NT, CRITIC: sample.value_weight_NT}
+    weighted = [
+        jnp.any(weight != 0) & ~jnp.asarray(still.get(owner, False))
+        for owner, weight in weights.items()
+    ]
+    keep = lambda new, old: jnp.where(fine & (weighted[0] | weighted[1]), new, old)  # noqa: E731
+    moved = Trained(optax.apply_updates(params, updates), new_opt_state)
+    moved = jax.tree.map(keep, moved, trained)
+    moved = Trained(*(_where_still(still, *pair) for pair in zip(trained, moved, strict=True)))
+    metrics |= {f"{o}/grad_norm": norms[o] for o in weights if still.get(o, False) is not True}
+    metrics["train/nonfinite"] = (~fine).astype(jnp.float32)
+    return moved, metrics
+
+
+def _where_still(still: Still, held: Any, moved: Any) -> Any:
+    """The leaves of `held` of those who are to be still, and the others of `moved`."""
+
+    def choose(path: Any, held: jax.Array, moved: jax.Array) -> jax.Array:
+        where = still.get(owner_of(path) or "", False)
+        if isinstance(where, bool):
+            return held if where else moved
+        return jnp.where(where, held, moved)
+
+    return jax.tree_util.tree_map_with_path(choose, held, moved)
+
+
+def of_owner(
+    owner: str | None,
+    gradient_of: Callable[[Params, Params, Sample], tuple[Params, Metrics]],
+) -> Gradient:
+    """A gradient with respect to what `ACTOR` or `CRITIC` owns alone: 0 elsewhere, metrics of its own.
+
+    Args:
+        owner: None for both.
+        gradient_of: from what is owned, the rest, and a sample to the gradient of what is owned.
+    """
+
+    def gradient_of_all(params: Params, sample: Sample) -> tuple[Params, Metrics]:
+        own, rest = split_owner(params, owner)
+        gradient, metrics = gradient_of(own, rest, sample)
+        if owner is not None:
+            of_critic = owner == CRITIC
+            metrics = {k: x for k, x in metrics.items() if k.startswith("critic/") == of_critic}
+        return combine(gradient, jax.tree.map(jnp.zeros_like, rest)), metrics
+
+    return gradient_of_all
 
 
 def passes(
@@ -112,8 +161,11 @@ def groups(batch: StepBatch) -> int:
     return (batch.tokens_NT if batch.tree is None else batch.tree.tokens_MGU).shape[0]
 
 
-def check_parts(batch: StepBatch, mini: int, micro: int) -> None:
+def check_parts(batch: StepBatch, mini: int, micro: int, section: str = "actor") -> None:
     """Refuses sizes of mini- and micro-batches that would part rows that share tokens.
+
+    Args:
+        section: of the settings whose sizes these are.
 
     Raises:
         ValueError: says which size, and of what it must be a multiple.
@@ -122,7 +174,7 @@ def check_parts(batch: StepBatch, mini: int, micro: int) -> None:
     for name, size in (("ppo_mini_batch_size", mini), ("ppo_micro_batch_size", micro)):
         if size % rows:
             raise ValueError(
-                f"actor.{name}={size} would part rows that share tokens: use a multiple of {rows}"
+                f"{section}.{name}={size} would part rows that share tokens: use a multiple of {rows}"
             )
 
 

@@ -1,17 +1,24 @@
 """First part of an update: from a batch and what models say of it to what the loss needs."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from steprl.algorithms import Algorithm, Credit, group_ids, scores
-from steprl.config import Config
+from steprl.carried import VALUE_MOMENTS
+from steprl.config import AlgorithmConfig, Config
 from steprl.models.scoring import Scores
 from steprl.ops import (
+    RunningMoments,
+    all_equal,
+    explained_variance,
     informative_groups,
     masked_mean,
     masked_variance,
+    recent_moments,
+    return_scale,
     rollout_correction_weights,
 )
 from steprl.rewards import ModelScores, transform_rewards
@@ -34,6 +41,7 @@ class Sample(NamedTuple):
     # Of each token in the loss of its mini-batch; 0 until an optimiser step fills them in.
     policy_weight_NT: jax.Array
     value_weight_NT: jax.Array
+    return_scale_N: jax.Array | None = None  # the same for all rows; what the critic learns in
 
 
 class Prepared(NamedTuple):
@@ -42,6 +50,8 @@ class Prepared(NamedTuple):
     sample: Sample
     reward_states: dict[str, Any]  # the next ones, by the names of `REWARD_TRANSFORMS`
     metrics: Metrics
+    # Of the returns, these among them, where the critic learns in units of their deviation.
+    value_moments: RunningMoments | None = None
 
 
 def prepare(
@@ -61,7 +71,8 @@ def prepare(
         batch: N trajectories, as rollouts gave them.
         old: of the batch under the current parameters.
         reference_NT: log-probs under the policy that training began with, if something needs it.
-        carried: of the train state; the states of the reward transforms are read.
+        carried: of the train state; the states of the reward transforms are read, and the moments of
+            the returns.
         method: row of the table of algorithms.
         config: settings of the run.
     """
@@ -79,8 +90,15 @@ def prepare(
         alone_N1 = (ids_N < 0)[:, None]
         credit = credit._replace(advantage_NT=jnp.where(alone_N1, 0.0, credit.advantage_NT))
     metrics |= report | _advantage_metrics(credit, batch)
+    moments, scale_N = carried.get(VALUE_MOMENTS.name), None
     if "critic" in method.needs:
-        metrics |= _critic_metrics(credit, old.value_NT)
+        reward_return_NT = _returns_of_rewards(method, batch, settings)
+        metrics |= _critic_metrics(credit, old.value_NT, reward_return_NT)
+        if moments is not None and config.critic.head == "scalar":
+            moments = _next_moments(moments, reward_return_NT, credit.critic_mask_NT)
+            scale = return_scale(moments)
+            metrics["critic/return_scale"] = scale
+            scale_N = jnp.full(batch.task_N.shape, scale)
     old_logprob_NT, weight_NT = batch.logprob_NT, None
     if settings.rollout_is != "off":
         old_logprob_NT = old.logprob_NT
@@ -111,8 +129,9 @@ def prepare(
         keep_N,
         policy_weight_NT=blank_NT,
         value_weight_NT=blank_NT,
+        return_scale_N=scale_N,
     )
-    return Prepared(sample, reward_states, metrics)
+    return Prepared(sample, reward_states, metrics, moments)
 
 
 def _batch_metrics(batch: StepBatch, old: Scores) -> Metrics:
@@ -138,13 +157,36 @@ def _advantage_metrics(credit: Credit, batch: StepBatch) -> Metrics:
     }
 
 
-def _critic_metrics(credit: Credit, value_NT: jax.Array) -> Metrics:
+def _returns_of_rewards(
+    method: Algorithm, batch: StepBatch, settings: AlgorithmConfig
+) -> jax.Array:
+    """[N, T] what the targets of the critic would be without its own values: sums of rewards.
+
+    Targets mix both where `lam` is below 1, and so differ even if all attempts end the same.
+    """
+    no_value_NT = jnp.zeros_like(batch.logprob_NT)
+    return method.credit(batch, no_value_NT, dataclasses.replace(settings, lam=1.0)).return_NT
+
+
+def _next_moments(
+    moments: RunningMoments, return_NT: jax.Array, mask_NT: jax.Array
+) -> RunningMoments:
+    """With this batch, unless it has a number that is none."""
+    following = recent_moments(moments, return_NT, mask_NT)
+    fine = jnp.isfinite(following.mean) & jnp.isfinite(following.variance)
+    return jax.tree.map(lambda new, old: jnp.where(fine, new, old), following, moments)
+
+
+def _critic_metrics(credit: Credit, value_NT: jax.Array, reward_return_NT: jax.Array) -> Metrics:
     """Of the critic as it was when the batch came in."""
-    critic_mask_NT = credit.critic_mask_NT
-    error = masked_variance(credit.return_NT - value_NT, critic_mask_NT)
-    spread = masked_variance(credit.return_NT, critic_mask_NT)
+    mask_NT, return_NT = credit.critic_mask_NT, credit.return_NT
+    equal = all_equal(return_NT, mask_NT) | all_equal(reward_return_NT, mask_NT)
+    explained = explained_variance(value_NT, return_NT, mask_NT)
     return {
-        "critic/vf_explained_var": 1.0 - error / jnp.maximum(spread, 1e-8),
-        "critic/values/mean": masked_mean(value_NT, critic_mask_NT),
-        "critic/returns/mean": masked_mean(credit.return_NT, critic_mask_NT),
+        "critic/vf_explained_var": jnp.where(equal, 0.0, explained),
+        "critic/values/mean": masked_mean(value_NT, mask_NT),
+        "critic/returns/mean": masked_mean(return_NT, mask_NT),
+        "critic/returns/var": masked_variance(return_NT, mask_NT),
+        # 1 where rewards made no difference, so that there was nothing to explain.
+        "critic/returns/equal": equal.astype(jnp.float32),
     }

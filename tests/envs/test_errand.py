@@ -268,7 +268,9 @@ def test_the_demonstrator_is_as_good_as_its_settings(changes, lazy, forget, nois
     assert noise or np.all(steps[success] == config.horizon)
 
 
-@pytest.mark.parametrize(("errands", "low", "high"), [(2, 0.2, 0.35), (4, 0.1, 0.25)])
+@pytest.mark.parametrize(
+    ("errands", "low", "high"), [(2, 0.2, 0.35), pytest.param(4, 0.1, 0.25, marks=pytest.mark.slow)]
+)
 def test_the_demonstrator_is_weak_whatever_the_horizon(errands, low, high):
     config = dataclasses.replace(DEFAULT, errands=errands)
     weak = (config.demo_lazy, config.demo_forget, config.demo_noise)
@@ -311,7 +313,9 @@ def played(kind):
     return jax.jit(lambda: rollout(policy, Errand(DEFAULT), {}, key, task_N, task_N * 0))()
 
 
-@pytest.mark.parametrize("kind", ["demonstrator", "random policy"])
+@pytest.mark.parametrize(
+    "kind", ["demonstrator", pytest.param("random policy", marks=pytest.mark.slow)]
+)
 def test_text_play_agrees_with_token_play(kind):
     game, batch = shared(), played(kind)
     compared, invalid, ends = 0, 0, set()
@@ -335,6 +339,7 @@ def test_text_play_agrees_with_token_play(kind):
     assert ends >= ({(True, False), (False, True)} if kind == "demonstrator" else {(False, True)})
 
 
+@pytest.mark.slow
 def test_many_episodes_at_once_are_those_one_by_one():
     env, length = Errand(PAIR), PAIR.horizon + 2
     weak = dataclasses.replace(PAIR, demo_noise=0.3)
@@ -358,9 +363,9 @@ def test_many_episodes_at_once_are_those_one_by_one():
 @pytest.mark.parametrize(
     "shared",
     [
-        GameConfig(),
+        pytest.param(GameConfig(), marks=pytest.mark.slow),
         GameConfig(thought_tokens=3, progress_reward=1.0, fatal_errors=1.0),
-        GameConfig(progress_reward=0.5, reward_delay=2),
+        pytest.param(GameConfig(progress_reward=0.5, reward_delay=2), marks=pytest.mark.slow),
     ],
     ids=["none", "thoughts", "progress"],
 )

@@ -31,12 +31,12 @@ def openings(config, heldout):
     ("horizon", "changes"),
     [
         (4, dict(errands=1, hidden=False, transform=False)),
-        (6, dict(errands=1, hidden=True, transform=False)),
-        (6, dict(errands=1, hidden=False, transform=True)),
-        (8, dict(errands=1, hidden=True, transform=True)),
-        (8, dict(errands=2, hidden=False, transform=False)),
-        (16, dict(errands=2, hidden=True, transform=True)),
-        (24, dict(errands=3, hidden=True, transform=True)),
+        pytest.param(6, dict(errands=1, hidden=True, transform=False), marks=pytest.mark.slow),
+        pytest.param(6, dict(errands=1, hidden=False, transform=True), marks=pytest.mark.slow),
+        pytest.param(8, dict(errands=1, hidden=True, transform=True), marks=pytest.mark.slow),
+        pytest.param(8, dict(errands=2, hidden=False, transform=False), marks=pytest.mark.slow),
+        pytest.param(16, dict(errands=2, hidden=True, transform=True), marks=pytest.mark.slow),
+        pytest.param(24, dict(errands=3, hidden=True, transform=True), marks=pytest.mark.slow),
         (32, dict(errands=4, hidden=True, transform=True)),
     ],
 )
@@ -133,10 +133,16 @@ def rows_of(count):
     ("changes", "least"),
     [
         (dict(errands=1, places=5, objects=1), 500),
-        (dict(errands=1, places=5, objects=2, transform=False), 1000),
+        pytest.param(
+            dict(errands=1, places=5, objects=2, transform=False), 1000, marks=pytest.mark.slow
+        ),
         (dict(errands=2, places=5, objects=3, transform=False, hidden=False), 1000),
-        (dict(errands=2, places=5, objects=2), 20_000),
-        (dict(errands=3, places=6, objects=3, transform=False, hidden=False), 2000),
+        pytest.param(dict(errands=2, places=5, objects=2), 20_000, marks=pytest.mark.slow),
+        pytest.param(
+            dict(errands=3, places=6, objects=3, transform=False, hidden=False),
+            2000,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             dict(errands=4, places=8, objects=4, transform=False, hidden=False),
             50_000,

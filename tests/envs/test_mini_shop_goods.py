@@ -227,7 +227,7 @@ def test_the_demonstrator_solves_webshop(large, mode):
 
 @webshop
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["small", "full"])
+@pytest.mark.parametrize("mode", ["small", pytest.param("full", marks=pytest.mark.full)])
 def test_the_demonstrator_solves_all_of_webshop(large, mode):
     check_webshop(large, mode, step=1)
 

@@ -280,7 +280,9 @@ def explored(config, task):
 @pytest.mark.parametrize(
     ("config", "states"),
     # At home, on 4 lists, on 8 pages with 16 ways to have chosen; more of them after a purchase.
-    [(ShopConfig(goods=4, results=2, options=2, spare_steps=64), 1 + 4 + 8 * 16),
+    [pytest.param(
+        ShopConfig(goods=4, results=2, options=2, spare_steps=64), 1 + 4 + 8 * 16,
+        marks=pytest.mark.slow),
      (ShopConfig(goods=4, results=2, options=1, purchases=2, spare_steps=64), None),
      (ShopConfig(goods=4, results=3, options=0, spare_steps=64), 1 + 4 + 4 * 3),
      pytest.param(
@@ -482,6 +484,7 @@ def test_text_play_agrees_with_token_play():
     assert ends == {(False, False), (True, False), (False, True)}
 
 
+@pytest.mark.slow
 def test_many_at_once_are_what_each_is_alone():
     env = Shop(LONG)
 

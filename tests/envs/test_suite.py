@@ -241,6 +241,7 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("user_echo", None)
 
 
+@pytest.mark.slow
 def test_a_suite_of_the_user_is_warmed_up_trained_and_evaluated(module, tmp_path):
     config = small_config(
         f"env.name={module}:make", "sft.steps=2", "trainer.total_training_steps=1",

@@ -479,6 +479,7 @@ def reference():
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_smollm2_says_what_transformers_said(smollm2, reference):
     config = gguf_config(smollm2, value_head="none")
     assert (config.num_layers, config.d_model, config.rope_theta, config.norm_eps) == (

@@ -233,7 +233,10 @@ def logits_of(policy, params, tokens):
     return policy.unembed(params, policy.apply(params, *tokens)[0])
 
 
-@pytest.mark.parametrize("dtype, value_head", [("float32", "shared"), ("bfloat16", "separate")])
+@pytest.mark.parametrize(
+    "dtype, value_head",
+    [pytest.param("float32", "shared", marks=pytest.mark.slow), ("bfloat16", "separate")],
+)
 def test_the_adapted_policy_is_the_policy_on_merged_parameters(dtype, value_head):
     config = config_of(SMALL, dtype=dtype, param_dtype=dtype, value_head=value_head)
     base, params, tokens = make_policy(config), adapted(config), tokens_of()
@@ -334,6 +337,7 @@ def matmuls_over(rank, jaxpr, inside=False):
     return found
 
 
+@pytest.mark.slow
 def test_a_rollout_and_a_scoring_merge_once_and_outside_of_their_loops():
     rank = 7  # no other axis of the model
     config = config_of(vocab_size=16)

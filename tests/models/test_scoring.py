@@ -185,6 +185,7 @@ def test_the_final_value_is_read_at_the_last_real_token(model, scored, holed, ho
     assert np.ptp(found) > 0.01
 
 
+@pytest.mark.slow
 def test_without_a_critic_values_are_zero(holed):
     scores = score(LINEAR, LINEAR.init(jax.random.key(0)), holed)
     assert not np.any(scores.value_NT) and not np.any(scores.final_value_N)
@@ -291,7 +292,10 @@ def most_tokens_with_a_vocabulary(function, *args):
     return max(int(np.prod(s)) // VOCAB for s in shapes if VOCAB in s)
 
 
-@pytest.mark.parametrize("chunk_tokens", [2 * 8, 4 * 8, 6 * 8])
+@pytest.mark.parametrize(
+    "chunk_tokens", [pytest.param(2 * 8, marks=pytest.mark.slow), 4 * 8,
+                     pytest.param(6 * 8, marks=pytest.mark.slow)]
+)  # fmt: skip
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("truncated", [False, True], ids=["whole", "truncated"])
 def test_logits_of_a_chunk_at_most_exist_at_a_time(model, chunk_tokens, backward, truncated):

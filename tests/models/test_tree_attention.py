@@ -47,7 +47,10 @@ def over_the_whole_row(q, k, v, positions, ids, ends):
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
 
 
-@pytest.mark.parametrize("block, longest", [(5, 12), (16, 12), (8, 25), (1, 12)])
+@pytest.mark.parametrize("block, longest",
+    [pytest.param(5, 12, marks=pytest.mark.slow), pytest.param(16, 12, marks=pytest.mark.slow),
+     (8, 25), pytest.param(1, 12, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_blocks_find_what_the_whole_row_finds(trees, drawn, block, longest):
     real = jnp.asarray(trees[1] > 0)[..., None, None]
 
@@ -81,7 +84,8 @@ def test_a_block_reads_the_path_above_it_and_itself():
     np.testing.assert_array_equal(mask, [[[[1, 0, 1]], [[1, 0, 1]]]])
 
 
-@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.full), True])
+@pytest.mark.slow
 def test_the_decoder_reads_a_tree_in_blocks_as_at_once(trees, remat):
     shape = dict(
         vocab_size=11, d_model=8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=8,

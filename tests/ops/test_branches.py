@@ -258,6 +258,7 @@ def test_shapes_are_checked():
         ops.branpo_masks(np.zeros((2, 3), int), np.zeros(3, int), np.zeros(2))
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_documentation():
     failed, tried = doctest.testmod(branches)
     assert tried > 0

@@ -74,7 +74,7 @@ def on_shards():
     return sharded(battery)(*example())
 
 
-@pytest.mark.slow  # the examples of the documentation run eagerly in any case
+@pytest.mark.full  # the examples of the documentation run eagerly in any case
 @by_name
 def test_jit_equals_eager(name, eager, jitted):
     for ours, expected in zip(jitted, eager, strict=True):
@@ -94,12 +94,14 @@ def test_pmap_equals_vmap(name, vmapped, pmapped):
 
 
 @by_name
+@pytest.mark.slow
 def test_shard_map_equals_vmap(name, vmapped, on_shards):
     assert_same(on_shards[name], vmapped[name], **CLOSE)
 
 
 class Variants(chex.TestCase):
     @chex.all_variants(with_pmap=True)
+    @pytest.mark.slow
     def test_the_core_of_steppo_in_all_variants(self):
         x, y, z, ids = (row[1] for row in example())
 
@@ -267,6 +269,7 @@ def test_a_batch_is_its_rows(level):
 @pytest.mark.parametrize(
     "room", ["segments", "returns", "aggregation", "losses", "groups", "correction"]
 )
+@pytest.mark.slow
 def test_examples_in_docstrings_run(room):
     failed, tried = doctest.testmod(importlib.import_module(f"steprl.ops.{room}"))
     assert tried > 0

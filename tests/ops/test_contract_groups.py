@@ -79,7 +79,7 @@ def test_branches_have_a_say(loop):
     assert np.mean(advantage.max(axis=-1) > advantage.min(axis=-1)) > 0.05
 
 
-@pytest.mark.slow  # the examples of the documentation run eagerly in any case
+@pytest.mark.full  # the examples of the documentation run eagerly in any case
 @by_name
 def test_jit_equals_eager(name, eager, jitted):
     assert_same(jitted[name], eager[name], **CLOSE)

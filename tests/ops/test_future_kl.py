@@ -295,6 +295,7 @@ def test_what_is_out_of_range_is_refused(options):
         ops.appo_future_value(jnp.zeros(T), EVERY[0], clip=-0.1)
 
 
+@pytest.mark.slow
 def test_examples_in_docstrings_run():
     failed, tried = doctest.testmod(future_kl)
     assert tried > 0

@@ -168,7 +168,7 @@ def test_a_bonus_for_a_whole_group_changes_no_advantage(score, bonus, seed):
 
 
 # Shares of tokens are counted in float32 whatever the precision of what is counted.
-SHARES = {"pg_clipfrac", "pg_clipfrac_lower", "vf_clipfrac", "rollout_is_bound_frac"}
+SHARES = {"pg_clipfrac", "pg_clipfrac_lower", "vf_clipfrac", "vf_outside", "rollout_is_bound_frac"}
 
 
 def dtypes(battery, arguments, dtype):

@@ -27,6 +27,10 @@ def statistics(x, ids, axis_name=None):
         "moments": tuple(
             ops.update_running_moments(ops.RunningMoments(), x, mask, axis_name=axis_name)
         ),
+        "recent": tuple(
+            ops.recent_moments(ops.RunningMoments(), x, mask, 4.0, axis_name=axis_name)
+        ),
+        "explained": ops.explained_variance(jnp.sin(x), x, mask, axis_name=axis_name),
     }, ops.masked_whiten(x, mask, axis_name=axis_name)
 
 
@@ -54,8 +58,9 @@ def joined(result):
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
 
 
-by_pmap = pytest.param("pmap", marks=pytest.mark.slow)
-three_ways = pytest.mark.parametrize("how", ["vmap", by_pmap, "shard_map"])
+by_pmap = pytest.param("pmap", marks=pytest.mark.full)
+by_shard_map = pytest.param("shard_map", marks=pytest.mark.slow)
+three_ways = pytest.mark.parametrize("how", ["vmap", by_pmap, by_shard_map])
 
 
 @three_ways
@@ -71,7 +76,9 @@ def test_statistics_over_devices_are_those_of_the_whole_batch(how):
 # --- Gradients ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [by_pmap, "shard_map", "shard_map unchecked"])
+@pytest.mark.parametrize(
+    "how", [by_pmap, "shard_map", pytest.param("shard_map unchecked", marks=pytest.mark.slow)]
+)
 def test_gradients_over_devices_are_those_of_the_whole_batch(how):
     """Weights are counted over devices, losses stay local, gradients are added: once, not 8 times.
 

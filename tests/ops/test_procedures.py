@@ -332,6 +332,7 @@ def test_what_is_unknown_is_refused(call):
         call(jnp.zeros(T))
 
 
+@pytest.mark.slow
 def test_examples_in_docstrings_run():
     failed, tried = doctest.testmod(procedures)
     assert tried > 0

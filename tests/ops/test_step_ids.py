@@ -151,6 +151,7 @@ def test_ids_out_of_a_mask_train_the_sampled_tokens_only():
     np.testing.assert_array_equal(gradient != 0, MASK != 0)
 
 
+@pytest.mark.slow
 def test_compiled_functions_take_ids_as_they_come():
     """The values of tracers are not looked at, so nothing breaks under transformations."""
     ids = jnp.array([[-1, 0, 0, -1, 1, 1, 2]] * 8)

@@ -6,6 +6,7 @@ import numpy as np
 from steprl import ops
 
 T, S, ROWS = 7, 4, 8
+BINS = ops.ValueSupport(-1.0, 1.5, 9)
 
 # Each takes three float rows and the step ids; MASKED ops also promise never to read masked tokens.
 MASKED = {
@@ -25,6 +26,12 @@ MASKED = {
         ids, "step-mean-token-mean", dtype=ops.masked_sum(x, ids >= 0).dtype
     ),
     "value_loss": lambda x, y, z, ids: ops.value_loss(x, y, z, ids, clip=0.2),
+    "all_equal": lambda x, y, z, ids: ops.all_equal(x, ids >= 0),
+    "explained_variance": lambda x, y, z, ids: ops.explained_variance(x, y, ids >= 0),
+    "recent_moments": lambda x, y, z, ids: ops.recent_moments(ops.RunningMoments(), x, ids >= 0),
+    "hl_gauss_loss": lambda x, y, z, ids: ops.hl_gauss_loss(
+        jnp.outer(x, jnp.arange(BINS.bins)), y, ids, BINS
+    ),
     "reinforce_pp_advantages": lambda x, y, z, ids: tuple(
         result_nt[0] for result_nt in ops.reinforce_pp_advantages(x[None], ids[None], 0.9)
     ),
@@ -61,6 +68,13 @@ PLAIN = {
     "reverse_recurrence": lambda x, y, z, ids: ops.reverse_recurrence(x, y, 0.5),
     "discounted_returns": lambda x, y, z, ids: ops.discounted_returns(x, y, 0.5),
     "step_gae": lambda x, y, z, ids: ops.step_gae(x, y, z, 0.9, 0.5),
+    "return_scale": lambda x, y, z, ids: ops.return_scale(
+        ops.RunningMoments(x[0], jnp.abs(y[0]), 1.0)
+    ),
+    "hl_gauss_targets": lambda x, y, z, ids: ops.hl_gauss_targets(x, BINS),
+    "hl_gauss_mean": lambda x, y, z, ids: ops.hl_gauss_mean(
+        jnp.outer(x, jnp.arange(BINS.bins)), BINS
+    ),
     "entropy_from_logits": lambda x, y, z, ids: ops.entropy_from_logits(x),
     "entropy_from_topk": lambda x, y, z, ids: ops.entropy_from_topk(x),
     "adaptive_kl_coefficient": lambda x, y, z, ids: ops.adaptive_kl_coefficient(

@@ -127,6 +127,7 @@ def test_limits_are_those_of_the_environment(found, branches):
         assert not any(s.terminated or s.truncated for s in one.steps[:-1])
 
 
+@pytest.mark.slow
 def test_few_branches_and_many_are_two_programs(session, params, found):
     for count in (1, 3, 8, 9, 32, 40):
         points = points_of(found)[:count]

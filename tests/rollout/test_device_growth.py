@@ -145,8 +145,8 @@ every_case = pytest.mark.parametrize(
     [
         pytest.param(world, method, told, id=f"{method}{', told' * told}, {world.name}", marks=marks)
         for world, method, told, marks in [
-            (CACHED, "branpo", False, pytest.mark.slow), (WIDE, "branpo", False, ()),
-            (CACHED, "appo", True, pytest.mark.slow), (WIDE, "appo", False, pytest.mark.slow),
+            (CACHED, "branpo", False, pytest.mark.full), (WIDE, "branpo", False, ()),
+            (CACHED, "appo", True, pytest.mark.slow), (WIDE, "appo", False, pytest.mark.full),
             (WIDE, "arpo", False, pytest.mark.slow),
         ]
     ],
@@ -175,7 +175,10 @@ def tokens_of(batch, row, x_NT):
 CHANCE = WIDE._replace(name="games of chance", game=("env.multihop.search_failure=0.3",))
 
 
-@pytest.mark.parametrize("method", ["branpo", pytest.param("appo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("branpo", marks=pytest.mark.slow), pytest.param("appo", marks=pytest.mark.full)],
+)
 def test_where_searches_fail_by_chance_the_same_episodes_are_continued(method):
     """The loop of the host, over the device's episodes, as a text draws chances of its own."""
     grow = grower(CHANCE, method, False)
@@ -290,7 +293,7 @@ def test_credit_is_the_same_row_for_row(world, method, told):
     assert learnt
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_cases_hold_what_can_happen():
     """What the tests above are worth."""
     preferences, splits, played, kept, lengths = set(), set(), [], [], set()
@@ -317,7 +320,9 @@ def test_the_cases_hold_what_can_happen():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["branpo", "appo", "arpo"])
+@pytest.mark.parametrize(
+    "method", ["branpo", *(pytest.param(name, marks=pytest.mark.full) for name in ("appo", "arpo"))]
+)
 def test_keys_may_be_one_more_axis(method):
     """Lanes that have finished wait for the others and stay as they are."""
     grow = grower(WIDE, method, False)
@@ -344,7 +349,10 @@ def blind_policy(words):
     )
 
 
-@pytest.mark.parametrize("name", ["multihop", "errand", "shop"])
+@pytest.mark.parametrize(
+    "name",
+    ["multihop", *(pytest.param(name, marks=pytest.mark.slow) for name in ("errand", "shop"))],
+)
 def test_anchors_part_the_steps_as_on_the_host(name):
     config = small_config(f"env.name={name}", "env.multihop.num_entities=4",
                           "env.multihop.search_failure=0.3", "env.multihop.spare_steps=4")  # fmt: skip

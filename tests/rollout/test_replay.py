@@ -35,10 +35,10 @@ POLICY = markov_policy(inner=decoder("shared"))
 cuts = pytest.mark.parametrize(
     "place, cut",
     [
-        pytest.param("device", (3, 1.0), marks=pytest.mark.slow),
-        pytest.param("device", (0, 0.8), marks=pytest.mark.slow),
+        pytest.param("device", (3, 1.0), marks=pytest.mark.full),
+        pytest.param("device", (0, 0.8), marks=pytest.mark.full),
         ("device", (3, 0.8)),
-        ("host", (3, 0.8)),
+        pytest.param("host", (3, 0.8), marks=pytest.mark.slow),
     ],
     ids=["device k", "device p", "device k and p", "host k and p"],
 )
@@ -166,6 +166,7 @@ def test_after_a_change_log_probs_are_those_of_the_stored_set():
     assert drifted > 9  # sets computed anew would have been others: at most the 3 best
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_push_only_what_could_come():
     """Through the table of a policy that is nothing but logits: outside of a set, exactly 0."""
     batch = played("device", (3, 0.8))

@@ -104,7 +104,9 @@ def same(one, other, equal=np.testing.assert_array_equal):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("slots", [1, 3, 7])
+@pytest.mark.parametrize(
+    "slots", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_refilled_slots_give_the_trajectories_of_all_at_once(form, slots):
     """Another number of slots is another program: equal up to rounding."""
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
@@ -295,6 +297,7 @@ def test_a_branch_shares_its_prefix_and_goes_on_alone(form, slots):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
 def test_fork_then_continue_is_reading_everything_again(form):
     """Log-probs of a branch are those of one pass over its whole row."""
     made, env, found = plain(form)

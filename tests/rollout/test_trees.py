@@ -99,7 +99,7 @@ def test_scores_are_those_of_the_rows_alone(played):
 
 @pytest.mark.parametrize(
     "widths",
-    [pytest.param((96,), marks=pytest.mark.slow), (32,)],
+    [pytest.param((96,), marks=pytest.mark.full), (32,)],
     ids=["one block", "several blocks"],
 )
 def test_contexts_written_anew_share_what_they_begin_with(widths):
@@ -115,13 +115,18 @@ def test_contexts_written_anew_share_what_they_begin_with(widths):
 
 @few
 @given(groups(sets=True))
+@pytest.mark.slow
 def test_tokens_are_scored_within_the_sets_they_were_drawn_from(played):
     batch = laid_out(played)
     assert_close(scored(batch), scored(apart(batch)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rebuilt", [False, True], ids=["extended", "rebuilt"])
+@pytest.mark.parametrize(
+    "rebuilt",
+    [pytest.param(False, marks=pytest.mark.full), True],
+    ids=["extended", "rebuilt"],
+)
 def test_gradients_are_those_of_the_rows_alone(rebuilt):
     rng = np.random.default_rng(4)
     batch = laid_out([group(rng, task, 3, rebuilt=rebuilt) for task in range(2)])

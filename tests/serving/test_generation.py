@@ -187,6 +187,7 @@ def test_an_error_in_the_middle_leaves_no_cache_behind(engine, other, monkeypatc
     assert found[0] == alone(other, prompt)[0]
 
 
+@pytest.mark.slow
 def test_few_programs_are_compiled_whatever_is_asked(parts):
     engine = ReplyEngine(*parts, CONTEXT, cache_length=16, widths=(4, 16))
     lengths = 1 + math.ceil(math.log2(CONTEXT / 16))

@@ -16,6 +16,19 @@ steps, `ErrandConfig.horizon`:
 | 8 | 1 | yes | yes | go, open, take, go, heat, go, open, put |
 | 16 | 2 | yes | yes | |
 | 32 | 4 | yes | yes | |
+
+With `idle_steps` some steps of an episode do not count: whatever is said in them is answered "nothing
+happens", and nothing does. The task draws which ones: `idle_steps` of the first horizon - 1 steps, all
+choices alike; horizon counts them, and from its last step on every step counts. So the best play takes
+horizon steps in every task, as without them: it says a command again that was not heeded. The decision
+density, the share of the best play's steps that matter, is 1 - idle_steps / horizon:
+
+| horizon | density 1 | 1/2 | 1/4 | 1/8 |
+|---|---|---|---|---|
+| 16 | 2 errands | 1, 8 idle | 1 of 4 steps, 12 idle | |
+| 32 | 4 errands | 2, 16 idle | 1, 24 idle | 1 of 4 steps, 28 idle |
+
+A task is the same with idle steps and without, but for them; nothing announces one.
 """
 
 import dataclasses
@@ -47,6 +60,7 @@ class ErrandState(NamedTuple):
     closed: jax.Array  # [places] bool
     here: jax.Array  # [] int32: location of the player
     turn: jax.Array  # [] int32: steps taken
+    idle: jax.Array  # [horizon] bool: the step does not count; [0] where all do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +130,18 @@ class Errand:
             closed=jnp.where(is_end, config.hidden, closed_draw < 0.5),
             here=jnp.asarray(DOOR, jnp.int32),
             turn=jnp.zeros((), jnp.int32),
+            idle=self._idle(draw),
         )
         return state, self._prompt(state)
+
+    def _idle(self, draw: jax.Array) -> jax.Array:
+        """Which steps do not count; the one that ends the best play does."""
+        config = self.config
+        if not config.idle_steps:
+            return jnp.zeros(0, bool)
+        chance = jax.random.uniform(jax.random.fold_in(draw, 1), (config.horizon - 1,))
+        drawn = _order(chance)[: config.idle_steps]
+        return jnp.zeros(config.horizon, bool).at[drawn].set(True)
 
     def _prompt(self, state: ErrandState) -> jax.Array:
         """ "bring the hot apple from the box to the desk, the ... ." as tokens."""
@@ -138,6 +162,21 @@ class Errand:
 
     def step(self, state: ErrandState, action: jax.Array) -> tuple[ErrandState, DeviceObservation]:
         """One command of two tokens, [2]. What cannot be done now is answered "nothing happens"."""
+        now, seen = self._carry_out(state, action)
+        if not self.config.idle_steps:
+            return now, seen
+        same = state._replace(turn=now.turn)
+        truncated = now.turn >= self.max_steps
+        nothing = jnp.full_like(seen.tokens, words.NOTHING)
+        false, zero = jnp.zeros((), bool), jnp.zeros((), jnp.float32)
+        unheeded = DeviceObservation(nothing, zero, false, truncated, seen.valid, false)
+        idle = state.idle[jnp.minimum(state.turn, self.config.horizon - 1)]
+        idle &= state.turn < self.config.horizon
+        return jax.tree.map(lambda a, b: jnp.where(idle, a, b), (same, unheeded), (now, seen))
+
+    def _carry_out(
+        self, state: ErrandState, action: jax.Array
+    ) -> tuple[ErrandState, DeviceObservation]:
         config, errands = self.config, self.config.errands
         verb, location = action[0] - words.FIRST_VERB, action[1] - words.FIRST_LOCATION
         is_verb = (verb >= 0) & (verb < len(words.VERBS))
@@ -191,7 +230,15 @@ class Errand:
 
     def distance(self, state: ErrandState) -> jax.Array:
         """[] int32: steps of an optimal player, from any state of an open episode."""
-        return route(state)[0]
+        steps = route(state)[0]
+        if not self.config.idle_steps:
+            return steps
+        # Idle steps that come before the last of those that count.
+        turn = jnp.arange(self.config.horizon)
+        counts = (turn >= state.turn) & ~state.idle
+        before = jnp.cumsum(counts) - counts
+        waits = (turn >= state.turn) & state.idle & (before < steps)
+        return steps + jnp.sum(waits, dtype=jnp.int32)
 
 
 def _order(value_n: jax.Array) -> jax.Array:

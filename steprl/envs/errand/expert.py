@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from steprl.config import ErrandConfig
 from steprl.envs.errand import language as words
 from steprl.envs.errand.env import DOOR, HAND, STATION, ErrandState, closed_here, delivered, route
+from steprl.envs.games import count_as_token
 
 
 def demonstrate(config: ErrandConfig, state: ErrandState, key: jax.Array) -> jax.Array:
@@ -43,6 +44,17 @@ def optimal(config: ErrandConfig, state: ErrandState) -> jax.Array:
     """The command of a player who needs the fewest steps, [2] tokens."""
     _, errand = route(state)
     return _pursue(state, errand, state.target[errand], jnp.zeros((), bool))
+
+
+def privileged(config: ErrandConfig, state: ErrandState) -> jax.Array:
+    """What only the critic is told: the best command, how many steps it needs, and how many are left.
+
+    Returns:
+        [4] tokens: verb and noun, and two counts (`count_as_token`).
+    """
+    left = config.horizon + config.spare_steps - state.turn
+    counts = count_as_token(jnp.stack([route(state)[0], left]), words.VOCAB_SIZE)
+    return jnp.concatenate([optimal(config, state), counts])
 
 
 def _pursue(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from steprl.config import ErrandConfig
 from steprl.envs.errand import language as words
 from steprl.envs.errand.env import HAND, Errand, ErrandState
-from steprl.envs.errand.expert import demonstrate, optimal
+from steprl.envs.errand.expert import demonstrate, optimal, privileged
 from steprl.envs.errand.language import vocabulary
 from steprl.envs.games import Enumerable, Game
 from steprl.envs.suite import Suite
@@ -21,6 +21,7 @@ def open(settings: ErrandConfig) -> Suite:
         vocabulary=vocabulary(),
         demonstrate=functools.partial(demonstrate, settings),
         optimal=lambda state, key: optimal(settings, state),
+        privileged=functools.partial(privileged, settings),
         enumerable=_enumerable(settings),
     )
     return Suite(game=game)

@@ -8,11 +8,13 @@ from operator import index
 from typing import Any
 
 from steprl.envs.household.catalogue import ROOM_KINDS, TASK_TYPES, Room, catalogue
+from steprl.envs.household.expert import plan
 from steprl.envs.household.game import HouseholdGame, State, start
 from steprl.envs.household.rooms import SPLITS, generate_room, rooms_of
 from steprl.envs.household.rules import act, admissible_commands, won
 from steprl.envs.household.tasks import make_game
 from steprl.envs.household.texts import welcome
+from steprl.envs.household.vocabulary import LARGEST_NUMBER
 
 # A game belongs to the split that its checksum modulo 8 says, whatever the settings: so games of
 # two splits differ even where they share rooms.
@@ -115,6 +117,16 @@ class Household:
     def admissible_commands(self, state: State) -> tuple[str, ...]:
         """All commands that the game would understand in this state, sorted."""
         return admissible_commands(state)
+
+    def privileged(self, state: State) -> str:
+        """What only the critic is told: the best command, and how many it takes to win from here.
+
+        That is of a player who knows where everything is. Both are words of the game: "take apple 1
+        from fridge 1. 7".
+        """
+        left = max(self.max_steps - state.steps, 1)
+        commands = plan(state, min(left, LARGEST_NUMBER))
+        return f"{commands[0]}. {len(commands)}" if commands else ""
 
     def game(self, task: int) -> HouseholdGame:
         """The game of a task number."""

@@ -16,13 +16,17 @@ import random
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steprl.envs.household.catalogue import LAMPS, catalogue, places_for
-from steprl.envs.household.environment import Household
 from steprl.envs.household.game import NOWHERE, TREATMENTS, State
+from steprl.envs.household.rules import act as obey
+from steprl.envs.household.rules import won
 from steprl.envs.household.tasks import treatment_of
 from steprl.envs.household.texts import contents, is_accessible, welcome
+
+if TYPE_CHECKING:
+    from steprl.envs.household.environment import Household
 
 SEARCH_ORDER = (
     *("CounterTop", "DiningTable", "CoffeeTable", "SideTable", "Desk", "Dresser", "TVStand"),
@@ -182,8 +186,21 @@ def act(knowledge: Knowledge) -> str:
     return _put(knowledge, _targets(knowledge))
 
 
+def plan(state: State, limit: int) -> list[str]:
+    """The commands with which a player who knows where everything is wins from a state.
+
+    Returns:
+        `limit` commands where that is not enough.
+    """
+    commands: list[str] = []
+    while not won(state) and len(commands) < limit:
+        commands.append(act(knowing_all(state)))
+        state = obey(state, commands[-1])[0]
+    return commands
+
+
 def demonstrate(
-    env: Household,
+    env: "Household",
     task: int,
     seed: int = 0,
     knows_all: bool = False,
@@ -317,7 +334,7 @@ def _search(knowledge: Knowledge, kind: str) -> str:
     return f"go to {min(unseen, key=_order)}"
 
 
-def success_table(env: Household, tasks: range, **settings: Any) -> dict[str, dict[str, float]]:
+def success_table(env: "Household", tasks: range, **settings: Any) -> dict[str, dict[str, float]]:
     """How often the expert wins, and in how many steps.
 
     Args:

@@ -28,3 +28,7 @@ class Reminded:
         state, text, reward, terminated, truncated, info = self.env.step(state, action)
         text = f"{text}\n\nYour task is to: {state.game.goal.sentence}."
         return state, text, reward, terminated, truncated, info
+
+    def privileged(self, state: State) -> str:
+        """As `Household.privileged`."""
+        return self.env.privileged(state)

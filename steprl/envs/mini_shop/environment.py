@@ -111,6 +111,19 @@ class MiniShop:
         """The commands that the page allows; any search stands as `search[<your query>]`."""
         return () if state.done else commands(self.shop, state)
 
+    def privileged(self, state: ShopState) -> str:
+        """What only the critic is told: the product of the goal, and the options still to select."""
+        goal = self.goal(state.task)
+        is_open, chosen = state.item == goal.asin, dict(state.options)
+        offered = dict(self.shop.product(goal.asin).options)
+        left = [
+            value
+            for name, value in goal.options
+            if value in offered.get(name, ()) and not (is_open and chosen.get(name) == value)
+        ]
+        where = "open" if is_open else "to open"
+        return f"{goal.asin}, {where}; to select: {', '.join(left) or 'nothing'}"
+
     def score(self, state: ShopState) -> Score:
         """How well the item of the state, with the options selected, meets the goal.
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from steprl.config import MultihopConfig
+from steprl.envs.games import count_as_token
 from steprl.envs.multihop import language as words
 from steprl.envs.multihop.env import MultihopState
 
@@ -46,6 +47,19 @@ def optimal(config: MultihopConfig, state: MultihopState) -> jax.Array:
     """The action of a player who searches hop by hop and then answers, [4] tokens."""
     relation = state.relations[jnp.minimum(state.found, config.max_hops - 1)]
     return _action(state.found >= state.hops, state.chain[state.found], relation)
+
+
+def privileged(config: MultihopConfig, state: MultihopState) -> jax.Array:
+    """What only the critic is told: the names from the one that was found last to the answer.
+
+    Returns:
+        [max_hops + 2] tokens: how many steps are left (`count_as_token`), then the names.
+    """
+    left = state.hops + 1 + config.spare_steps - state.turn
+    place = state.found + jnp.arange(config.max_hops + 1)
+    names = state.chain[jnp.minimum(place, config.max_hops)] + words.FIRST_ENTITY
+    names = jnp.where(place <= state.hops, names, words.PAD_ID)
+    return jnp.append(count_as_token(left, words.VOCAB_SIZE), names).astype(jnp.int32)
 
 
 def demonstration_settings(config: MultihopConfig) -> MultihopConfig:

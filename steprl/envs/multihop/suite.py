@@ -9,7 +9,12 @@ from steprl.config import MultihopConfig
 from steprl.envs.games import Enumerable, Game
 from steprl.envs.multihop import language as words
 from steprl.envs.multihop.env import Multihop, MultihopState
-from steprl.envs.multihop.expert import demonstrate, demonstration_settings, optimal
+from steprl.envs.multihop.expert import (
+    demonstrate,
+    demonstration_settings,
+    optimal,
+    privileged,
+)
 from steprl.envs.suite import Suite
 
 
@@ -20,6 +25,7 @@ def open(settings: MultihopConfig) -> Suite:
         vocabulary=words.vocabulary(),
         demonstrate=functools.partial(demonstrate, settings),
         optimal=lambda state, key: optimal(settings, state),
+        privileged=functools.partial(privileged, settings),
         demonstration_env=Multihop(demonstration_settings(settings)),
         enumerable=_enumerable(settings),
     )

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from steprl.config import ShopConfig
+from steprl.envs.games import count_as_token
 from steprl.envs.shop import language as words
-from steprl.envs.shop.env import ShopState
+from steprl.envs.shop.env import Shop, ShopState
 
 
 def demonstrate(config: ShopConfig, state: ShopState, key: jax.Array) -> jax.Array:
@@ -40,6 +41,19 @@ def demonstrate(config: ShopConfig, state: ShopState, key: jax.Array) -> jax.Arr
 def optimal(config: ShopConfig, state: ShopState) -> jax.Array:
     """The command of a player who makes no mistake and mends those made before, [2] tokens."""
     return _play(config, state, jnp.zeros((), bool), jnp.zeros((), bool))
+
+
+def privileged(config: ShopConfig, state: ShopState) -> jax.Array:
+    """What only the critic is told: the best command, and what has become of the wishes.
+
+    Returns:
+        [5] tokens: verb and word, and three counts (`count_as_token`): steps that an optimal player
+            needs, steps that are left, wanted properties that were missed in what was bought.
+    """
+    shop = Shop(config)
+    missed = state.bought * (config.options + 1) - state.fits
+    numbers = jnp.stack([shop.distance(state), shop.max_steps - state.turn, missed])
+    return jnp.concatenate([optimal(config, state), count_as_token(numbers, words.VOCAB_SIZE)])
 
 
 def _play(config: ShopConfig, state: ShopState, first: jax.Array, last: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from steprl.config import ShopConfig
 from steprl.envs.games import Enumerable, Game
 from steprl.envs.shop import language as words
 from steprl.envs.shop.env import Shop, ShopState
-from steprl.envs.shop.expert import demonstrate, optimal
+from steprl.envs.shop.expert import demonstrate, optimal, privileged
 from steprl.envs.shop.language import vocabulary
 from steprl.envs.suite import Suite
 
@@ -21,6 +21,7 @@ def open(settings: ShopConfig) -> Suite:
         vocabulary=vocabulary(),
         demonstrate=functools.partial(demonstrate, settings),
         optimal=lambda state, key: optimal(settings, state),
+        privileged=functools.partial(privileged, settings),
         enumerable=_enumerable(settings),
     )
     return Suite(game=game)

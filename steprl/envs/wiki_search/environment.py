@@ -138,6 +138,14 @@ class WikiSearch:
             raise ValueError(f"task: {task}; tasks are integers from 0 on")
         return self.questions[as_integer(task) % len(self.questions)]
 
+    def privileged(self, state: SearchState) -> str:
+        """What only the critic is told: the answer, and the pages that support it and are not found."""
+        question = self.question(state.task)
+        found = {self.index.passage(number).title for _, number in state.found}
+        missing = [title for title in question.titles if title not in found]
+        answer = question.answers[0] if question.answers else "unknown"
+        return f"answer: {answer}; to find: {', '.join(missing) or 'nothing'}"
+
     def reset(self, task: int, key: Any = None) -> tuple[SearchState, str]:
         """The first state and user prompt of a task.
 
