@@ -18,20 +18,20 @@ from pages import critics as page  # noqa: E402
 @pytest.mark.parametrize("variant", variants.VARIANTS)
 def test_the_settings_of_a_variant_are_settings(variant):
     config = variants.config_of("errand-8", variant)
-    shipped = variants.config_of("errand-8", variants.SHIPPED)
+    plain = variants.config_of("errand-8", variants.PLAIN)
     # The critic differs, and nothing else does.
-    assert config.env == shipped.env and config.rollout == shipped.rollout
-    assert config.sft == shipped.sft and config.actor == shipped.actor
+    assert config.env == plain.env and config.rollout == plain.rollout
+    assert config.sft == plain.sft and config.actor == plain.actor
     if variant != variants.GRPO:
-        assert config.algorithm == shipped.algorithm
-        assert (config == shipped) == (variant == variants.SHIPPED)
+        assert config.algorithm == plain.algorithm
+        assert (config == plain) == (variant == variants.PLAIN)
 
 
 def test_what_differs_in_numbers_alone_shares_a_program():
-    assert variants.program_of("lr_x10") == variants.program_of(variants.SHIPPED)
-    assert variants.program_of("separate") != variants.program_of(variants.SHIPPED)
+    assert variants.program_of("lr_x10") == variants.program_of(variants.PLAIN)
+    assert variants.program_of("separate") != variants.program_of(variants.PLAIN)
     assert variants.settings_of("errand-8", "lr_x10")["critic.lr"] == 1e-2
-    assert variants.settings_of("errand-8", variants.SHIPPED)["critic.lr"] == variants.LR
+    assert variants.settings_of("errand-8", variants.PLAIN)["critic.lr"] == variants.LR
 
 
 @pytest.mark.parametrize("scale", variants.SCALES.values(), ids=list(variants.SCALES))
@@ -41,11 +41,11 @@ def test_pairs_of_one_program_stand_together(scale):
     changes = sum(a != b for a, b in zip(programs, programs[1:], strict=False))
     assert changes == len(set(programs)) - 1
     assert all(variants.VARIANTS[v].long for cell, v in pairs if cell == variants.LONGEST)
-    assert {variants.SHIPPED, variants.GRPO} <= {variant for _, variant in pairs}
+    assert {variants.PLAIN, variants.GRPO} <= {variant for _, variant in pairs}
     assert set(scale.cells) <= set(design.CELLS)
 
 
-SCALE = variants.Scale(("errand-8",), 4, (variants.SHIPPED, "lr_x10", variants.GRPO))
+SCALE = variants.Scale(("errand-8",), 4, (variants.PLAIN, "lr_x10", variants.GRPO))
 
 
 def put_runs(folder, variant, success, rank):
@@ -76,20 +76,20 @@ def put_runs(folder, variant, success, rank):
 
 @pytest.fixture
 def found(tmp_path):
-    put_runs(tmp_path, variants.SHIPPED, 0.5, 0.2)
+    put_runs(tmp_path, variants.PLAIN, 0.5, 0.2)
     put_runs(tmp_path, "lr_x10", 0.7, 0.6)
     put_runs(tmp_path, variants.GRPO, 0.6, 0.0)
     (tmp_path / "errand-8" / "warm.json").write_text('{"success": 0.1, "seconds": 60.0}')
     return outcome.read(SCALE, tmp_path)
 
 
-def test_differences_are_to_the_critic_as_shipped(found):
+def test_differences_are_to_the_plain_critic(found):
     rows = {row["name"]: row for row in outcome.rows(found)}
     assert rows["errand-8: lr_x10: area"]["value"] == pytest.approx(0.7)
-    gap = rows["errand-8: lr_x10 less shipped: area"]
+    gap = rows["errand-8: lr_x10 less plain: area"]
     assert gap["value"] == pytest.approx(0.2) and gap["spread"][0] > 0.18
-    assert rows["errand-8: grpo less shipped: last five"]["value"] == pytest.approx(0.1)
-    assert "errand-8: shipped less shipped: area" not in rows
+    assert rows["errand-8: grpo less plain: last five"]["value"] == pytest.approx(0.1)
+    assert "errand-8: plain less plain: area" not in rows
 
 
 def test_a_method_without_a_critic_has_no_score_of_one(found):
@@ -109,7 +109,7 @@ def test_the_page_shows_what_was_saved(found, tmp_path, monkeypatch):
     results = tmp_path / "results"
     monkeypatch.setattr(outcome.record, "RESULTS", results)
     paths = outcome.save(found, SCALE, "", tmp_path, workers=2)
-    assert [path.suffix for path in paths] == [".json", ".png", ".png"]
+    assert [path.suffix for path in paths] == [".json", ".png"]
     text = page.in_short(results, "results")
     assert "| critic's rate x 10 (`critic.lr=1e-2`) | **+0.200 [" in text
     assert "| GRPO, no critic | **+0.100 [" in text and "4 seeds" in text and "2 minutes" in text
@@ -117,6 +117,23 @@ def test_the_page_shows_what_was_saved(found, tmp_path, monkeypatch):
 
 
 def test_a_table_with_holes_is_not_saved(found, tmp_path):
-    few = {"errand-8": {variants.SHIPPED: found["errand-8"][variants.SHIPPED]}}
-    with pytest.raises(ValueError, match="has no errand-8 lr_x10"):
+    few = {"errand-8": {variants.PLAIN: found["errand-8"][variants.PLAIN]}}
+    with pytest.raises(ValueError, match="has no errand-8"):
         outcome.save(few, SCALE, "", tmp_path, workers=2)
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("variant", ["privileged"])
+def test_a_job_trains_and_looks_twice(tmp_path, monkeypatch, variant):
+    small = design.CELLS["errand-4"]._replace(warm_steps=2)
+    monkeypatch.setitem(design.CELLS, "errand-4", small)
+    for name, value in (("ITERATIONS", 2), ("CHUNK", 1), ("HELDOUT", 4)):
+        monkeypatch.setattr(design, name, value)
+    for name, value in (("ROWS", 4), ("STATES", 8), ("CONTINUATIONS", 2), ("MIDDLE", 1)):
+        monkeypatch.setattr(variants, name, value)
+    runs.run("errand-4", variant, 2, tmp_path)
+    table = dict(np.load(runs.file_of("errand-4", variant, 2, tmp_path)))
+    assert table["tokens"].shape == table["explained"].shape and (table["tokens"][:, 0] > 0).all()
+    assert table["heldout"].shape == table["rank_middle"].shape == table["error_end"].shape == (2,)
+    assert not table["nonfinite"].any()
