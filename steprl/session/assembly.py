@@ -71,7 +71,7 @@ def setup(
         policy = decoder_policy(config, model)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     # Raises here if model.freeze or model.lora.target is wrong.
-    split_trainable(shapes, config.model.freeze)
+    split_trainable(shapes, config.model.freeze, config.model.train_layers)
     notice_replicated(shapes, mesh, rules)
     player = make_player(suite, config, policy, mesh, tokenizer)
     check_player(config, suite, player)

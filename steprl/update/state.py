@@ -45,7 +45,7 @@ def initial_state(
         method: that the update will use; by default the one that `algorithm.name` names.
     """
     method = method or algorithm(config.algorithm.name, config.algorithm.options)
-    trainable, _ = split_trainable(params, config.model.freeze)
+    trainable, _ = split_trainable(params, config.model.freeze, config.model.train_layers)
     carried = {one.name: one.init(trainable, config) for one in carries(method, config)}
     carried |= initial_reward_states(config.algorithm)
     return TrainState(params, optimizer.init(trainable), jnp.zeros((), jnp.int32), carried)
