@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from steprl.algorithms import algorithm
 from steprl.config import MeshConfig
-from steprl.models import decoder_config, make_policy, with_lora
-from steprl.optimizer import frozen_layers, split_trainable
+from steprl.models import decoder_config, make_policy, score, with_lora
+from steprl.optimizer import combine, frozen_layers, split_trainable
 from steprl.rollout.packing import block_widths, pack_rows
 from steprl.rollout.records import collate
 from steprl.sharding import make_mesh, shard_rows
@@ -217,6 +217,30 @@ def test_a_block_is_as_wide_as_the_largest_row_needs():
 )
 def test_layers_are_frozen_from_the_lowest_up(frozen_by, layers):
     assert frozen_layers(*split_trainable(opinions(), **frozen_by)) == layers
+
+
+def kept_for_the_backward_pass(layers, train_layers):
+    """Numbers that depend on the tokens: parameters are there anyway."""
+    policy = make_policy(
+        decoder_config("tiny", vocab_size=VOCAB, num_layers=layers, value_head="none")
+    )
+    shapes = jax.eval_shape(policy.init, KEY)
+    trainable, frozen = split_trainable(shapes, None, train_layers)
+    batch = batch_of(0)
+
+    def pull_back(part, frozen):
+        loss = lambda part: score(policy, combine(part, frozen), batch).logprob_NT  # noqa: E731
+        return jax.vjp(loss, part)[1]
+
+    parameters = {leaf.shape for leaf in jax.tree.leaves(shapes)}
+    leaves = jax.tree.leaves(jax.eval_shape(pull_back, trainable, frozen))
+    return sum(leaf.size for leaf in leaves if leaf.shape not in parameters)
+
+
+def test_nothing_is_kept_of_frozen_layers():
+    alone = kept_for_the_backward_pass(1, 1)
+    assert kept_for_the_backward_pass(4, 1) == alone
+    assert kept_for_the_backward_pass(4, 2) > 1.5 * alone
 
 
 def test_more_layers_than_there_are_cannot_be_trained():

@@ -209,7 +209,7 @@ class ActorConfig:
     ppo_micro_batch_size: int = setting(0, 0)
     # Tokens a gradient in text environments, at most, unless one trajectory has more: trajectories are
     # packed, and what they begin with in common is computed once. 0 = rows of padded length.
-    ppo_max_token_len: int = setting(4096, 0)
+    ppo_max_token_len: int = setting(2048, 0)
 
 
 @dataclasses.dataclass(frozen=True)
