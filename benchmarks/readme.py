@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pages import audit, branches, laboratory, learning, robustness, search, speed
+from pages import audit, branches, collapse, laboratory, learning, robustness, search, speed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "benchmarks/results"
@@ -26,7 +26,7 @@ PAGES: Mapping[str, Mapping[str, Part]] = {
     },
     "docs/search.md": {"search": search.steppo, "appo": search.appo},
     "docs/audit.md": {"audit": audit.correlations},
-    "docs/training.md": {"robustness": robustness.campaign},
+    "docs/training.md": {"robustness": robustness.campaign, "collapse": collapse.remedies},
     "docs/branching.md": {"branches": branches.in_short},
     "benchmarks/README.md": {
         "bias": speed.bias,
