@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pages import audit, branches, critics, laboratory, learning, robustness, search, speed
+from pages import (
+    audit, branches, collapse, critics, laboratory, learning, robustness, search, speed,
+)  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "benchmarks/results"
@@ -31,7 +33,7 @@ PAGES: Mapping[str, Mapping[str, Part]] = {
         "errand": audit.errand,
         "shop": audit.shop,
     },
-    "docs/training.md": {"robustness": robustness.campaign},
+    "docs/training.md": {"robustness": robustness.campaign, "collapse": collapse.remedies},
     "docs/branching.md": {"branches": branches.in_short},
     "benchmarks/README.md": {
         "bias": speed.bias,
