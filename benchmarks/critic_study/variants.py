@@ -68,8 +68,8 @@ def method_of(variant: str) -> str:
 
 def config_of(cell: str, variant: str) -> Config:
     """The configuration of a run."""
-    rate = f"actor.lr={LR}"
-    return design.config_of(cell, method_of(variant), (rate, *VARIANTS[variant].overrides))
+    base = (f"actor.lr={LR}", "model.value_head=shared")
+    return design.config_of(cell, method_of(variant), (*base, *VARIANTS[variant].overrides))
 
 
 def program_of(variant: str) -> tuple[str, ...]:
