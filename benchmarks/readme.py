@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pages import (
-    audit, branches, collapse, critics, laboratory, learning, robustness, search, speed,
+    audit,
+    branches,
+    collapse,
+    critics,
+    laboratory,
+    learning,
+    robustness,
+    search,
+    speed,
 )  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,5 +35,11 @@ def remedies(results: Path, link: str) -> str:
                 f"{by_name[f'{name}: highest entropy']['value']:.2f}",
             )
         )
-    head = ("", "success, last 20 iterations", "range of seeds", "seeds below .5", "highest entropy")
+    head = (
+        "",
+        "success, last 20 iterations",
+        "range of seeds",
+        "seeds below .5",
+        "highest entropy",
+    )
     return table(head, rows) + f"\n\n{file(link, 'collapse.json')}"
