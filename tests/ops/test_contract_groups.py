@@ -90,7 +90,7 @@ def test_vmap_equals_a_loop(name, loop, vmapped):
     assert_same(vmapped[name], loop[name], **CLOSE)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @by_name
 def test_pmap_equals_vmap(name, vmapped, pmapped):
     assert_same(pmapped[name], vmapped[name], **CLOSE)
