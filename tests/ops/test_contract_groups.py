@@ -118,6 +118,7 @@ def half():
     return in_one(batch._replace(**floats)), in_one(batch._replace(**widened))
 
 
+@pytest.mark.slow
 @by_name
 def test_bfloat16_is_taken_and_widened_before_use(name, half):
     ours, widened = half
