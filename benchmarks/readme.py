@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pages import audit, branches, critics, laboratory, learning, robustness, search, speed
+from pages import audit, branches, critics, density, laboratory, learning, robustness, search, speed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "benchmarks/results"
@@ -23,6 +23,7 @@ PAGES: Mapping[str, Mapping[str, Part]] = {
         "runs": learning.curves,
         "methods": learning.methods,
         "laboratory": laboratory.in_short,
+        "density": density.in_short,
         "critics": critics.in_short,
     },
     "docs/search.md": {"search": search.steppo, "appo": search.appo},
