@@ -15,12 +15,13 @@ from pages import (
     branches,
     collapse,
     critics,
+    density,
     laboratory,
     learning,
     robustness,
     search,
     speed,
-)  # fmt: skip
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "benchmarks/results"
@@ -33,6 +34,7 @@ PAGES: Mapping[str, Mapping[str, Part]] = {
         "runs": learning.curves,
         "methods": learning.methods,
         "laboratory": laboratory.in_short,
+        "density": density.in_short,
         "critics": critics.in_short,
     },
     "docs/search.md": {"search": search.steppo, "appo": search.appo},

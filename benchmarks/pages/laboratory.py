@@ -158,6 +158,6 @@ def _chosen(lr: float, clip: float, critic: float = 1.0, decay: float = 0.4) -> 
 
 def _minutes(record: dict[str, Any]) -> str:
     more = record.get("minutes_of_effects", 0)
-    extra = f" (and {more:.0f} for the longest games, of StepPO and its halves)" if more else ""
+    extra = f" (and {more:.0f} for the longest games, of fewer methods)" if more else ""
     jobs = f", {record['workers']} jobs at a time" if "workers" in record else ""
     return f"{record['minutes']:.0f} minutes{extra}{jobs}"
