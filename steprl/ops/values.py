@@ -229,7 +229,7 @@ def hl_gauss_mean(logits_z: jax.Array, support: ValueSupport) -> jax.Array:
     logits_z = as_float(logits_z)
     edge_e, width = _edges(support, logits_z.dtype)
     _check_bins(logits_z, support)
-    # Measured from the middle, so that equal logits give it exactly.
+    # Measured from the middle, so that a new critic, of equal logits, is off by rounding at most.
     middle = 0.5 * (support.low + support.high)
     off_z = edge_e[:-1] + 0.5 * width - middle
     prob_z = jax.nn.softmax(logits_z, axis=-1)
