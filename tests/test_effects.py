@@ -26,11 +26,13 @@ from tests.small import random_batch
 ALWAYS = {
     "env.name", "env.household.*", "env.multihop.*", "env.errand.*", "env.shop.*",
     "env.wiki_search.*", "env.mini_shop.*",
-    "model.path", "model.name", "model.logprob_chunk", "model.freeze", "model.lora.rank",
+    "model.path", "model.name", "model.logprob_chunk", "model.freeze", "model.train_layers",
+    "model.lora.rank",
     "sft.steps", "algorithm.name", "algorithm.use_kl_in_reward", "algorithm.scale_rewards",
     "algorithm.mask_*", "algorithm.bootstrap_truncated", "algorithm.filter_groups", "algorithm.rollout_is",
     "actor.lr*", "actor.adam*", "actor.weight_decay", "actor.grad_clip", "actor.loss_agg_mode",
-    "actor.entropy_coeff", "actor.use_kl_loss", "actor.ppo_*",
+    "actor.entropy_coeff", "actor.use_kl_loss", "actor.ppo_epochs", "actor.ppo_mini_batch_size",
+    "actor.ppo_micro_batch_size",
     "rollout.batch_size", "rollout.n", "rollout.temperature", "rollout.top_*",
     "eval.num_tasks", "eval.temperature", "eval.greedy", "trainer.*", "mesh.*",
 }  # fmt: skip

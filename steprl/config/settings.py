@@ -64,6 +64,9 @@ class ModelConfig:
     logprob_chunk: int = setting(8192, 1)  # tokens whose logits exist at the same time
     # Regular expression; parameters in whose path it is found are not trained.
     freeze: str | None = None
+    # So many layers, the highest, and the norm and heads above them are trained; the others and the
+    # embedding, with it a tied output matrix, are frozen. None = all layers.
+    train_layers: int | None = setting(None, 1, 1024)
     lora: LoraConfig = LoraConfig()
 
 
@@ -212,7 +215,12 @@ class ActorConfig:
     target_kl: float | None = setting(None, 1e-8)
     ppo_epochs: int = setting(2, 1)  # times that a batch is trained on
     ppo_mini_batch_size: int = setting(64, 1)  # trajectories an optimiser step
-    ppo_micro_batch_size: int = setting(0, 0)  # trajectories a gradient, 0 = the mini-batch
+    # Trajectories a gradient; 0 = so many as ppo_max_token_len says, or where that does not act, the
+    # mini-batch.
+    ppo_micro_batch_size: int = setting(0, 0)
+    # Tokens a gradient in text environments, at most, unless one trajectory has more: trajectories are
+    # packed, and what they begin with in common is computed once. 0 = rows of padded length.
+    ppo_max_token_len: int = setting(2048, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,6 +121,9 @@ RULES: tuple[Rule, ...] = (
     Rule(("model.value_head",), lambda run: not _has_critic(run), "{method} trains no critic"),
     Rule(("model.lora.alpha", "model.lora.target"), lambda run: run.config.model.lora.rank == 0,
          "model.lora.rank=0"),
+    Rule(("actor.ppo_max_token_len",),
+         lambda run: _on_device(run) or run.config.actor.ppo_micro_batch_size > 0,
+         "micro-batches are counted in trajectories"),
     # --- warm start
     Rule(("sft.[!s]*", "sft.save_freq"), lambda run: run.config.sft.steps == 0, "sft.steps=0"),
     Rule(("sft.test_*",), lambda run: run.config.sft.until is None, "sft.until is not set"),

@@ -201,7 +201,7 @@ def test_gradients_are_finite_and_push_only_what_could_come():
 # ---------------------------------------------------------------- a run
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_with_a_truncated_rollout_trains(tmp_path):
     """On 8 devices, in micro-batches; the entropy teaches where no reward does."""
     session = setup(
