@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from steprl.models import DecoderConfig, make_policy, score
 from steprl.models.critic_view import critic_view
+from steprl.ops import ValueSupport
 from steprl.rollout.trees import share_prefixes
 from steprl.types import Privileged
 from tests.small import random_batch
 
 ROWS, STEPS, VOCAB, ROOM = 8, 3, 16, 10
-POLICY = make_policy(
-    DecoderConfig(
-        vocab_size=VOCAB, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=8,
-        value_head="separate",
-    )
+SHAPE = DecoderConfig(
+    vocab_size=VOCAB, d_model=8, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=8,
+    value_head="separate",
 )  # fmt: skip
+BINS = dataclasses.replace(SHAPE, value_support=ValueSupport(-1.0, 1.0, 9))
 
 
 def told(seed, batch, room=ROOM):
@@ -99,14 +99,24 @@ def test_contexts_of_a_row_are_told_apart():
     assert view.after_BT[1].tolist() == [0, 2, 3, 5]
 
 
+def scores_of(config):
+    """The scores of a batch under one set of parameters, whose critic has an opinion."""
+    policy = make_policy(config)
+    params = policy.init(jax.random.key(0))
+    outputs = params["value"]["out"]["bias"].size
+    params["value"]["out"]["kernel"] += jnp.linspace(1.0, 2.0, outputs)[None]
+    params["critic"]["embedding"]["embedding"] *= 50.0
+    run = jax.jit(lambda batch: score(policy, params, batch))
+    return lambda batch: jax.device_get(run(batch))
+
+
 @pytest.fixture(scope="module")
 def scored():
-    """The scores of a batch under one set of parameters, whose critic has an opinion."""
-    params = POLICY.init(jax.random.key(0))
-    params["value"]["out"]["kernel"] += 1.0
-    params["critic"]["embedding"]["embedding"] *= 50.0
-    run = jax.jit(lambda batch: score(POLICY, params, batch))
-    return lambda batch: jax.device_get(run(batch))
+    return scores_of(SHAPE)
+
+
+def assert_close(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
 
 
 BATCH = random_batch(1, ROWS, STEPS)
@@ -127,10 +137,7 @@ def test_the_policy_does_not_see_what_the_critic_is_told(scored):
 def test_a_critic_that_is_told_nothing_reads_what_the_policy_reads(scored):
     batch = told(1, BATCH)
     none = batch.privileged._replace(step_ids_NP=jnp.full((ROWS, ROOM), -1))
-    for one, other in zip(
-        scored(dataclasses.replace(batch, privileged=none)), scored(BATCH), strict=True
-    ):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert_close(scored(dataclasses.replace(batch, privileged=none)), scored(BATCH))
 
 
 def test_what_is_told_is_known_from_its_step_on(scored):
@@ -152,11 +159,14 @@ def test_what_is_told_is_known_from_its_step_on(scored):
         assert told_here.any() and (moved > 1e-4).all()
 
 
-def test_rows_that_share_tokens_have_the_values_of_rows_apart(scored):
+@pytest.mark.parametrize("config", [SHAPE, BINS], ids=["values", "bins"])
+def test_rows_that_share_tokens_have_the_values_of_rows_apart(config):
     """The critic is told other things in them, so it reads each row on its own."""
     real = np.asarray(BATCH.segment_ids_NT) > 0
     positions = np.where(real, np.cumsum(real, axis=1) - 1, 0).astype(np.int32)
     batch = told(4, dataclasses.replace(BATCH, positions_NT=jnp.asarray(positions)))
     together = jax.tree.map(jnp.asarray, share_prefixes(batch, 2, [64]))
-    for one, other in zip(scored(batch), scored(together), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    scored = scores_of(config)
+    one, other = scored(batch), scored(together)
+    assert_close(one, other)
+    assert (one.value_logits_NTZ is None) == (config is SHAPE)
