@@ -2,13 +2,14 @@
 
     python benchmarks/algorithms.py --quick          # one cell, 4 seeds, against the committed table
     python benchmarks/algorithms.py [--save]         # the table: 6 cells, 12 seeds; can be resumed
-    python benchmarks/algorithms.py --effects --save # adds the longest cells, for StepPO and its halves
+    python benchmarks/algorithms.py --effects --save # adds the longest cells, for fewer methods
     python benchmarks/algorithms.py --full --save    # 8 cells, 36 seeds; for a GPU
 
 Games that live on the device (`errand`, `shop`, `multihop`) are played, learnt from and evaluated
 inside one compiled program, all seeds at once. The same for all: the warm-started model of a cell,
-the number of sampled tokens (branches counted), optimiser, batch and mini-batch, and the tuning: each
-method has the same grid of learning rates and clip fractions, on seeds that are not in the table.
+the number of sampled tokens (branches counted), optimiser, batch and mini-batch, and the number of tuning
+runs, on seeds that are not in the table: over learning rates and clip fractions, or where a method has a
+critic, over learning rates of both and lambda, which grows with the horizon.
 The clip of each method is adjusted until the same share of its tokens is clipped, so that ratios of
 tokens, steps and sequences are restricted to the same degree. Finished runs are kept in --folder;
 --fresh starts over.

@@ -36,9 +36,13 @@ METHODS |= {
     "token_credit_step_ratio": Method("ppo", Algorithm(token_credit, "step", STEPS, ("critic",))),
     "ppo_step_lambda": Method("ppo", ALGORITHMS["ppo"], step_lambda=True),
 }
-LAMBDA = 0.95
+LAMBDA = 0.95  # where it is not tuned
 ABLATION = ("steppo", "step_credit_token_ratio", "token_credit_step_ratio", "ppo")
 TUNED_TOGETHER = (*ABLATION, "ppo_step_lambda")
+WITHOUT_CRITIC = ("grpo", "reinforce_pp")  # in the longest cells, beside those with one
+
+# How the critic is made and trained, of all methods that have one: what measured best.
+CRITIC: tuple[str, ...] = ("model.value_head=shared",)
 
 
 class Cell(NamedTuple):
@@ -86,11 +90,42 @@ ITERATIONS = 40
 CHUNK = 10  # iterations of one call
 HELDOUT = 256  # episodes of the last evaluation of each run
 
-# The tuning of every method: 6 pairs of learning rate and clip fraction, 6 seeds each, which no run of
-# the table has; from gentle to harsh. (With 2 seeds, a second tuning chose other pairs for 7 of 13.)
-GRID = tuple((lr, clip) for lr in (5e-4, 1e-3, 2e-3) for clip in (0.02, 0.1))
+
+class Point(NamedTuple):
+    """What is tuned; a method without a critic does not see the last two."""
+
+    lr: float
+    clip: float  # share of the tokens that is clipped
+    critic: float = 1.0  # the critic's learning rate over the policy's
+    # Of GAE: lambda is 1 - decay / horizon, so that credit reaches the same share of an episode in
+    # games of every length.
+    decay: float = 0.4
+
+
+# The tuning of every method: 12 points, 6 seeds each, which no run of the table has; from gentle to harsh.
+# (With 2 seeds, a second tuning chose other points for 7 methods of 13.) A method with a critic tries
+# settings of the critic where others try more learning rates and clips: the same number of runs.
+GRID_WITHOUT = tuple(
+    Point(lr, clip) for lr in (2.5e-4, 5e-4, 1e-3, 2e-3) for clip in (0.02, 0.05, 0.1)
+)
+GRID_WITH = tuple(
+    Point(lr, 0.1, critic, decay)
+    for lr in (5e-4, 1e-3, 2e-3)
+    for critic in (1.0, 3.0)
+    for decay in (0.8, 0.2)
+)
 TUNING_SEEDS, SEEDS = 6, 12
 LANES = 12  # runs of one program
+
+
+def has_critic(method: str) -> bool:
+    """Whether the method trains one."""
+    return "critic" in METHODS[method].algorithm.needs
+
+
+def grid_of(method: str) -> tuple[Point, ...]:
+    """The points that the method is tuned over; as many for all."""
+    return GRID_WITH if has_critic(method) else GRID_WITHOUT
 
 
 class Scale(NamedTuple):
@@ -105,26 +140,28 @@ class Scale(NamedTuple):
 SCALES = {
     "quick": Scale((TUNED_ON,), 4, False),
     "standard": Scale(STANDARD, SEEDS, True),
-    "effects": Scale(("errand-32", "errand-8-longer"), SEEDS, True, TUNED_TOGETHER),
+    "effects": Scale(
+        ("errand-32", "errand-8-longer"), SEEDS, True, (*TUNED_TOGETHER, *WITHOUT_CRITIC)
+    ),
     "full": Scale(tuple(CELLS), 36, True),
 }
 
 
 def config_of(cell: str, method: str, more: Sequence[str] = ()) -> Config:
-    """The configuration of a run, `more` overriding it; learning rate and clip are given to the program."""
+    """The configuration of a run, `more` overriding it; what is tuned is given to the program."""
     return load_config(overrides=[*overrides_of(cell, method), *more])
 
 
 def overrides_of(cell: str, method: str) -> list[str]:
-    """The settings of a run, without learning rate and clip."""
-    lam = LAMBDA ** (1 / CELLS[cell].tokens) if METHODS[method].step_lambda else LAMBDA
+    """The settings of a run, without what is tuned."""
     return [
         *CELLS[cell].overrides,
         f"algorithm.name={METHODS[method].name}",
         "algorithm.gamma=1.0",
-        f"algorithm.lam={lam}",
+        f"algorithm.lam={LAMBDA}",
         "model.preset=tiny", "model.d_model=32", "model.d_ff=96", "model.num_heads=2",
-        "model.num_kv_heads=2", "model.head_dim=16", "model.value_head=shared",
+        "model.num_kv_heads=2", "model.head_dim=16",
+        *(CRITIC if has_critic(method) else ("model.value_head=none",)),
         f"sft.steps={CELLS[cell].warm_steps}", "sft.batch_size=64", "sft.lr=2e-3",
         "rollout.batch_size=8", "rollout.n=8",
         "actor.ppo_epochs=2", "actor.ppo_mini_batch_size=32", "actor.lr_schedule=constant",
@@ -139,11 +176,16 @@ def token_budget(cell: str) -> int:
     return int(0.9 * episodes * (game.horizon + 2) * game.tokens)
 
 
-def settings_of(lr: jax.Array, clip_fraction: jax.Array, cell: str) -> dict[str, jax.Array]:
-    """What differs between runs of one program; the critic learns as fast as the policy."""
+def settings_of(points: Sequence[Point], cell: str, method: str) -> dict[str, jax.Array]:
+    """What differs between runs of one program, [runs] each."""
+    lr, clip, critic, decay = jnp.asarray(points, jnp.float32).T
+    lam = 1 - decay / CELLS[cell].horizon
+    if METHODS[method].step_lambda:
+        lam = lam ** (1 / CELLS[cell].tokens)
     return {
         "actor.lr": lr,
-        "critic.lr": lr,
-        "clip_fraction": clip_fraction,
+        "critic.lr": critic * lr,
+        "algorithm.lam": lam,
+        "clip_fraction": clip,
         "token_budget": jnp.full_like(lr, token_budget(cell)),
     }

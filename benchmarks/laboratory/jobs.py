@@ -3,12 +3,11 @@
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from laboratory import design
@@ -29,7 +28,7 @@ def warm_start(cell: str, folder: Path) -> Any:
     begin = time.perf_counter()
     params, metrics = jax.jit(program.warm_start)(jax.random.key(WARM_KEY))
     arrays = {f"leaf_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))}
-    success = _evaluate(cell)(jax.tree.map(lambda x: x[None], params))
+    success = _evaluate(cell, "ppo")(jax.tree.map(lambda x: x[None], params))
     report = {
         "success": float(np.mean(success)),
         "demonstrations_solved": float(np.mean(metrics["sft/demonstrations_solved"])),
@@ -41,54 +40,70 @@ def warm_start(cell: str, folder: Path) -> Any:
     return jax.device_get(params)
 
 
+def _first_params(cell: str, method: str, folder: Path) -> Any:
+    """Those of the warm start; a method without a critic has no part for one."""
+    shapes = jax.eval_shape(_program(cell, method).policy.init, jax.random.key(0))
+    params = warm_start(cell, folder)
+    return {name: params[name] for name in shapes}
+
+
 def tune(method: str, folder: Path) -> None:
-    """Every pair of the grid on seeds of its own; keeps area and end of each curve."""
-    lr, clip = (np.repeat(x, design.TUNING_SEEDS) for x in zip(*design.GRID, strict=True))
-    seed = np.tile(np.arange(design.TUNING_SEEDS), len(design.GRID))
+    """Every point of the grid on seeds of its own; keeps area and end of each curve."""
+    grid = design.grid_of(method)
+    points = [point for point in grid for _ in range(design.TUNING_SEEDS)]
+    seed = np.tile(np.arange(design.TUNING_SEEDS), len(grid))
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(TUNING_KEY), s))(seed)
     budget = design.token_budget(design.TUNED_ON)
     areas, ends, seconds = [], [], 0.0
     # As many at once as in the table, so that it is the same program.
-    for first in range(0, len(lr), design.LANES):
+    for first in range(0, len(points), design.LANES):
         part = slice(first, first + design.LANES)
-        metrics = _runs(design.TUNED_ON, method, keys[part], lr[part], clip[part], folder)
+        metrics = _runs(design.TUNED_ON, method, keys[part], points[part], folder)
         areas += [area_under_curve(x, y, budget) for x, y in zip(*curves(metrics), strict=True)]
         ends += metrics["heldout"].tolist()
         seconds += metrics["seconds"][0]
-    results = {"lr": lr, "clip": clip, "area": np.array(areas), "heldout": np.array(ends)}
+    results = {"points": np.array(points), "area": np.array(areas), "heldout": np.array(ends)}
     path = folder / design.TUNED_ON / f"{method}.tuning.npz"
     write(path, results | {"seconds": np.array([seconds])})
 
 
-def best(method: str, folder: Path) -> tuple[float, float]:
-    """Learning rate and clip fraction that the tuning chose.
+def best(method: str, folder: Path) -> design.Point:
+    """The point that the tuning chose.
 
-    The gentlest pair whose mean area is within a standard error of the best one's: what is better by
+    The gentlest one whose mean area is within a standard error of the best one's: what is better by
     chance is not chosen, and a second tuning seldom chooses otherwise. StepPO, its halves and PPO share
-    one pair, of all their runs together, so that they differ in credit and ratio alone.
+    one point, of all their runs together, so that they differ in credit and ratio alone.
+
+    Raises:
+        ValueError: a method was tuned over other points than these.
     """
     group = design.TUNED_TOGETHER if method in design.TUNED_TOGETHER else (method,)
-    files = [folder / design.TUNED_ON / f"{member}.tuning.npz" for member in group]
-    area = np.concatenate(
-        [np.load(file)["area"].reshape(len(design.GRID), -1) for file in files], axis=1
-    )
+    grid = design.grid_of(method)
+    areas = []
+    for member in group:
+        saved = np.load(folder / design.TUNED_ON / f"{member}.tuning.npz")
+        if "points" not in saved or not np.array_equal(
+            saved["points"], np.repeat(grid, design.TUNING_SEEDS, axis=0)
+        ):
+            raise ValueError(
+                f"{folder} has a tuning of {member} over another grid: start over with --fresh"
+            )
+        areas.append(saved["area"].reshape(len(grid), -1))
+    area = np.concatenate(areas, axis=1)
     mean = area.mean(axis=1)
     top = int(np.argmax(mean))
     threshold = mean[top] - area[top].std(ddof=1) / np.sqrt(area.shape[1])
-    return design.GRID[int(np.argmax(mean >= threshold))]
+    return grid[int(np.argmax(mean >= threshold))]
 
 
-def run(
-    cell: str, method: str, first: int, seeds: int, chosen: tuple[float, float], folder: Path
-) -> None:
-    """Seeds first .. first + seeds - 1 with the chosen learning rate and clip fraction."""
-    lr, clip = (np.full(seeds, x) for x in chosen)
-    lr = lr / design.CELLS[cell].slower
+def run(cell: str, method: str, first: int, seeds: int, chosen: design.Point, folder: Path) -> None:
+    """Seeds first .. first + seeds - 1 at the chosen point."""
+    point = chosen._replace(lr=chosen.lr / design.CELLS[cell].slower)
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(TABLE_KEY), s))(
         first + np.arange(seeds)
     )
-    metrics = _runs(cell, method, keys, lr, clip, folder)
-    write(folder / cell / f"{method}.{first}-{seeds}.npz", metrics | {"lr": lr, "clip": clip})
+    metrics = _runs(cell, method, keys, [point] * seeds, folder)
+    write(folder / cell / f"{method}.{first}-{seeds}.npz", metrics | {"point": np.array(point)})
 
 
 def curves(found: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -109,14 +124,12 @@ def live(found: Any) -> np.ndarray:
 
 
 def _runs(
-    cell: str, method: str, keys: Any, lr: Any, clip: Any, folder: Path
+    cell: str, method: str, keys: Any, points: Sequence[design.Point], folder: Path
 ) -> dict[str, np.ndarray]:
     """Runs side by side until each has spent its tokens."""
-    params = warm_start(cell, folder)
+    params = _first_params(cell, method, folder)
     begin, advance = _compiled(cell, method)
-    settings = design.settings_of(
-        jnp.asarray(lr, jnp.float32), jnp.asarray(clip, jnp.float32), cell
-    )
+    settings = design.settings_of(points, cell, method)
     budget = design.token_budget(cell)
     start = time.perf_counter()
     state = begin(params, settings)
@@ -127,7 +140,7 @@ def _runs(
         if len(parts) == 1:
             first_call = time.perf_counter() - start
     found = {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
-    success = _evaluate(cell)(state.params)
+    success = _evaluate(cell, method)(state.params)
     found["heldout"] = np.mean(success, axis=1)
     found["seconds"] = np.array([time.perf_counter() - start, first_call])
     return found
@@ -156,8 +169,7 @@ def _compiled(cell: str, method: str) -> Any:
 
         return jax.lax.scan(step, state, length=design.CHUNK)
 
-    axes = {"actor.lr": 0, "critic.lr": 0, "clip_fraction": 0, "token_budget": 0}
-    begin = jax.jit(jax.vmap(program.begin, in_axes=(None, axes)))
+    begin = jax.jit(jax.vmap(program.begin, in_axes=(None, 0)))
 
     each = mapped(lambda one: advance(*one))
     return begin, jax.jit(lambda *all_runs: each(all_runs), donate_argnums=0)
@@ -171,9 +183,9 @@ def mapped(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 @functools.lru_cache(maxsize=2)
-def _evaluate(cell: str) -> Any:
+def _evaluate(cell: str, method: str) -> Any:
     """Success of each held-out episode of each run."""
-    program = _program(cell, "ppo")
+    program = _program(cell, method)
     key = jax.random.key(PANEL_KEY)
     return jax.jit(mapped(lambda params: program.evaluate(params, key, design.HELDOUT)))
 

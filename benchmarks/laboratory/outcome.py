@@ -200,14 +200,13 @@ def _text(interval: Estimate) -> str:
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def committed(method: str) -> tuple[float, float]:
-    """Learning rate and clip fraction of the committed table.
+def committed(method: str) -> design.Point:
+    """The point that the tuning of the committed table chose.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    lr, clip = _committed()["settings"][method]
-    return float(lr), float(clip)
+    return design.Point(*map(float, _committed()["settings"][method]))
 
 
 def _committed() -> dict[str, Any]:
@@ -264,7 +263,8 @@ def save(
         workers=workers,
         seeds=design.SCALES[table].seeds,
         tuning_seeds=design.TUNING_SEEDS,
-        grid=[list(pair) for pair in design.GRID],
+        grid={m: [list(point) for point in design.grid_of(m)] for m in methods},
+        critic=list(design.CRITIC),
         settings={m: list(jobs.best(m, folder)) for m in methods} if design.SCALES[table].tune else
         {m: list(committed(m)) for m in methods},
         cells={c: design.CELLS[c]._asdict() | {"token_budget": design.token_budget(c)} for c in found},

@@ -51,9 +51,7 @@ def in_full(results: Path, link: str) -> str:
         found = [rows.get(f"{cell}: {method}: area") for cell in cells]
         if any(found):
             lines.append((name, *(interval(row) for row in found)))
-    chosen = "; ".join(
-        f"{NAMES[m]} {lr:g}, {100 * clip:g} %" for m, (lr, clip) in record["settings"].items()
-    )
+    chosen = "; ".join(f"{NAMES[m]} {_chosen(*point)}" for m, point in record["settings"].items())
     return "\n\n".join(
         (
             table(("area under the curve", *(cell["title"] for cell in cells.values())), lines),
@@ -150,8 +148,16 @@ def _effects(record: dict[str, Any]) -> str:
     return table(("what it adds to the area", *(cell["title"] for cell in cells.values())), lines)
 
 
+def _chosen(lr: float, clip: float, critic: float = 1.0, decay: float = 0.4) -> str:
+    """A point of the grid; what a method without a critic does not see is as by default."""
+    text = f"{lr:g}, {100 * clip:g} %"
+    if (critic, decay) != (1.0, 0.4):
+        text += f", critic x {critic:g}, λ = 1 - {decay:g} / horizon"
+    return text
+
+
 def _minutes(record: dict[str, Any]) -> str:
     more = record.get("minutes_of_effects", 0)
-    extra = f" (and {more:.0f} for the longest games, of StepPO and its halves)" if more else ""
+    extra = f" (and {more:.0f} for the longest games, of fewer methods)" if more else ""
     jobs = f", {record['workers']} jobs at a time" if "workers" in record else ""
     return f"{record['minutes']:.0f} minutes{extra}{jobs}"
