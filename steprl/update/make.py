@@ -76,8 +76,7 @@ def make_update(
         trunk = None
         below = frozen_layers(trainable, frozen)
         if packing is not None and below and policy.trunk is not None:
-            longest = batch.context_width or batch.tokens_NT.shape[1]
-            trunk = packed_trunk(policy, state.params, below, packing, longest)
+            trunk = packed_trunk(policy, state.params, below, packing, batch)
 
         def scored(part: Params, batch: StepBatch, trunk: Trunk | None = None) -> Scores:
             params = combine(part, frozen)
