@@ -90,6 +90,7 @@ def test_training_measures_what_the_environment_says(run):
     assert row["eval/avg@2"] == row["eval/success_rate"] <= row["eval/pass@2"]
     assert row["agree/logp_absmax"] < 1e-4 and row["actor/pg_clipfrac"] == 0.0
     assert 0 <= row["token/prefix_break"] < 1 and "env/valid_call_frac" in row
+    assert 0 <= row["perf/padding"] < 1
 
 
 @pytest.mark.slow

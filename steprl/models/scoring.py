@@ -29,7 +29,7 @@ class Trunk(NamedTuple):
     """What the lowest layers of a policy make of a batch, where it is known already."""
 
     layers: int
-    hidden_BUD: jax.Array  # of each slot that the model is run on
+    hidden_BUD: jax.Array  # of each slot that the model is run on; for many runs, a table of them
 
 
 def _statistics(logits_V: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:

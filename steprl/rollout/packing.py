@@ -29,9 +29,7 @@ class Packing(NamedTuple):
     place: jax.Array  # [E, M, K, R] int32, which row of its mini-batch it is, n where there is none
     used: jax.Array  # [E, M] int32, micro-batches that hold rows
     tree: TreeLayout  # of each micro-batch, its arrays with the axes [E, M, K] in front
-    source: (
-        jax.Array
-    )  # [E, M, K, B, U] int32, where the token stands in the [M, K, B, U] of the first pass
+    prefix: jax.Array  # [E, M, K, B, U] int32, number of the token with all before it, below N * T
 
 
 class Packed(NamedTuple):
@@ -76,9 +74,8 @@ def pack_rows(
             place[m, b, : len(block)] = block
             row[m, b, : len(block)] = rows[block]
     laid_out = lay_out(_taken(flat, row.reshape(-1)), room, [width], fractions=8)
-    first = parts * count * devices
     row_BR = row.reshape(-1, room)
-    source = _sources(laid_out.place_NT, number_NT, row_BR, first, width)
+    prefix = _numbers_of_blocks(laid_out.place_NT, number_NT, row_BR, width)
     shape = (passes, parts, count)
     as_parts = lambda x: None if x is None else x.reshape(*shape, devices, *x.shape[1:])  # noqa: E731
     of_rows = lambda x: x.reshape(*shape, devices * room, *x.shape[1:])  # noqa: E731
@@ -94,7 +91,7 @@ def pack_rows(
         place=of_rows(place.reshape(-1)),
         used=used.reshape(passes, parts),
         tree=TreeLayout(**split),
-        source=source.reshape(*shape, devices, width),
+        prefix=prefix.reshape(*shape, devices, width),
     )
     return Packed(Packing(**arrays), slots, slots - int(np.sum(tree.segment_ids_MGU > 0)))
 
@@ -133,13 +130,17 @@ class _Rows(NamedTuple):
 def _rows(number_nT: np.ndarray) -> _Rows:
     """From the numbers of their prefixes."""
     numbers, place = np.unique(number_nT, return_inverse=True)
-    place_nT = place.reshape(number_nT.shape)
-    holds = np.zeros((len(number_nT), len(numbers)), np.float32)  # whole numbers below 2^24: exact
-    np.put_along_axis(holds, place_nT, 1.0, axis=1)
-    holds = holds[:, numbers >= 0]
-    shared_nn = np.rint(holds @ holds.T).astype(np.int64)
+    row, column = np.nonzero(number_nT >= 0)
+    prefix = place.reshape(number_nT.shape)[row, column]
+    pairs = np.unique(row * len(numbers) + prefix)  # each prefix of a row once
+    row, prefix = pairs // len(numbers), pairs % len(numbers)
+    several = np.bincount(prefix, minlength=len(numbers))[prefix] > 1
+    shared, of_shared = np.unique(prefix[several], return_inverse=True)
+    holds = np.zeros((len(number_nT), len(shared)), np.float32)  # sums below 2^24 are exact
+    holds[row[several], of_shared] = 1.0
+    size_n = np.bincount(row, minlength=len(number_nT))
     order_n = np.argsort(number_nT.max(axis=1), kind="stable")
-    return _Rows(np.diag(shared_nn), shared_nn, order_n, holds.shape[1])
+    return _Rows(size_n, (holds @ holds.T).astype(np.int64), order_n, len(np.unique(prefix)))
 
 
 def _best_width(
@@ -231,26 +232,20 @@ def _taken(flat: Tokens, row_n: np.ndarray) -> Tokens:
     )
 
 
-def _sources(
-    place_NT: np.ndarray, number_NT: np.ndarray, row_BR: np.ndarray, first: int, width: int
+def _numbers_of_blocks(
+    place_NT: np.ndarray, number_NT: np.ndarray, row_BR: np.ndarray, width: int
 ) -> np.ndarray:
-    """[B, U] where each token stands among the first blocks, those of the first pass; 0 at padding.
+    """[B, U] number of each token's prefix; N * T, which is none of the batch, at padding.
 
     Args:
         place_NT: [B * R, T] where the tokens of the blocks' rows stand in their blocks.
         number_NT: of the batch, from `_numbered`.
         row_BR: rows of the batch, -1 where there is none.
-        first: how many blocks hold the first pass.
         width: U.
     """
     number_BRT = np.where(row_BR[:, :, None] >= 0, number_NT[row_BR], -1)
+    block, row, column = np.nonzero(number_BRT >= 0)
+    found_BU = np.full((len(row_BR), width), number_NT.size, np.int32)
     place_BRT = place_NT.reshape(number_BRT.shape)
-    block_BRT = np.broadcast_to(np.arange(len(row_BR))[:, None, None], number_BRT.shape)
-    real_BRT = number_BRT >= 0
-    number, place, block = (x[real_BRT] for x in (number_BRT, place_BRT, block_BRT))
-    where = np.zeros(int(number.max(initial=-1)) + 1, np.int32)
-    of_first = block < first
-    where[number[of_first]] = (block * width + place)[of_first]
-    source_BU = np.zeros((len(row_BR), width), np.int32)
-    source_BU[block, place] = where[number]
-    return source_BU
+    found_BU[block, place_BRT[block, row, column]] = number_BRT[block, row, column]
+    return found_BU

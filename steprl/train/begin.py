@@ -112,7 +112,7 @@ def _packing(session: Session, compiled: Callable[..., Any]) -> Update:
         packing = packing._replace(
             **{
                 name: jax.device_put(getattr(packing, name), blocks)
-                for name in ("place", "tree", "source")
+                for name in ("place", "tree", "prefix")
             }
         )
         state, metrics, record = compiled(state, batch, key, sampled, packing)

@@ -65,19 +65,21 @@ def packed_scores(
 
 
 def packed_trunk(
-    policy: Policy, params: Params, layers: int, packing: Packing, longest: int
+    policy: Policy, params: Params, layers: int, packing: Packing, batch: StepBatch
 ) -> Trunk:
-    """What the lowest layers make of each token of the first pass: [M * K * D * U, D] hidden states.
+    """What the lowest layers make of a batch: [N * T, D] hidden states, by the numbers of prefixes.
 
     Args:
         policy: with a `trunk`.
         params: of which those of these layers are the same in all passes.
         layers: how many.
         packing: of the update.
-        longest: no context has more tokens.
+        batch: N rows of T tokens.
     """
     assert policy.trunk is not None
+    longest = batch.context_width or batch.tokens_NT.shape[1]
     read = functools.partial(policy.trunk, layers=layers, longest=longest)
+    params = policy.prepare(params)
 
     def hidden_of(m: Any, k: Any) -> jax.Array:
         tree = _at(packing.tree, 0, m, k)
@@ -85,16 +87,12 @@ def packed_trunk(
         *contexts, ends_BU = (x[:, 0] for x in arrays)
         return read(params, *contexts, segment_ends_BT=ends_BU)
 
-    params = policy.prepare(params)
-    shape = jax.eval_shape(lambda: hidden_of(0, 0))
-    micro_batches, slots = packing.used.shape[1] * packing.place.shape[2], shape.size
-    parts = packing.place.shape[2]
-
     def add(m: Any, k: Any, hidden: jax.Array) -> jax.Array:
-        return hidden.at[m * parts + k].set(hidden_of(m, k).reshape(-1))
+        return hidden.at[packing.prefix[0, m, k]].set(hidden_of(m, k), mode="drop")
 
-    hidden = _each_part(packing, add, jnp.zeros((micro_batches, slots), shape.dtype))
-    return Trunk(layers, jax.lax.stop_gradient(hidden.reshape(-1, shape.shape[-1])))
+    shape = jax.eval_shape(lambda: hidden_of(0, 0))
+    nothing = jnp.zeros((batch.tokens_NT.size, shape.shape[-1]), shape.dtype)
+    return Trunk(layers, jax.lax.stop_gradient(_each_part(packing, add, nothing)))
 
 
 def packed_gradient(
@@ -182,7 +180,7 @@ def _at(tree: Any, *index: Any) -> Any:
 
 def _part(mini: Packing, k: Any) -> Packing:
     """A micro-batch of a mini-batch."""
-    return mini._replace(place=mini.place[k], tree=_at(mini.tree, k), source=mini.source[k])
+    return mini._replace(place=mini.place[k], tree=_at(mini.tree, k), prefix=mini.prefix[k])
 
 
 def _taken(tree: Any, row_R: jax.Array) -> Any:
@@ -218,8 +216,10 @@ def _rows_of_sample(sample: Sample, row_R: jax.Array, rows: int, part: Packing) 
 
 
 def _trunk_of(part: Packing, trunk: Trunk | None) -> Trunk | None:
-    """The hidden states of a micro-batch, [D, U, D]."""
-    return None if trunk is None else Trunk(trunk.layers, trunk.hidden_BUD[part.source])
+    """The hidden states of a micro-batch, [B, U, D]."""
+    if trunk is None:
+        return None
+    return Trunk(trunk.layers, trunk.hidden_BUD.at[part.prefix].get(mode="clip"))
 
 
 def _laid_over(mesh: Mesh | None, tree: Any) -> Any:
