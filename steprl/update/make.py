@@ -108,16 +108,9 @@ def make_update(
         before = Trained(trainable, state.opt_state)
 
         trunk = None
-<<<<<<< HEAD
         lowest = frozen_layers(trainable, frozen)
         if packing is not None and lowest and policy.trunk is not None:
-            longest = batch.context_width or batch.tokens_NT.shape[1]
-            trunk = packed_trunk(policy, state.params, lowest, packing, longest)
-=======
-        below = frozen_layers(trainable, frozen)
-        if packing is not None and below and policy.trunk is not None:
-            trunk = packed_trunk(policy, state.params, below, packing, batch)
->>>>>>> e
+            trunk = packed_trunk(policy, state.params, lowest, packing, batch)
 
         def scored(part: Params, batch: StepBatch, trunk: Trunk | None = None) -> Scores:
             params = combine(part, frozen)
