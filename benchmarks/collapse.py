@@ -54,6 +54,7 @@ VARIANTS = {
     "plain": Variant("GRPO"),
     "target_kl": Variant("`actor.target_kl=0.02`", ("actor.target_kl=0.02",)),
     "half_lr": Variant("half the learning rate", ("actor.lr=1e-3",)),
+    "linear": Variant("`actor.lr_schedule=linear`", ("actor.lr_schedule=linear",)),
     "adam_b2": Variant("`actor.adam_b2=0.999`", ("actor.adam_b2=0.999",)),
     "noise": Variant("with noise", noise=True),
     "noise_min_std": Variant(

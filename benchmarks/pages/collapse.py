@@ -8,6 +8,7 @@ _TITLES = {
     "plain": "GRPO",
     "target_kl": "`actor.target_kl=0.02`",
     "half_lr": "half the learning rate",
+    "linear": "`actor.lr_schedule=linear`",
     "adam_b2": "`actor.adam_b2=0.999`",
     "noise": "scores that differ by chance, up to .02",
     "noise_min_std": "such scores, `algorithm.min_std=0.1`",
