@@ -85,7 +85,9 @@ def main() -> None:
     overrides = [*(QUICK if options.quick else ()), *options.overrides]
     tasks = 4 if options.quick else options.tasks
     task = TASKS[options.task]
-    configs = {name: config_of(task, name, folder, overrides) for name in (WARM_START, *options.methods)}
+    configs = {
+        name: config_of(task, name, folder, overrides) for name in (WARM_START, *options.methods)
+    }
     measured = {name: measure(name, config, folder, tasks) for name, config in configs.items()}
     rows = rows_of(task, measured)
     record.show(rows)
@@ -203,7 +205,10 @@ def as_text(trajectory: Trajectory) -> str:
 
 
 def save(
-    options: argparse.Namespace, folder: Path, rows: list[dict[str, Any]], configs: dict[str, Config]
+    options: argparse.Namespace,
+    folder: Path,
+    rows: list[dict[str, Any]],
+    configs: dict[str, Config],
 ) -> None:
     """Result, curve and transcripts."""
     minutes = sum(row["value"] for row in rows if row["unit"] == "min")
@@ -217,7 +222,9 @@ def save(
         config=TASKS[options.task].config, overrides=options.overrides, heldout_tasks=options.tasks,
         tokens=tokens,
     )  # fmt: skip
-    curves = {METHODS[name]: read_metrics(folder / name / "metrics.jsonl") for name in options.methods}
+    curves = {
+        METHODS[name]: read_metrics(folder / name / "metrics.jsonl") for name in options.methods
+    }
     plot_learning_curves(curves, path.with_suffix(".png"), f"SmolLM2-135M on {config.env.name}")
     path.with_suffix(".txt").write_text((folder / "transcripts.txt").read_text())
     print(f"written: {path}, with .png and .txt beside it")

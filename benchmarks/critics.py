@@ -2,7 +2,7 @@
 
     python benchmarks/critics.py --quick     # one game, 3 variants, 4 seeds
     python benchmarks/critics.py [--save]    # the table: 3 games, 8 seeds; can be resumed
-    python benchmarks/critics.py --cells errand-32 --variants shipped lr_x10
+    python benchmarks/critics.py --cells errand-32 --variants plain own
 
 The runs are those of `algorithms.py`: the same games, warm starts, sampled tokens and tuned learning rate and
 clip, a whole training in one program, the seeds one axis of it. Only the critic differs

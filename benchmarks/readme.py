@@ -10,7 +10,18 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pages import audit, branches, critics, density, laboratory, learning, robustness, search, speed
+from pages import (
+    audit,
+    branches,
+    collapse,
+    critics,
+    density,
+    laboratory,
+    learning,
+    robustness,
+    search,
+    speed,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "benchmarks/results"
@@ -32,7 +43,7 @@ PAGES: Mapping[str, Mapping[str, Part]] = {
         "errand": audit.errand,
         "shop": audit.shop,
     },
-    "docs/training.md": {"robustness": robustness.campaign},
+    "docs/training.md": {"robustness": robustness.campaign, "collapse": collapse.remedies},
     "docs/branching.md": {"branches": branches.in_short},
     "benchmarks/README.md": {
         "bias": speed.bias,

@@ -176,7 +176,7 @@ def group_credit(kind: str) -> Callable[[StepBatch, jax.Array, AlgorithmConfig],
     def credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig) -> Credit:
         rows = batch.task_N.shape[0]
         advantage_N = group_advantages(
-            scores(batch), group_ids(batch, config.singleton), rows, kind
+            scores(batch), group_ids(batch, config.singleton), rows, kind, min_std=config.min_std
         )
         active_NT = batch.step_ids_NT >= 0
         return _without_critic(jnp.where(active_NT, advantage_N[:, None], 0.0))
@@ -215,6 +215,7 @@ def gigpo_credit(batch: StepBatch, value_NT: jax.Array, config: AlgorithmConfig)
         batch.anchor_NS,
         batch.mask_NS.size,
         step_weight=config.step_advantage_w,
+        min_std=config.min_std,
         where=batch.mask_NS,
     )
     return _without_critic(_to_tokens(advantage_NS, batch.step_ids_NT))

@@ -131,11 +131,14 @@ def make_plan(
     from steprl.models.scoring import score  # the table of methods is imported without models
 
     settings, temperature = config.algorithm.branch, config.rollout.temperature
-    chunk, freeze = config.model.logprob_chunk, config.model.freeze
+    chunk, frozen_parts = (
+        config.model.logprob_chunk,
+        (config.model.freeze, config.model.train_layers),
+    )
 
     @jax.jit
     def log_ratio(params: Params, before: Params, batch: StepBatch) -> jax.Array:
-        _, frozen = split_trainable(params, freeze)
+        _, frozen = split_trainable(params, *frozen_parts)
         scores = score(policy, combine(before, frozen), batch, temperature, chunk)
         return batch.logprob_NT - scores.logprob_NT
 

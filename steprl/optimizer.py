@@ -202,7 +202,9 @@ def _wide(params: Params, masters: Params) -> Params:
     return jax.tree.map(pick, masters, params, is_leaf=lambda x: x is None)
 
 
-def split_trainable(params: Params, freeze: str | None = None) -> tuple[Params, Params]:
+def split_trainable(
+    params: Params, freeze: str | None = None, train_layers: int | None = None
+) -> tuple[Params, Params]:
     """What is trained and what is not; gradients and the optimiser's state are of the first only.
 
     With adapters (a part "lora") the decoder is frozen; they, a value head and a separate critic
@@ -212,14 +214,17 @@ def split_trainable(params: Params, freeze: str | None = None) -> tuple[Params, 
         params: nested dicts, or their shapes.
         freeze: regular expression; a parameter in whose path, such as
             "decoder/layers/0/mlp/up/kernel", it is found is frozen too.
+        train_layers: so many layers of the decoder, the highest, are trained with what stands above
+            them, and so are as many of a separate critic; those below and the embedding are frozen.
 
     Returns:
         Two trees without each other's leaves and without empty dicts; `combine` joins them again.
 
     Raises:
-        ValueError: `freeze` is no regular expression, matches nothing, or leaves nothing to train.
+        ValueError: `freeze` is no regular expression, matches nothing, or leaves nothing to train;
+            the model has fewer layers than `train_layers`, or none that can be told by their names.
     """
-    if freeze is None and "lora" not in params:
+    if freeze is None and train_layers is None and "lora" not in params:
         return params, {}
     paths = [
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -234,13 +239,52 @@ def split_trainable(params: Params, freeze: str | None = None) -> tuple[Params, 
         raise ValueError(
             f"model.freeze={freeze!r} matches no parameter; it is searched for in paths such as {examples}"
         )
+    if train_layers is not None:
+        frozen |= _below(paths, train_layers)
     if "lora" in params:
         frozen |= {path for path in paths if path.startswith("decoder/")}
     if len(frozen) == len(paths):
-        raise ValueError(
-            f"model.freeze={freeze!r} freezes every parameter: nothing would be trained"
-        )
+        both = f"model.freeze={freeze!r}"
+        both += "" if train_layers is None else f" and model.train_layers={train_layers}"
+        raise ValueError(f"{both} freezes every parameter: nothing would be trained")
     return _part(params, lambda path: path not in frozen), _part(params, frozen.__contains__)
+
+
+_LAYER = re.compile(r"(?:lora/)?(decoder|critic)/layers/(\d+)/")
+
+
+def _below(paths: list[str], train_layers: int) -> set[str]:
+    """Paths of the embedding and of the layers below the highest `train_layers`."""
+    numbers = [int(match[2]) for path in paths if (match := _LAYER.match(path))]
+    total = max(numbers, default=-1) + 1
+    if train_layers > total:
+        raise ValueError(
+            f"model.train_layers={train_layers}: the model has {total} layers, so at most {total} of "
+            "them can be trained"
+        )
+    return {
+        path
+        for path in paths
+        if re.match("(decoder|critic)/embedding/", path)
+        or ((match := _LAYER.match(path)) and int(match[2]) < total - train_layers)
+    }
+
+
+def frozen_layers(trainable: Params, frozen: Params) -> int:
+    """How many of the decoder's layers, from the lowest up, nothing is trained in, or below of.
+
+    What they compute of a batch is the same whatever is learnt.
+    """
+    layers = frozen.get("decoder", {}).get("layers", {})
+    if "embedding" in trainable.get("decoder", {}):
+        return 0
+    found = [
+        int(match[2])
+        for path, _ in jax.tree_util.tree_leaves_with_path(trainable)
+        if (match := _LAYER.match(jax.tree_util.keystr(path, simple=True, separator="/")))
+        and match[1] == "decoder"
+    ]
+    return min(found, default=len(layers))
 
 
 def combine(trainable: Params, frozen: Params) -> Params:

@@ -34,6 +34,7 @@ def make_sft_update(
     optimizer: optax.GradientTransformation,
     chunk_tokens: int,
     freeze: str | None = None,
+    train_layers: int | None = None,
 ) -> Callable[[TrainState, StepBatch], tuple[TrainState, dict[str, jax.Array]]]:
     """`update(state, batch) -> (state, metrics)`: one step on the mean over action tokens.
 
@@ -46,7 +47,7 @@ def make_sft_update(
         return -jnp.sum(logprob_NT) / jnp.maximum(jnp.sum(batch.step_ids_NT >= 0), 1)
 
     def update(state: TrainState, batch: StepBatch) -> tuple[TrainState, dict[str, jax.Array]]:
-        trainable, frozen = split_trainable(state.params, freeze)
+        trainable, frozen = split_trainable(state.params, freeze, train_layers)
         value, gradient = jax.value_and_grad(loss)(trainable, frozen, batch)
         updates, opt_state = optimizer.update(gradient, state.opt_state, trainable)
         norm = optax.tree.norm(gradient)
@@ -78,7 +79,7 @@ class Panel(NamedTuple):
     )  # demonstrations are of training tasks below this number; None: of any below `first`
 
 
-def test_panel(session: Session) -> Panel:
+def panel_of(session: Session) -> Panel:
     """The last training tasks, half of them at most; where there is no end of them, some far away."""
     player, wanted = session.player, session.config.sft.test_tasks
     number = player.sizes.get(player.splits[0])
@@ -141,14 +142,20 @@ def warm_start(
     sft, demonstrate = config.sft, session.player.demonstrate
     if demonstrate is None:
         raise ValueError("sft.steps: the environment shows no demonstrations; set sft.data")
-    panel = None if sft.until is None else test_panel(session)
+    panel = None if sft.until is None else panel_of(session)
     optimizer = make_sft_optimizer(sft)
-    trainable, _ = split_trainable(params, config.model.freeze)
+    trainable, _ = split_trainable(params, config.model.freeze, config.model.train_layers)
     state = TrainState(params, optimizer.init(trainable), jnp.zeros((), jnp.int32))
     shardings = state_shardings(state, mesh, session.rules)
     state = jax.device_put(state, shardings)
     update = jax.jit(
-        make_sft_update(session.policy, optimizer, config.model.logprob_chunk, config.model.freeze),
+        make_sft_update(
+            session.policy,
+            optimizer,
+            config.model.logprob_chunk,
+            config.model.freeze,
+            config.model.train_layers,
+        ),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )

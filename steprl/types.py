@@ -196,6 +196,9 @@ class Policy(NamedTuple):
         is not behind its own; tokens stand in the order of their ids, and no context has more than
         `longest`. Without, a segment ends at its own id + 1: a token sees its own segment only.
     init_cache(batch, length) -> cache; slot s of a row holds the token at position s
+    trunk(params, tokens_BT, positions_BT, segment_ids_BT, layers=, segment_ends_BT=, longest=) ->
+        hidden_BTD behind the lowest `layers` layers, which apply goes on from where it is given
+        trunk_BTD and trunk_layers by name; None where the model cannot be cut
     prepare(params) -> params that all the others take too: what is best done once before many calls
         on the same parameters, such as merging adapters; idempotent
     support: the bins of a critic that predicts a distribution of values; a run sets it from
@@ -209,3 +212,4 @@ class Policy(NamedTuple):
     init_cache: Callable[[int, int], Any]
     prepare: Callable[[Params], Params] = lambda params: params
     support: ValueSupport | None = None
+    trunk: Callable[..., jax.Array] | None = None

@@ -35,7 +35,7 @@ CREDIT_OF = {name: jax.jit(method.credit, static_argnums=2) for name, method in 
 seeds = st.integers(0, 2**31 - 1)
 each_method = pytest.mark.parametrize(
     "name",
-    [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS],
+    [name if name in KINDS else pytest.param(name, marks=pytest.mark.full) for name in ALGORITHMS],
 )
 
 
@@ -292,7 +292,7 @@ def padded(batch: StepBatch, rows: int, tokens: int, steps: int) -> StepBatch:
     return dataclasses.replace(batch, **extra)
 
 
-@pytest.mark.parametrize("extra", [(0, 3, 1), (2, 0, 0)])
+@pytest.mark.parametrize("extra", [(0, 3, 1), pytest.param((2, 0, 0), marks=pytest.mark.slow)])
 @each_method
 def test_padding_rows_tokens_and_steps_changes_nothing(name, extra):
     batch = random_batch(5)

@@ -236,6 +236,11 @@ def test_an_empty_file_is_the_defaults(tmp_path):
     assert load_config(file) == Config()
 
 
+def test_configurations_share_no_list():
+    load_config().trainer.logger.append("wandb")
+    assert load_config().trainer.logger == ["jsonl"]
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     lr=st.floats(0, 10),

@@ -1,9 +1,7 @@
-"""How the critic is trained beside the policy: its clip, its first weights, its warm-up, its own passes."""
+"""How the critic is trained beside the policy: its norm, its warm-up, its own passes."""
 
 import dataclasses
 import functools
-import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +11,10 @@ import pytest
 
 from steprl.algorithms import algorithm
 from steprl.config import ConfigError
-from steprl.metrics import read_metrics
-from steprl.models import init_lora, merge_lora
 from steprl.models.scoring import score
 from steprl.optimizer import make_rl_optimizer, owner_of
-from steprl.session import load_params, setup
+from steprl.session import setup
 from steprl.session.checks import check_critic
-from steprl.train import train
 from steprl.update import initial_state, make_update
 from tests.lock import SAYS, SIZE
 from tests.small import random_batch, small_config
@@ -196,6 +191,15 @@ def test_passes_apart_are_the_joint_ones_where_all_is_one_step():
         assert other[name] == pytest.approx(one[name], rel=1e-4), name
 
 
+@pytest.mark.slow
+@pytest.mark.full
+def test_passes_apart_of_a_critic_in_units_of_its_returns_are_the_joint_ones_too():
+    joint, one = of_a_shared_trunk(APART, "critic.norm_returns=true")
+    apart, other = of_a_shared_trunk(APART, "critic.norm_returns=true", "critic.ppo_epochs=1")
+    close(apart, joint, atol=1e-5)
+    assert other["critic/grad_norm"] == pytest.approx(one["critic/grad_norm"], rel=1e-4)
+
+
 @pytest.mark.parametrize("size", [16, pytest.param(8, marks=pytest.mark.slow)])
 def test_the_critic_takes_its_epochs_and_the_policy_its_own(size):
     """Of plain gradient steps on all rows; halves of them end nearby and not there."""
@@ -255,98 +259,6 @@ def test_what_is_not_finite_is_counted_in_the_passes_of_both():
     assert metrics["train/nonfinite"] == 1  # the critic reads no log-probs
     same_bits(of("actor", after.params), of("actor", params))
     assert differs(of("critic", after.params).values(), of("critic", params).values())
-
-
-# The first weights of a separate critic
-
-COPIED = ("model.value_head=separate", "critic.init=policy")
-
-
-def trunk(seed):
-    rng = np.random.default_rng(seed)
-    leaf = lambda: jnp.asarray(rng.normal(size=(4, 4)), jnp.float32)  # noqa: E731
-    return {"layers": {"0": {"mlp": {"up": {"kernel": leaf()}}}}, "head": leaf()}
-
-
-def behind_the_warm_start(bias=0.0):
-    """Policy and separate critic by their names; a new head gives 0."""
-    out = {"kernel": jnp.zeros((4, 1)), "bias": jnp.array([bias])}
-    return {"decoder": trunk(0), "critic": trunk(1), "value": {"hidden": jnp.ones(4), "out": out}}
-
-
-def begun(params, *overrides):
-    """Parameters that training begins with."""
-    return initial_state(params, SGD, small_config(*overrides)).params
-
-
-def test_the_critic_begins_as_a_copy_of_the_policy():
-    params = behind_the_warm_start()
-    first = begun(params, *COPIED)
-    same_bits(first, params | {"critic": params["decoder"]})
-    # In buffers of its own, as the update is given all of them to write into.
-    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(first)]
-    assert len(set(pointers)) == len(pointers)
-
-
-@pytest.mark.parametrize(
-    "overrides, bias",
-    [(COPIED[:1], 0.0), (COPIED[1:], 0.0), ((*COPIED, "algorithm.name=reinforce_pp"), 0.0),
-     (COPIED, 0.1)],
-    ids=["not asked for", "not separate", "no critic", "trained already"],
-)  # fmt: skip
-def test_else_it_stays_as_it_is(overrides, bias):
-    params = behind_the_warm_start(bias)
-    same_bits(begun(params, *overrides), params)
-
-
-def test_with_adapters_it_is_a_copy_of_the_policy_that_plays():
-    params = behind_the_warm_start()
-    params["lora"] = jax.tree.map(lambda x: x + 0.1, init_lora(KEY, params, 2))
-    first = begun(params, *COPIED, "model.lora.rank=2", "model.lora.alpha=16")
-    same_bits(first["critic"], merge_lora(params, 8.0)["decoder"])
-    kernel_of = lambda tree: tree["layers"]["0"]["mlp"]["up"]["kernel"]  # noqa: E731
-    assert np.all(kernel_of(first["critic"]) != kernel_of(params["decoder"]))
-
-
-def test_a_policy_without_two_trunks_of_one_shape_has_nothing_to_copy():
-    with pytest.raises(ValueError, match="critic.init=policy copies the policy's 'decoder'"):
-        begun(example()[0], *COPIED)
-
-
-@pytest.mark.slow
-def test_a_run_with_all_of_it_that_was_stopped_goes_on_bit_for_bit(tmp_path):
-    """Killed behind the warm start, in the warm-up of the critic, and when both are trained."""
-    on = ("sft.steps=4", "trainer.critic_warmup=2", "trainer.save_freq=1", "trainer.max_to_keep=9",
-          "trainer.total_training_steps=4", "trainer.val_before_train=false", "eval.greedy=false",
-          "critic.ppo_epochs=3", "critic.ppo_mini_batch_size=8", "critic.grad_clip=0.5",
-          "actor.lr_schedule=linear", *COPIED)  # fmt: skip
-    session = setup(small_config(*on))
-    whole = tmp_path / "whole"
-    params, _ = train(session, whole)
-    rows = read_metrics(whole / "metrics.jsonl")
-    assert [row["actor/grad_norm"] > 0 for row in rows] == [False, False, True, True]
-    assert all(row["critic/grad_norm"] > 0 for row in rows)
-    warm = load_params(
-        session, Path(shutil.copytree(whole / "sft", tmp_path / "warm" / "sft")).parent
-    )
-    kept = [load_params(session, whole, step) for step in (1, 2, 3)]
-    for one in kept[:2]:
-        same_bits(one["decoder"], warm["decoder"])
-    assert not np.array_equal(*(x["decoder"]["final_norm"]["scale"] for x in kept[1:]))
-    # It began as a copy of the policy, and was trained for one iteration since.
-    distances = [
-        length(jax.tree.map(jnp.subtract, kept[0]["critic"], other))
-        for other in (warm["decoder"], warm["critic"])
-    ]
-    assert distances[0] < 0.2 * distances[1]
-    for step in (0, 1, 3):
-        run = tmp_path / f"stopped {step}"
-        shutil.copytree(whole / "sft", run / "sft")
-        for number in range(1, step + 1):
-            name = f"checkpoints/{number}"
-            shutil.copytree(whole / name, run / name)
-        again, _ = train(session, run)
-        same_bits(again, params)
 
 
 # What cannot be meant

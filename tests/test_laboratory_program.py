@@ -109,7 +109,10 @@ def test_settings_of_a_call_are_those_of_the_configuration():
         assert_close(lane(together, number), jax.jit(trains(base, *own))(key))
 
 
-@pytest.mark.parametrize("name", [*ALGORITHMS])
+@pytest.mark.parametrize(
+    "name",
+    ["steppo", *(pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS if n != "steppo")],
+)
 def test_every_method_takes_every_setting(name):
     """Nothing is computed: a number that is looked at on the host would raise."""
     given = dict.fromkeys((*TRACED, "clip_fraction", "token_budget"), jnp.float32(0.5))

@@ -124,7 +124,7 @@ def moments_apart(actor, critic, gradient):
     leaves = jax.tree_util.tree_leaves_with_path(state)
     mu = [(path, x) for path, x in leaves if ".mu" in jax.tree_util.keystr(path)]
     return [
-        np.concatenate([x for path, x in mu if owner_of(path) == owner]) / (1 - actor.adam_b1)
+        jnp.concatenate([x for path, x in mu if owner_of(path) == owner]) / (1 - actor.adam_b1)
         for owner in ("actor", "critic")
     ]
 

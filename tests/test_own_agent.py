@@ -85,6 +85,7 @@ def test_all_three_are_trained_evaluated_and_resumed_by_name(outside, capsys):
     assert "model.name=own_agent:policy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_all_three_are_given_as_values(outside):
     config = load_config("own.yaml", [*SETTINGS, "sft.steps=0", "trainer.total_training_steps=1"])
     method = own_agent.method()

@@ -115,7 +115,7 @@ def test_only_what_it_is_told_explains_a_return_that_nothing_shows(told, least, 
 @pytest.mark.slow
 @pytest.mark.parametrize("context", ["rebuild", pytest.param("extend", marks=pytest.mark.full)])
 def test_a_run_on_eight_devices_is_the_same_when_it_is_resumed(context, tmp_path):
-    """In text, whose contexts grow or are written anew; the critic's embedding of told words moves."""
+    """In text, whose contexts grow or are written anew."""
     settings = (
         *PRIVILEGED, "rollout.response_length=2", "rollout.context_length=32", "actor.ppo_epochs=1",
         "rollout.max_steps=3", "trainer.val_before_train=false", "eval.greedy=false",
@@ -129,3 +129,9 @@ def test_a_run_on_eight_devices_is_the_same_when_it_is_resumed(context, tmp_path
     train(session, tmp_path / "half")
     whole, half = (jax.device_get(load_params(session, tmp_path / n)) for n in ("whole", "half"))
     jax.tree.map(np.testing.assert_array_equal, whole, half)
+    tasks = np.arange(8, dtype=np.int32)
+    batch = session.player.play(whole, jax.random.key(0), tasks, np.zeros_like(tasks))
+    assert (batch.context_width > 0) == (context == "rebuild")
+    first = Guided(False).privileged((5, 0, 0)).split()
+    told, steps = (np.asarray(x)[5] for x in batch.privileged)
+    assert told[steps == 0].tolist() == session.player.tokenizer.encode(" ".join(first))

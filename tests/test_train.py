@@ -430,7 +430,7 @@ def test_a_run_may_go_without_that_evaluation(session, from_warm):
     "name",
     [
         "actor/pg_loss", "actor/pg_clipfrac", "actor/pg_clipfrac_lower", "actor/ppo_kl",
-        "actor/entropy", "actor/grad_norm", "critic/vf_loss", "critic/vf_clipfrac",
+        "actor/entropy", "actor/grad_norm", "critic/grad_norm", "critic/vf_loss", "critic/vf_clipfrac",
         "critic/vf_explained_var", "critic/values/mean", "critic/returns/mean",
         "critic/returns/var", "critic/returns/equal",
         "critic/advantages/mean", "critic/advantages/max", "critic/advantages/min",

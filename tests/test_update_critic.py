@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from steprl.algorithms import algorithm
 from steprl.config import ConfigError
+from steprl.laboratory import make_train
 from steprl.models import decoder_config, make_policy
 from steprl.models.contract import check_policy
 from steprl.models.scoring import Scores, score
@@ -22,6 +23,7 @@ from steprl.update import initial_state, make_update
 from steprl.update.critic import unit_of, with_last_layer
 from steprl.update.optimise import Trained
 from steprl.update.prepare import prepare
+from tests.lock import LOCK, key_of, lab
 from tests.small import small_config
 from tests.test_update import KEY, POLICY, example
 
@@ -214,3 +216,29 @@ def test_a_policy_of_ones_own_gives_logits_of_the_bins_that_the_settings_name():
 def test_bins_that_hold_no_values_are_refused(overrides, says):
     with pytest.raises(ConfigError, match=says):
         small_config(*overrides)
+
+
+# --- In one program -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides", [("critic.norm_returns=true",), pytest.param(OF_BINS, marks=pytest.mark.full)]
+)
+def test_a_compiled_run_learns_so_too(overrides):
+    config = lab(
+        "algorithm.name=steppo",
+        "env.game.progress_reward=0.5",
+        "model.value_head=separate",
+        *overrides,
+    )
+    params, metrics = jax.jit(make_train(config, env=LOCK))(key_of(0))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((params, metrics)))
+    kernel = params["value"]["out"]["kernel"]
+    assert kernel.shape == (16, 1 if config.critic.head == "scalar" else 31)
+    assert np.abs(kernel).max() > 1e-3
+    if config.critic.head == "scalar":
+        scale = np.asarray(metrics["critic/return_scale"])
+        assert scale.shape == (4,) and (scale > 0).all() and np.ptp(scale) > 0
+    else:
+        assert metrics["critic/vf_loss"][-1] < metrics["critic/vf_loss"][0]

@@ -14,6 +14,7 @@ from steprl.config import MeshConfig
 from steprl.models.scoring import score
 from steprl.sharding import make_mesh, state_shardings
 from steprl.update import carries, initial_state, make_update, prepare, sample_loss, with_weights
+from steprl.update.optimise import Trained, within_kl
 from tests.small import small_config
 from tests.test_update import KEY, POLICY, example
 
@@ -113,3 +114,40 @@ def test_the_share_of_a_budget_is_that_of_its_tokens():
     carried = {"tokens": jnp.float32(50.0)}
     assert share_spent(small_config(), carried) is None
     assert share_spent(small_config("trainer.token_budget=200"), carried) == 0.25
+
+
+def test_a_step_too_far_from_the_policy_that_sampled_is_not_taken():
+    """One mini-batch after the other, each a unit away from the last one."""
+
+    def step(trained, sample):
+        new = jax.tree.map(lambda x: x + 1.0, trained)
+        return new, {"actor/approx_kl": trained.params["w"] / 10}
+
+    near = within_kl(step, 0.25)
+    trained, stopped = Trained({"w": jnp.zeros(())}, {"m": jnp.zeros(())}), []
+    for _ in range(5):
+        trained, metrics = near(trained, None)
+        stopped.append(float(metrics["actor/kl_stopped"]))
+    assert stopped == [0, 0, 0, 1, 1]
+    assert float(trained.params["w"]) == float(trained.opt_state["m"]) == 3
+
+
+def test_the_distance_to_the_policy_that_sampled_is_the_mean_of_k3():
+    config, method = small_config("actor.target_kl=0.1"), algorithm("steppo")
+    params, batch = example()
+    scores = score(POLICY, params, batch)
+    sample = with_weights(prepare(batch, scores, None, {}, method, config).sample, method, config)
+    _, metrics = sample_loss(scores, sample, method, config)
+    log_ratio = np.asarray(batch.logprob_NT - scores.logprob_NT)[batch.step_ids_NT >= 0]
+    expected = np.mean(np.exp(log_ratio) - log_ratio - 1)
+    np.testing.assert_allclose(metrics["actor/approx_kl"], expected, rtol=1e-4)
+
+
+def test_an_update_with_a_target_takes_the_steps_until_it_is_that_far():
+    """The policy of the example has moved already, so a small target stops every step."""
+    method = algorithm("steppo")
+    few = ("rollout.batch_size=16", "actor.ppo_mini_batch_size=8", "actor.ppo_epochs=1")
+    before = initial_state(example()[0], optax.sgd(1.0), small_config(*few), method)
+    moved, metrics = updated(small_config(*few, "actor.target_kl=1e-4"), method)
+    jax.tree.map(np.testing.assert_array_equal, moved.params, jax.device_get(before.params))
+    assert metrics["actor/kl_stopped"] == 1 and metrics["actor/approx_kl"] > 1e-4

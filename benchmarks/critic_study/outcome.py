@@ -1,7 +1,7 @@
-"""The results: scores of runs, their differences to the critic as shipped, table and pictures."""
+"""The results: scores of runs, their differences to the plain critic, table and picture."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from steprl.laboratory import (
     interquartile_mean,
     stratified_bootstrap,
 )
-from steprl.laboratory.pictures import plot_curves, plot_intervals
+from steprl.laboratory.pictures import plot_curves
 
 Scores = dict[str, np.ndarray]
 """Name of a score -> [R] of each run."""
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
     scores: Scores
     explained: tuple[list[np.ndarray], list[np.ndarray]]  # of each run: iterations, and its curve
-    warnings: int  # updates that were not finite
+    broken: int  # updates that were not finite
     seconds: float
 
 
@@ -80,27 +80,27 @@ def interval(score: np.ndarray) -> Estimate:
     return stratified_bootstrap(interquartile_mean, score[:, None], seed=0)
 
 
-def difference(score: np.ndarray, shipped: np.ndarray) -> Estimate:
+def difference(score: np.ndarray, plain: np.ndarray) -> Estimate:
     """Of the interquartile means."""
     return stratified_bootstrap(
         lambda x, y: interquartile_mean(x) - interquartile_mean(y),
-        (score[:, None], shipped[:, None]),
+        (score[:, None], plain[:, None]),
         seed=0,
     )
 
 
 def rows(found: Mapping[str, Mapping[str, Found]]) -> list[dict[str, Any]]:
-    """Rows of the result file: every score, and its difference to the critic as shipped."""
+    """Rows of the result file: every score, and its difference to the plain critic."""
     table = []
     for cell, of_cell in found.items():
-        shipped = of_cell.get(variants.SHIPPED)
+        plain = of_cell.get(variants.PLAIN)
         for variant, one in of_cell.items():
             for name, score in one.scores.items():
                 unit = UNITS.get(name, "ratio")
                 table.append(_row(f"{cell}: {variant}: {name}", interval(score), unit))
-                if shipped and variant != variants.SHIPPED and name in COMPARED:
-                    gap = difference(score, shipped.scores[name])
-                    table.append(_row(f"{cell}: {variant} less shipped: {name}", gap, unit))
+                if plain and variant != variants.PLAIN and name in COMPARED:
+                    gap = difference(score, plain.scores[name])
+                    table.append(_row(f"{cell}: {variant} less plain: {name}", gap, unit))
     return table
 
 
@@ -113,14 +113,14 @@ def show(found: Mapping[str, Mapping[str, Found]]) -> None:
     for cell, of_cell in found.items():
         title = f"{design.CELLS[cell].title}, {design.token_budget(cell):,} tokens"
         printed = Table(title=title, title_justify="left")
-        for column in ("critic", *COMPARED, "area less shipped"):
+        for column in ("critic", *COMPARED, "area less plain"):
             printed.add_column(column)
-        shipped = of_cell.get(variants.SHIPPED)
+        plain = of_cell.get(variants.PLAIN)
         for variant, one in of_cell.items():
             cells = [_text(interval(one.scores[x])) if x in one.scores else "" for x in COMPARED]
             gap = ""
-            if shipped and variant != variants.SHIPPED:
-                gap = _text(difference(one.scores[AREA], shipped.scores[AREA]), "+.3f")
+            if plain and variant != variants.PLAIN:
+                gap = _text(difference(one.scores[AREA], plain.scores[AREA]), "+.3f")
             printed.add_row(variants.VARIANTS[variant].title, *cells, gap)
         Console(width=170).print(printed)
 
@@ -144,7 +144,7 @@ def save(
     found: Mapping[str, Mapping[str, Found]], scale: variants.Scale, variant: str, folder: Path,
     workers: int,
 ) -> list[Path]:  # fmt: skip
-    """The result file and its pictures.
+    """The result file and its picture.
 
     Raises:
         ValueError: a run of the scale is missing.
@@ -165,42 +165,24 @@ def save(
                       "overrides": list(variants.VARIANTS[v].overrides)} for v in scale.variants},
         cells={c: design.CELLS[c]._asdict() | {"token_budget": design.token_budget(c)} for c in found},
         warm_start={c: json.loads((folder / c / "warm.json").read_text())["success"] for c in found},
-        not_finite=sum(one.warnings for of_cell in found.values() for one in of_cell.values()),
+        not_finite=sum(one.broken for of_cell in found.values() for one in of_cell.values()),
         scores={
             cell: {v: {name: [round(float(x), 4) for x in score] for name, score in one.scores.items()}
                    for v, one in of_cell.items()}
             for cell, of_cell in found.items()
         },
     )  # fmt: skip
-    return [path, *_pictures(found, path.with_suffix(""))]
+    return [path, _picture(found, path.with_suffix(""))]
 
 
-def _pictures(found: Mapping[str, Mapping[str, Found]], stem: Path) -> Sequence[Path]:
+def _picture(found: Mapping[str, Mapping[str, Found]], stem: Path) -> Path:
     curves = {
         design.CELLS[cell].title: {
             variants.VARIANTS[v].title: one.explained for v, one in of_cell.items() if one.explained[0]
         }
         for cell, of_cell in found.items()
     }  # fmt: skip
-    paths = [
-        plot_curves(
-            curves, stem.with_name(f"{stem.name}-explained.png"),
-            "Explained variance of the critic", x_label="iteration", y_label="explained variance",
-            percent=False,
-        )
-    ]  # fmt: skip
-    for cell, of_cell in found.items():
-        table = {
-            variants.VARIANTS[v].title: {
-                name: interval(one.scores[name]) for name in (AREA, RANK["middle"], RANK["end"])
-            }
-            for v, one in of_cell.items()
-            if RANK["end"] in one.scores
-        }  # fmt: skip
-        paths.append(
-            plot_intervals(
-                table, stem.with_name(f"{stem.name}-{cell}.png"),
-                f"Critics in {design.CELLS[cell].title}, 95 % intervals", percent=False,
-            )
-        )  # fmt: skip
-    return paths
+    return plot_curves(
+        curves, stem.with_name(f"{stem.name}-explained.png"), "Explained variance of the critic",
+        x_label="iteration", y_label="explained variance", percent=False,
+    )  # fmt: skip

@@ -12,7 +12,7 @@ LR, CLIP = (
 )  # learning rate and share of clipped tokens of StepPO in the laboratory's table
 # GRPO is the line to beat, at the share of clipped tokens that its own tuning chose.
 GRPO, GRPO_CLIP = "grpo", 0.02
-SHIPPED = "shipped"
+PLAIN = "plain"  # what the others are compared with
 
 
 class Variant(NamedTuple):
@@ -23,14 +23,40 @@ class Variant(NamedTuple):
     long: bool = False  # also in the longest game, where runs take most of the time
 
 
+# Of the plain critic, whatever the defaults are: a shared trunk, one rate, one norm that is clipped.
+_PLAIN = (
+    "model.value_head=shared", "critic.lr=1e-3", "critic.grad_clip=null", "critic.init=model",
+    "critic.detach_trunk=false", "critic.ppo_epochs=null", "critic.ppo_mini_batch_size=null",
+    "critic.norm_returns=false", "critic.head=scalar", "critic.privileged=false",
+    "trainer.critic_warmup=0",
+)  # fmt: skip
+_X3, _X10 = "critic.lr=3e-3", "critic.lr=1e-2"
+_APART = "critic.grad_clip=1.0"
 _SEPARATE = "model.value_head=separate"
+_OWN = (_SEPARATE, _X3, _APART)  # from here on, one more thing is changed at a time
 
 VARIANTS: dict[str, Variant] = {
-    SHIPPED: Variant("as shipped", long=True),
-    "lr_x3": Variant("critic's rate x 3", ("critic.lr=3e-3",)),
-    "lr_x10": Variant("critic's rate x 10", ("critic.lr=1e-2",), long=True),
+    PLAIN: Variant("shared trunk, one rate, one clip", long=True),
+    "lr_x3": Variant("critic's rate x 3", (_X3,)),
+    "lr_x10": Variant("critic's rate x 10", (_X10,)),
+    "lr_x10_apart": Variant("critic's rate x 10, clipped apart", (_X10, _APART)),
     "separate": Variant("separate", (_SEPARATE,)),
-    "separate_lr_x3": Variant("separate, rate x 3", (_SEPARATE, "critic.lr=3e-3"), long=True),
+    "separate_lr_x3": Variant("separate, rate x 3", (_SEPARATE, _X3)),
+    "own": Variant("separate, rate x 3, clipped apart", _OWN, long=True),
+    "copied": Variant(
+        "... begins as a copy of the policy", (*_OWN, "critic.init=policy"), long=True
+    ),
+    "copied_lr_x1": Variant(
+        "... begins as a copy of the policy, rate x 1", (_SEPARATE, _APART, "critic.init=policy")
+    ),
+    "warmup": Variant("... 4 iterations alone at first", (*_OWN, "trainer.critic_warmup=4")),
+    "epochs": Variant("... 4 epochs of its own", (*_OWN, "critic.ppo_epochs=4")),
+    "normalised": Variant("... normalised returns", (*_OWN, "critic.norm_returns=true")),
+    "hl_gauss": Variant(
+        "... HL-Gauss",
+        (*_OWN, "critic.head=hl_gauss", "critic.value_min=0.0", "critic.value_max=1.0"),
+    ),
+    "privileged": Variant("... privileged", (*_OWN, "critic.privileged=true"), long=True),
     GRPO: Variant("GRPO, no critic", long=True),
 }
 
@@ -56,7 +82,7 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "quick": Scale((design.TUNED_ON,), 4, (SHIPPED, "lr_x10", GRPO)),
+    "quick": Scale((design.TUNED_ON,), 4, (PLAIN, "own", GRPO)),
     "standard": Scale(CELLS, SEEDS, tuple(VARIANTS)),
 }
 
@@ -68,8 +94,8 @@ def method_of(variant: str) -> str:
 
 def config_of(cell: str, variant: str) -> Config:
     """The configuration of a run."""
-    base = (f"actor.lr={LR}", "model.value_head=shared")
-    return design.config_of(cell, method_of(variant), (*base, *VARIANTS[variant].overrides))
+    more = (f"actor.lr={LR}", *_PLAIN, *VARIANTS[variant].overrides)
+    return design.config_of(cell, method_of(variant), more)
 
 
 def program_of(variant: str) -> tuple[str, ...]:
@@ -100,7 +126,11 @@ def pairs(scale: Scale) -> list[tuple[str, str]]:
         if cell != LONGEST or VARIANTS[variant].long
     ]
     order = list(VARIANTS)
-    return sorted(
-        found,
-        key=lambda p: (scale.cells.index(p[0]), program_of(p[1]), order.index(p[1])),
-    )
+    programs = [program_of(variant) for variant in order]
+
+    def place(pair: tuple[str, str]) -> tuple[int, int, int]:
+        cell, variant = pair
+        first = programs.index(program_of(variant))
+        return scale.cells.index(cell), first, order.index(variant)
+
+    return sorted(found, key=place)

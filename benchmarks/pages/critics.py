@@ -5,7 +5,7 @@ from typing import Any
 
 from pages.cells import file, interval, read, table
 
-SHIPPED = "shipped"
+PLAIN = "plain"
 COLUMNS = (
     "area", "last five", "explained variance, late", "rank correlation, middle",
     "rank correlation, end",
@@ -35,13 +35,13 @@ def in_short(results: Path, link: str) -> str:
 def _of_game(record: dict[str, Any], rows: dict[str, Any], cell: str) -> str:
     lines = []
     for variant, about in record["variants"].items():
-        shipped = variant == SHIPPED
-        which = variant if shipped else f"{variant} less {SHIPPED}"
+        plain = variant == PLAIN
+        which = variant if plain else f"{variant} less {PLAIN}"
         found = [rows.get(f"{cell}: {which}: {column}") for column in COLUMNS]
         if any(found):
             settings = ", ".join(f"`{x}`" for x in about["overrides"])
             name = f"{about['title']} ({settings})" if settings else about["title"]
-            lines.append((name, *(_number(row, shipped) for row in found)))
+            lines.append((name, *(_number(row, plain) for row in found)))
     return table((f"{record['cells'][cell]['title']}: critic", *COLUMNS), lines)
 
 

@@ -6,11 +6,12 @@ error that names the key, the value and what is allowed.
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from steprl.config.checks import (
@@ -126,10 +127,18 @@ def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, A
     return both
 
 
+@functools.cache
+def _declared() -> DictConfig:
+    """All settings, their types and defaults. To make it takes longer than all else; never changed."""
+    declared = OmegaConf.structured(Config)
+    assert isinstance(declared, DictConfig)
+    return declared
+
+
 def _typed(tree: dict[str, Any]) -> Config:
     """The settings of a tree, converted to their types."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), _shaped(tree, Config))
+        merged = OmegaConf.merge(_declared(), _shaped(tree, Config))  # a copy
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         message = str(error).split("\n")[0]

@@ -64,6 +64,9 @@ class ModelConfig:
     logprob_chunk: int = setting(8192, 1)  # tokens whose logits exist at the same time
     # Regular expression; parameters in whose path it is found are not trained.
     freeze: str | None = None
+    # So many layers, the highest, and the norm and heads above them are trained; the others and the
+    # embedding, with it a tied output matrix, are frozen. None = all layers.
+    train_layers: int | None = setting(None, 1, 1024)
     lora: LoraConfig = LoraConfig()
 
 
@@ -151,6 +154,9 @@ class AlgorithmConfig:
     mask_truncated: str = setting("none", choices=("none", "cut", "all"))
     # Advantage of the only attempt at a task; score = the raw one, as in code of the papers.
     singleton: str = setting("zero", choices=("zero", "score"))
+    # Floor under the deviation by which the scores of a group are divided, in units of the score: attempts
+    # that scored nearly the same then teach little, where 0 makes any difference count in full.
+    min_std: float = setting(0.0, 0.0)
     filter_groups: bool = False  # leave out tasks whose attempts all scored the same
     filter_groups_denominator: str = setting(
         "kept", choices=("kept", "all")
@@ -204,36 +210,42 @@ class ActorConfig:
     kl_loss_coef: float = setting(0.001, 0.0)  # weight of that KL in the loss
     # Estimator of that KL; kl and k1 are refused, as their gradient is 0 on average.
     kl_loss_type: str = setting("low_var_kl", choices=KL_PENALTIES)
+    # KL to the policy that sampled, over the tokens of a mini-batch, above which the rest of an update is
+    # left out; None = all of it is done.
+    target_kl: float | None = setting(None, 1e-8)
     ppo_epochs: int = setting(2, 1)  # times that a batch is trained on
     ppo_mini_batch_size: int = setting(64, 1)  # trajectories an optimiser step
-    ppo_micro_batch_size: int = setting(0, 0)  # trajectories a gradient, 0 = the mini-batch
+    # Trajectories a gradient; 0 = so many as ppo_max_token_len says, or where that does not act, the
+    # mini-batch.
+    ppo_micro_batch_size: int = setting(0, 0)
+    # Tokens a gradient in text environments, at most, unless one trajectory has more: trajectories are
+    # packed, and what they begin with in common is computed once. 0 = rows of padded length.
+    ppo_max_token_len: int = setting(2048, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:
     """The update of the critic, of methods that have one."""
 
-    # The critic reads what the environment tells it alone, such as the answer (docs/environments.md);
-    # needs model.value_head=separate.
-    privileged: bool = False
     lr: float | None = setting(None, 0.0)  # learning rate; None = actor.lr
     vf_coef: float = setting(0.5, 0.0)  # weight of the critic's loss
     # How far a value may move from that of the rollout; None = no clip. In the units of rewards, or
     # with norm_returns in deviations of the returns.
     cliprange_value: float | None = setting(None, 0.0)
-    # Global norm of the critic's gradient, 0 = off; actor.grad_clip is then of the policy's alone. A
-    # trunk that both share is the policy's. None = one norm over both, clipped at actor.grad_clip.
+    # Global norm of the critic's gradient, 0 = off; actor.grad_clip then clips that of the policy alone,
+    # to which a shared trunk belongs. None = one norm over both, clipped at actor.grad_clip.
     grad_clip: float | None = setting(None, 0.0)
-    # What a separate critic begins with: "model" = its own weights, random ones in a new model and those
-    # of model.path in a pretrained one; "policy" = a copy of the policy behind the warm start, unless
-    # the critic of trainer.init_from has been trained.
+    # What the trunk of a separate critic begins with: model = random weights in a new model, those of
+    # model.path in a pretrained one; policy = a copy of the policy after the warm start, unless
+    # trainer.init_from brings a trained critic.
     init: str = setting("model", choices=("model", "policy"))
-    # Of a shared trunk: only the head learns from the critic's loss.
+    # With a shared trunk, the critic's loss trains the head alone.
     detach_trunk: bool = False
-    # Passes of the critic alone, before those of the policy: where one of the two is set, the critic has
-    # its own, and None is the number of actor.*. Both None = every step trains both.
-    ppo_epochs: int | None = setting(None, 1)  # times that it is trained on a batch
-    ppo_mini_batch_size: int | None = setting(None, 1)  # trajectories an optimiser step
+    # Times that the critic is trained on a batch. Where this or critic.ppo_mini_batch_size is set, the
+    # critic is updated by itself, before the policy, and the other of the two is by default that of the
+    # actor. Both None = each optimiser step trains both.
+    ppo_epochs: int | None = setting(None, 1)
+    ppo_mini_batch_size: int | None = setting(None, 1)  # see critic.ppo_epochs
     # Learn returns in units of their running deviation (PopArt, arXiv 1602.07714), whatever the size of
     # the rewards; values stay in the units of rewards, and do not change when the deviation does.
     norm_returns: bool = False
@@ -245,6 +257,9 @@ class CriticConfig:
     num_bins: int = setting(51, 2, 2**16)  # hl_gauss: bins of values
     # hl_gauss: deviation of the Gaussian around a target, in widths of a bin.
     sigma_ratio: float = setting(0.75, 0.1, 4.0)
+    # The critic reads what the environment tells it alone, such as the answer (docs/environments.md);
+    # needs model.value_head=separate.
+    privileged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,8 +311,7 @@ class TrainerConfig:
     # A run ends with the iteration in which it has sampled this many tokens, those of branches counted,
     # if its steps are not over before; the learning rate falls with whichever is further on.
     token_budget: int | None = setting(None, 1, 2**62)  # None = no limit
-    # The first iterations, in which the critic alone is trained; they count as iterations, and their
-    # tokens count too.
+    # So many iterations at the beginning train the critic alone; they and their tokens are counted.
     critic_warmup: int = setting(0, 0)
     test_freq: int = setting(5, 0)  # iterations between evaluations, 0 = at the end only
     save_freq: int = setting(10, 0)  # iterations between checkpoints, 0 = at the end only

@@ -313,7 +313,10 @@ def _make_warm_start(
     if not config.sft.steps:
         return lambda key: (policy.init(jax.random.split(key)[0]), {})
     optimizer = make_sft_optimizer(config.sft)
-    update = make_sft_update(policy, optimizer, config.model.logprob_chunk, config.model.freeze)
+    model = config.model
+    update = make_sft_update(
+        policy, optimizer, model.logprob_chunk, model.freeze, model.train_layers
+    )
     if game.demonstrate is None:
         raise ValueError(
             f"sft.steps={config.sft.steps}: the game shows no demonstrations; give "
@@ -330,7 +333,7 @@ def _make_warm_start(
             batch = demonstrations(env, play, jax.random.fold_in(data_key, state.iteration), task_N)
             return update(state, batch)
 
-        trainable, _ = split_trainable(params, config.model.freeze)
+        trainable, _ = split_trainable(params, config.model.freeze, config.model.train_layers)
         state = TrainState(params, optimizer.init(trainable), jnp.zeros((), jnp.int32))
         state, metrics = jax.lax.scan(step, state, length=config.sft.steps)
         return state.params, metrics

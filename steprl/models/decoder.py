@@ -226,10 +226,12 @@ class Decoder(nnx.Module):
         cache: KVCache | None = None,
         segment_ends_BT: jax.Array | None = None,
         longest: int | None = None,
+        trunk_BTD: jax.Array | None = None,
+        trunk_layers: int = 0,
     ) -> tuple[jax.Array, KVCache | None]:
         real_BT = segment_ids_BT > 0
         # Whatever id stands at a padding place, even one out of range, must not matter.
-        x_BTD = self.embedding(jnp.where(real_BT, tokens_BT, 0))
+        x_BTD = self.embedding(jnp.where(real_BT, tokens_BT, 0)) if trunk_BTD is None else trunk_BTD
         positions_BT = jnp.where(real_BT, positions_BT, 0)
         config = self.config
         turns = rotary_turns(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
@@ -242,6 +244,8 @@ class Decoder(nnx.Module):
             mask_BTS = jnp.arange(length)[None, None, :] <= positions_BT[:, :, None]
         keys, values = [], []
         for index, block in enumerate(self.layers):
+            if index < trunk_layers:
+                continue
             layer_cache = None if cache is None else (cache.keys[index], cache.values[index])
             run = jax.checkpoint(block) if self.config.remat and cache is None else block
             x_BTD, layer_cache = run(x_BTD, turns, mask_BTS, layer_cache, slots_BT)
@@ -250,6 +254,27 @@ class Decoder(nnx.Module):
                 values.append(layer_cache[1])
         new_cache = None if cache is None else KVCache(tuple(keys), tuple(values))
         return self.final_norm(x_BTD), new_cache
+
+    def trunk(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+        segment_ends_BT: jax.Array | None,
+        longest: int | None,
+        layers: int,
+    ) -> jax.Array:
+        """Hidden states behind the lowest layers, which a call without a cache can go on from."""
+        real_BT = segment_ids_BT > 0
+        x_BTD = self.embedding(jnp.where(real_BT, tokens_BT, 0))
+        positions_BT = jnp.where(real_BT, positions_BT, 0)
+        config = self.config
+        turns = rotary_turns(positions_BT, config.head_dim, config.rope_theta, config.rope_scaling)
+        mask_BTS = self._mask(positions_BT, segment_ids_BT, segment_ends_BT, longest)
+        for index, block in enumerate(self.layers):
+            if index < layers:
+                x_BTD, _ = block(x_BTD, turns, mask_BTS, None, None)
+        return x_BTD
 
     def _mask(
         self,

@@ -164,6 +164,7 @@ def with_lora(policy: Policy, rank: int, alpha: float, target: str = ALL_LINEAR)
         unembed=merging(policy.unembed),
         value=None if policy.value is None else merging(policy.value),
         prepare=merge_adapters,
+        trunk=None if policy.trunk is None else merging(policy.trunk),
     )
 
 

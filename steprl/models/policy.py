@@ -78,9 +78,23 @@ def make_policy(config: DecoderConfig) -> Policy:
         cache: KVCache | None = None,
         segment_ends_BT: jax.Array | None = None,
         longest: int | None = None,
+        trunk_BTD: jax.Array | None = None,
+        trunk_layers: int = 0,
     ) -> tuple[jax.Array, KVCache | None]:
-        decoder = build(params).decoder
-        return decoder(tokens_BT, positions_BT, segment_ids_BT, cache, segment_ends_BT, longest)
+        contexts = tokens_BT, positions_BT, segment_ids_BT, cache, segment_ends_BT, longest
+        return build(params).decoder(*contexts, trunk_BTD, trunk_layers)
+
+    def trunk(
+        params: Params,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+        layers: int,
+        segment_ends_BT: jax.Array | None = None,
+        longest: int | None = None,
+    ) -> jax.Array:
+        contexts = tokens_BT, positions_BT, segment_ids_BT, segment_ends_BT, longest
+        return build(params).decoder.trunk(*contexts, layers)
 
     def unembed(params: Params, hidden_D: jax.Array) -> jax.Array:
         return build(params).decoder.unembed(hidden_D)
@@ -108,6 +122,7 @@ def make_policy(config: DecoderConfig) -> Policy:
         value=None if config.value_head == "none" else value,
         init_cache=lambda batch, length: init_cache(config, batch, length),
         support=None if config.value_head == "none" else config.value_support,
+        trunk=trunk,
     )
 
 

@@ -25,6 +25,13 @@ class Scores(NamedTuple):
     value_logits_NTZ: jax.Array | None = None  # of a critic that predicts a distribution
 
 
+class Trunk(NamedTuple):
+    """What the lowest layers of a policy make of a batch, where it is known already."""
+
+    layers: int
+    hidden_BUD: jax.Array  # of each slot that the model is run on
+
+
 def _statistics(logits_V: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
     """Log-prob of the target, entropy, and log of the sum of the exponentials, of each row."""
     highest = jnp.max(logits_V, axis=-1, keepdims=True)
@@ -163,16 +170,18 @@ def score(
     batch: StepBatch,
     temperature: float | jax.Array = 1.0,
     chunk_tokens: int = 8192,
+    trunk: Trunk | None = None,
 ) -> Scores:
     """One training forward pass: what the parameters say about the sampled tokens of a batch.
 
     Equal to what decoding recorded when the parameters are the same (the first ratio is 1): where
     the rollout truncated its distribution, each token is scored within the set it was drawn from.
-    Where the batch has a `tree`, the tokens that its rows share are run once, to the same end.
+    Where the batch has a `tree`, the tokens that its rows share are run once, to the same end; with a
+    `trunk` too, only the layers above it are.
     """
     params = policy.prepare(params)
     if batch.tree is not None:
-        return _score_tree(policy, params, batch, batch.tree, temperature, chunk_tokens)
+        return _score_tree(policy, params, batch, batch.tree, temperature, chunk_tokens, trunk)
     contexts = _contexts(batch)
     hidden_MWD, _ = policy.apply(params, *contexts)
     hidden_NTD = hidden_MWD.reshape(*batch.tokens_NT.shape, -1)
@@ -226,6 +235,7 @@ def _score_tree(
     tree: TreeLayout,
     temperature: float | jax.Array,
     chunk_tokens: int,
+    trunk: Trunk | None,
 ) -> Scores:
     """`score` where each token is run once: every row that holds it reads the same result.
 
@@ -237,7 +247,8 @@ def _score_tree(
     *contexts, ends_BU = (jnp.reshape(x, (groups * blocks, -1)) for x in arrays)
     longest = batch.context_width or batch.tokens_NT.shape[1]
     in_tree: dict[str, Any] = dict(segment_ends_BT=ends_BU, longest=longest)
-    hidden_BUD, _ = policy.apply(params, *contexts, **in_tree)
+    above = {} if trunk is None else dict(trunk_BTD=trunk.hidden_BUD, trunk_layers=trunk.layers)
+    hidden_BUD, _ = policy.apply(params, *contexts, **in_tree, **above)
     tokens_MQ, hidden_MQD = (
         jnp.reshape(x, (groups, -1, *x.shape[2:])) for x in (contexts[0], hidden_BUD)
     )

@@ -27,12 +27,13 @@ def group_advantages(
     *,
     ddof: int = 1,
     epsilon: float = 1e-6,
+    min_std: jax.Array | float = 0.0,
     singleton: str = "score",
     axis_name: AxisName = None,
 ) -> jax.Array:
     """Advantage of each trajectory over the others of its group.
 
-        grpo:    (S - mean) / (std + epsilon)
+        grpo:    (S - mean) / (max(std, min_std) + epsilon)
         dr_grpo: S - mean
         rloo:    (S - mean) n / (n - 1), which is S - mean of the others
 
@@ -49,6 +50,7 @@ def group_advantages(
             the statistics, and 0.
         ddof: of "grpo"'s deviation: 1 for the sample's, 0 for the population's (APPO).
         epsilon: added to the standard deviation.
+        min_std: of "grpo": floor under the deviation; below it, advantages shrink with the differences.
         singleton: what a group of one gets: "score", its raw score as in the references of GRPO
             (there S / (1 + epsilon)), Dr. GRPO, RLOO and BranPO, or "zero", as in those of APPO
             and of GiGPO's steps.
@@ -93,7 +95,8 @@ def group_advantages(
         variance_g = total(jnp.square(deviation_n)) / jnp.maximum(size_g - ddof, 1)
         # The root of zero has an infinite gradient; tiny also catches squares that underflow.
         variance_g = jnp.maximum(variance_g, jnp.finfo(variance_g.dtype).tiny)
-        scale_g = 1 / (jnp.sqrt(jnp.where(constant_g, 1, variance_g)) + epsilon)
+        std_g = jnp.maximum(jnp.sqrt(jnp.where(constant_g, 1, variance_g)), min_std)
+        scale_g = 1 / (std_g + epsilon)
         raw = 1 / (1 + epsilon)
     elif kind == "rloo":
         scale_g, raw = size_g / jnp.maximum(size_g - 1, 1), 1.0
@@ -117,6 +120,7 @@ def gigpo_advantages(
     kind: str = "grpo",
     where: jax.Array | None = None,
     epsilon: float = 1e-6,
+    min_std: jax.Array | float = 0.0,
     axis_name: AxisName = None,
 ) -> jax.Array:
     """Advantage of each step: its trajectory's in the group, plus its own among equal states.
@@ -143,6 +147,7 @@ def gigpo_advantages(
             too.
         where: [N, S] optional, non-zero at steps; the others are never read.
         epsilon: added to the standard deviations.
+        min_std: floor under those of the groups, as in `group_advantages`.
         axis_name: mapped axis over whose devices groups and clusters are spread.
 
     Returns:
@@ -170,7 +175,13 @@ def gigpo_advantages(
     chex.assert_equal_shape_prefix([score_n, step_return_ns], 1)
     chex.assert_type(anchor_ids_ns, int)
     episode_n = group_advantages(
-        score_n, group_ids_n, num_groups, kind, epsilon=epsilon, axis_name=axis_name
+        score_n,
+        group_ids_n,
+        num_groups,
+        kind,
+        epsilon=epsilon,
+        min_std=min_std,
+        axis_name=axis_name,
     )
     exists_ns = (anchor_ids_ns >= 0) & (anchor_ids_ns < num_anchors)
     exists_ns = exists_ns & _inside(group_ids_n, num_groups)[:, None]

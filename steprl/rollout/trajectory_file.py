@@ -67,7 +67,8 @@ def write_trajectories(
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
-    """What `write_trajectories` wrote; without supports and final observations, which are not kept.
+    """What `write_trajectories` wrote; supports, final observations and what only the critic was told
+    are not kept.
 
     Raises:
         FileNotFoundError: there is no such file.

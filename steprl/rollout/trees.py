@@ -7,7 +7,7 @@ contexts share what they begin with too, those of one trajectory with each other
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,17 +89,53 @@ def share_prefixes(batch: StepBatch, rows: int, widths: Sequence[int]) -> StepBa
         ValueError: the rows do not divide, a context has more tokens than the largest width or other
             positions than 0, 1, 2, ..., or a token was sampled that has none before it.
     """
-    count, length = batch.tokens_NT.shape
-    if rows < 1 or count % rows:
-        raise ValueError(f"{count} rows of a batch do not make groups of rows={rows}")
-    flat = _Flat(
+    return dataclasses.replace(batch, tree=lay_out(host_tokens(batch), rows, widths).tree)
+
+
+class Tokens(NamedTuple):
+    """What is read of a batch, as NumPy arrays."""
+
+    tokens_NT: np.ndarray
+    positions_NT: np.ndarray
+    segment_ids_NT: np.ndarray
+    step_ids_NT: np.ndarray
+    support_NTW: np.ndarray | None
+
+
+class LaidOut(NamedTuple):
+    """A tree, and where each token of the rows stands in its group; -1 for padding."""
+
+    tree: TreeLayout
+    place_NT: np.ndarray
+
+
+def host_tokens(batch: StepBatch) -> Tokens:
+    """The tokens of a batch, from wherever they are."""
+    return Tokens(
         np.asarray(batch.tokens_NT),
         np.asarray(batch.positions_NT),
         np.asarray(batch.segment_ids_NT),
         np.asarray(batch.step_ids_NT),
         None if batch.support_NTW is None else np.asarray(batch.support_NTW),
     )
-    groups = [_sorted_contexts(flat, range(n, n + rows)) for n in range(0, count, rows)]
+
+
+def lay_out(flat: Tokens, rows: int, widths: Sequence[int], fractions: int = 4) -> LaidOut:
+    """The tree of `share_prefixes`, for tokens on the host.
+
+    Args:
+        flat: N rows.
+        rows, widths: see `share_prefixes`.
+        fractions: the room for scored tokens is a multiple of that part of a group's tokens, so
+            that few shapes are ever compiled.
+
+    Raises:
+        ValueError: as of `share_prefixes`.
+    """
+    count, length = flat.tokens_NT.shape
+    if rows < 1 or count % rows:
+        raise ValueError(f"{count} rows of a batch do not make groups of rows={rows}")
+    groups = [sorted_contexts(flat, range(n, n + rows)) for n in range(0, count, rows)]
     longest = max((len(ids) for group in groups for ids in group.ids), default=1)
     if longest > max(widths):
         raise ValueError(
@@ -118,21 +154,11 @@ def share_prefixes(batch: StepBatch, rows: int, widths: Sequence[int]) -> StepBa
         _lay_out(group, block, {name: x[m] for name, x in token_MGU.items()}, place_NT)
     real_NT = flat.segment_ids_NT > 0
     arrays: dict[str, Any] = {f"{name}_MGU": x for name, x in token_MGU.items()}
-    arrays |= _scored(flat, place_NT, rows, number * width)
-    return dataclasses.replace(batch, tree=TreeLayout(**arrays, last_N=_last(real_NT, place_NT)))
+    arrays |= _scored(flat, place_NT, rows, number * width, fractions)
+    return LaidOut(TreeLayout(**arrays, last_N=_last(real_NT, place_NT)), place_NT)
 
 
-class _Flat(NamedTuple):
-    """What is read of a batch, as NumPy arrays."""
-
-    tokens_NT: np.ndarray
-    positions_NT: np.ndarray
-    segment_ids_NT: np.ndarray
-    step_ids_NT: np.ndarray
-    support_NTW: np.ndarray | None
-
-
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """The different contexts of a group in lexicographic order."""
 
     ids: list[np.ndarray]
@@ -140,7 +166,12 @@ class _Group(NamedTuple):
     where: list[list[tuple[int, np.ndarray]]]  # rows that hold it, and the places of its tokens
 
 
-def _sorted_contexts(flat: _Flat, rows: range) -> _Group:
+def sorted_contexts(flat: Tokens, rows: Iterable[int]) -> Group:
+    """The contexts of some rows, each once.
+
+    Raises:
+        ValueError: the positions of a context are not 0, 1, 2, ...
+    """
     holders_of: dict[bytes, list[tuple[int, np.ndarray]]] = {}
     for row in rows:
         segments_T = flat.segment_ids_NT[row]
@@ -156,10 +187,10 @@ def _sorted_contexts(flat: _Flat, rows: range) -> _Group:
     where = [holders_of[key] for key in sorted(holders_of)]
     ids = [flat.tokens_NT[holders[0][0], holders[0][1]] for holders in where]
     pairs = zip(ids, ids[1:], strict=False)
-    return _Group(ids, [0, *(common_prefix(a, b) for a, b in pairs)][: len(ids)], where)
+    return Group(ids, [0, *(common_prefix(a, b) for a, b in pairs)][: len(ids)], where)
 
 
-def _blocks(group: _Group, width: int) -> list[int]:
+def _blocks(group: Group, width: int) -> list[int]:
     """The block of each context: the next one where it does not fit."""
     blocks: list[int] = []
     block, size = 0, 0
@@ -172,7 +203,7 @@ def _blocks(group: _Group, width: int) -> list[int]:
 
 
 def _lay_out(
-    group: _Group, blocks: list[int], token_GU: dict[str, np.ndarray], place_NT: np.ndarray
+    group: Group, blocks: list[int], token_GU: dict[str, np.ndarray], place_NT: np.ndarray
 ) -> None:
     """Writes the tokens of a group into its blocks, and where each token of its rows went.
 
@@ -204,7 +235,9 @@ def _lay_out(
     close(0)
 
 
-def _scored(flat: _Flat, place_NT: np.ndarray, rows: int, size: int) -> dict[str, Any]:
+def _scored(
+    flat: Tokens, place_NT: np.ndarray, rows: int, size: int, fractions: int
+) -> dict[str, Any]:
     """The different sampled tokens of each group, with what they were predicted and drawn from."""
     count, length = place_NT.shape
     before_NT = np.maximum.accumulate(np.where(place_NT >= 0, np.arange(length), -1), axis=1)
@@ -224,8 +257,8 @@ def _scored(flat: _Flat, place_NT: np.ndarray, rows: int, size: int) -> dict[str
         different, index = np.unique(of_token, axis=0, return_inverse=True)
         scored_NT[row, column] = index.reshape(-1)
         distinct_tokens.append(different)
-    quarter = -(-size // 4)
-    room = quarter * max(1, -(-max(map(len, distinct_tokens)) // quarter))
+    part = -(-size // fractions)
+    room = part * max(1, -(-max(map(len, distinct_tokens)) // part))
     padded = np.zeros((len(distinct_tokens), room, distinct_tokens[0].shape[1]), np.int64)
     padded[:, :, 0] = size
     for m, different in enumerate(distinct_tokens):

@@ -79,7 +79,7 @@ def setup(
     check_critic(config, method, policy, is_own)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     # Raises here if model.freeze or model.lora.target is wrong.
-    split_trainable(shapes, config.model.freeze)
+    split_trainable(shapes, config.model.freeze, config.model.train_layers)
     notice_replicated(shapes, mesh, rules)
     has_own_critic = model is not None and model.value_head == "separate"
     privileged = reads_privileged(config, method, has_own_critic)

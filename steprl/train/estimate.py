@@ -101,7 +101,7 @@ def work_of(session: Session, done: int = 0) -> Work:
         sft_steps=config.sft.steps if done == 0 else 0,
         sft_rows=config.sft.batch_size,
         parameters=_size(params),
-        trained=_size(split_trainable(params, config.model.freeze)[0]),
+        trained=_size(split_trainable(params, config.model.freeze, config.model.train_layers)[0]),
         checkpoint=_bytes(abstract_state(session, params)),
         kept=min(saved, trainer.max_to_keep),
     )

@@ -8,7 +8,7 @@
 """
 
 from steprl.update.loss import sample_loss, with_weights
-from steprl.update.make import make_update, sizes_in_rows
+from steprl.update.make import make_update, mini_batches, sizes_in_rows
 from steprl.update.optimise import micro_batch_gradient, optimiser_step, passes
 from steprl.update.prepare import Metrics, Prepared, Sample, prepare
 from steprl.update.record import TokenRecord
@@ -24,6 +24,7 @@ __all__ = [
     "initial_state",
     "make_update",
     "micro_batch_gradient",
+    "mini_batches",
     "optimiser_step",
     "passes",
     "prepare",

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from steprl.algorithms import Algorithm
 from steprl.config import Config
 from steprl.models.scoring import Scores
-from steprl.ops import aggregation_weights, kl_penalty
+from steprl.ops import aggregation_weights, kl_penalty, masked_mean
 from steprl.update.critic import critic_loss
 from steprl.update.prepare import Metrics, Sample
 
@@ -77,6 +77,11 @@ def sample_loss(
         kl_loss = jnp.sum(sample.policy_weight_NT * kl_NT)
         total = total + actor.kl_loss_coef * kl_loss
         metrics["actor/kl_loss"] = kl_loss
+    if actor.target_kl is not None:
+        moved_NT = jax.lax.stop_gradient(
+            kl_penalty(new.logprob_NT, sample.old_logprob_NT, "k3", batch.step_ids_NT)
+        )
+        metrics["actor/approx_kl"] = masked_mean(moved_NT, batch.step_ids_NT >= 0)
     metrics |= {f"actor/{name}": value for name, value in pg.items()}
     metrics |= {f"critic/{name}": value for name, value in vf.items()}
     return total, metrics

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -14,18 +16,20 @@ from steprl.branching import Branching, rows_per_attempt
 from steprl.carried import CLIP, TOKENS, Seen, with_carried_clip
 from steprl.config import Config
 from steprl.models.policy import with_detached_value
-from steprl.models.scoring import Scores, score
+from steprl.models.scoring import Scores, Trunk, score
 from steprl.models.values import value_support
 from steprl.optimizer import (
     ACTOR,
     CRITIC,
     combine,
     critic_passes,
+    frozen_layers,
     has_own_passes,
     split_owner,
     split_trainable,
 )
 from steprl.rewards import KL_COEFFICIENT
+from steprl.rollout.packing import Packing
 from steprl.types import Params, Policy, StepBatch
 from steprl.update.critic import scaled_last_layer, unit_of, with_last_layer
 from steprl.update.loss import sample_loss, with_weights
@@ -34,11 +38,14 @@ from steprl.update.optimise import (
     Still,
     Trained,
     check_parts,
+    groups,
     micro_batch_gradient,
     of_owner,
     optimiser_step,
     passes,
+    within_kl,
 )
+from steprl.update.packed import packed_gradient, packed_passes, packed_scores, packed_trunk
 from steprl.update.prepare import Metrics, Sample, prepare
 from steprl.update.record import TokenRecord, token_record
 from steprl.update.state import TrainState, carries
@@ -52,11 +59,13 @@ def make_update(
     mesh: Mesh | None = None,
     recorded: bool = False,
 ) -> Callable[..., Any]:
-    """`update(state, batch, key, sampled=None) -> (state, metrics)`; not compiled yet.
+    """`update(state, batch, key, sampled=None, packing=None) -> (state, metrics)`; not compiled yet.
 
     `sampled` is the number of tokens that were sampled for the batch; by default all that it holds,
     so give it where rows share some. With a mesh, the rows of each mini-batch are laid over its
-    devices. If `recorded`, a `TokenRecord` of the batch is returned as well, behind the metrics.
+    devices. A `packing` of the batch says what the model is run on, with the `mini_batches` of the
+    same key; without, it is run on the rows. If `recorded`, a `TokenRecord` of the batch is returned
+    as well, behind the metrics.
 
     A pass over the batch gives values (and checks that training agrees with decoding); the method
     turns them into credit; then `ppo_epochs` passes of mini-batches, each one optimiser step summed
@@ -85,6 +94,7 @@ def make_update(
         batch: StepBatch,
         key: jax.Array,
         sampled: jax.Array | float | None = None,
+        packing: Packing | None = None,
     ) -> tuple[TrainState, Metrics] | tuple[TrainState, Metrics, TokenRecord]:
         config_now = with_carried_clip(config, state.carried)
         check_parts(batch, mini, micro)
@@ -92,14 +102,26 @@ def make_update(
             check_parts(batch, critic_mini, micro, "critic")
         warms_up = has_critic and (isinstance(warmup, jax.Array) or warmup > 0)
         warming = {ACTOR: state.iteration < warmup} if warms_up else {}
-        trainable, frozen = split_trainable(state.params, config.model.freeze)
+        trainable, frozen = split_trainable(
+            state.params, config.model.freeze, config.model.train_layers
+        )
         before = Trained(trainable, state.opt_state)
 
-        def scored(part: Params, batch: StepBatch) -> Scores:
+        trunk = None
+        lowest = frozen_layers(trainable, frozen)
+        if packing is not None and lowest and policy.trunk is not None:
+            longest = batch.context_width or batch.tokens_NT.shape[1]
+            trunk = packed_trunk(policy, state.params, lowest, packing, longest)
+
+        def scored(part: Params, batch: StepBatch, trunk: Trunk | None = None) -> Scores:
             params = combine(part, frozen)
-            return score(
-                policy, params, batch, config.rollout.temperature, config.model.logprob_chunk
-            )
+            chunk = config.model.logprob_chunk
+            return score(policy, params, batch, config.rollout.temperature, chunk, trunk)
+
+        def scored_batch(part: Params) -> Scores:
+            if packing is None:
+                return scored(part, batch)
+            return packed_scores(scored, part, batch, packing, trunk, mesh)
 
         def in_reward_units(part: Params) -> Params:
             return part if unit is None else scaled_last_layer(part, unit)
@@ -108,14 +130,16 @@ def make_update(
             return sample_loss(new, sample, method, config_now)
 
         reference = state.carried.get("reference")
-        reference_NT = None if reference is None else scored(reference, batch).logprob_NT
+        reference_NT = None if reference is None else scored_batch(reference).logprob_NT
         rows = batch.tokens_NT.shape[0]
         one_step = actor.ppo_epochs == 1 and mini == rows and micro in (0, rows)
+        if packing is not None:  # the activations of one micro-batch are kept, not those of several
+            one_step = one_step and packing.place.shape[2] == 1
         if one_step:
             part, rest = split_owner(trainable, ACTOR if apart else None)
-            old, pull_back = jax.vjp(lambda part: scored(combine(part, rest), batch), part)
+            old, pull_back = jax.vjp(lambda part: scored_batch(combine(part, rest)), part)
         else:
-            old = scored(trainable, batch)
+            old = scored_batch(trainable)
         sample, reward_states, report, moments = prepare(
             batch, old, reference_NT, state.carried, method, config
         )
@@ -130,17 +154,25 @@ def make_update(
             # The slope in a smaller unit is larger by as much.
             return in_reward_units(pull_back(slopes)[0]), metrics
 
-        def through_own_pass(own: Params, rest: Params, sample: Sample) -> tuple[Params, Metrics]:
-            def of_part(part: Params, sample: Sample) -> tuple[jax.Array, Metrics]:
+        def through_own_pass(
+            own: Params, rest: Params, sample: Sample, mini: Packing | None = None
+        ) -> tuple[Params, Metrics]:
+            def of_part(
+                part: Params, sample: Sample, below: Trunk | None = None
+            ) -> tuple[jax.Array, Metrics]:
                 in_units = in_reward_units(combine(part, rest))
-                return loss(scored(in_units, sample.batch), sample)
+                return loss(scored(in_units, sample.batch, below), sample)
 
+            if mini is not None:
+                return packed_gradient(of_part, own, sample, mini, trunk, mesh)
             return micro_batch_gradient(of_part, own, sample, micro)
 
         def step_of(owner: str | None, still: Still, first_pass: bool = False) -> Step:
-            gradient_of = of_owner(owner, through_first_pass if first_pass else through_own_pass)
-
-            def step(trained: Trained, sample: Sample) -> tuple[Trained, Metrics]:
+            def step(
+                trained: Trained, sample: Sample, mini: Packing | None = None
+            ) -> tuple[Trained, Metrics]:
+                own_pass = partial(through_own_pass, mini=mini)
+                gradient_of = of_owner(owner, through_first_pass if first_pass else own_pass)
                 weighted = with_weights(sample, method, config)
                 return optimiser_step(gradient_of, optimizer, trained, weighted, still)
 
@@ -156,11 +188,14 @@ def make_update(
             )  # fmt: skip
         still = warming | {CRITIC: True} if apart else warming
         step = step_of(ACTOR if apart else None, still, first_pass=one_step)
+        taken = step if actor.target_kl is None else within_kl(step, actor.target_kl)
         if one_step:
             after, metrics = step(after, sample)
+        elif packing is not None:
+            after, metrics = packed_passes(taken, after, sample, packing)
         else:
             after, metrics = passes(
-                step, after, sample, actor_key, epochs=actor.ppo_epochs, mini_rows=mini, mesh=mesh
+                taken, after, sample, actor_key, epochs=actor.ppo_epochs, mini_rows=mini, mesh=mesh
             )
         if unit is not None:
             after = with_last_layer(after, unit)
@@ -197,6 +232,26 @@ def make_update(
         return new, report
 
     return update
+
+
+def mini_batches(batch: StepBatch, key: jax.Array, config: Config) -> np.ndarray:
+    """[epochs, mini-batches, rows] of the batch, as an update with this key takes them.
+
+    Args:
+        batch: rows that share tokens stay together.
+        key: of the update.
+        config: with sizes in rows, see `sizes_in_rows`.
+    """
+    actor, number = config.actor, groups(batch)
+    check_parts(batch, actor.ppo_mini_batch_size, actor.ppo_micro_batch_size)
+    row_gR = np.arange(batch.tokens_NT.shape[0]).reshape(number, -1)
+    if actor.ppo_epochs == 1 and actor.ppo_mini_batch_size == row_gR.size:
+        return row_gR.reshape(1, 1, -1)  # their order is of no account
+    orders = jax.vmap(lambda key: jax.random.permutation(key, number))(
+        jax.random.split(key, actor.ppo_epochs)
+    )
+    rows = row_gR[np.asarray(orders)]
+    return rows.reshape(actor.ppo_epochs, -1, actor.ppo_mini_batch_size)
 
 
 def sizes_in_rows(config: Config, branching: Branching | None) -> Config:

@@ -25,7 +25,8 @@ class Trained(NamedTuple):
 Gradient = Callable[[Params, Sample], tuple[Params, Metrics]]
 """From what is trained and a sample with its weights to the gradient of the loss, and metrics."""
 
-Step = Callable[[Trained, Sample], tuple[Trained, Metrics]]
+Step = Callable[..., tuple[Trained, Metrics]]
+"""From what is trained, a sample and perhaps how it is packed, to what is trained then, and metrics."""
 
 Still = Mapping[str, bool | jax.Array]
 """Whether a step leaves `ACTOR` or `CRITIC` as it is, parameters and moments; who is absent moves."""
@@ -98,6 +99,22 @@ def of_owner(
         return combine(gradient, jax.tree.map(jnp.zeros_like, rest)), metrics
 
     return gradient_of_all
+
+
+def within_kl(step: Step, target_kl: float | jax.Array) -> Step:
+    """The step, not taken on a mini-batch whose `actor/approx_kl` to the sampling policy is above the target.
+
+    What is not taken changes neither parameters nor moments, so once the policy has come that far, an
+    update stays there. `actor/kl_stopped` is 1 where it was not taken.
+    """
+
+    def step_within(trained: Trained, *sample: Any) -> tuple[Trained, Metrics]:
+        new, metrics = step(trained, *sample)
+        near = metrics["actor/approx_kl"] <= target_kl
+        kept = jax.tree.map(lambda new, old: jnp.where(near, new, old), new, trained)
+        return kept, metrics | {"actor/kl_stopped": (~near).astype(jnp.float32)}
+
+    return step_within
 
 
 def passes(

@@ -78,7 +78,7 @@ def initial_state(
     method = method or algorithm(config.algorithm.name, config.algorithm.options)
     if "critic" in method.needs:
         params = with_first_critic(params, config)
-    trainable, _ = split_trainable(params, config.model.freeze)
+    trainable, _ = split_trainable(params, config.model.freeze, config.model.train_layers)
     carried = {one.name: one.init(trainable, config) for one in carries(method, config)}
     carried |= initial_reward_states(config.algorithm)
     return TrainState(params, optimizer.init(trainable), jnp.zeros((), jnp.int32), carried)

@@ -226,8 +226,8 @@ def test_the_demonstrator_solves_webshop(large, mode):
 
 
 @webshop
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["small", pytest.param("full", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["small", "full"])
 def test_the_demonstrator_solves_all_of_webshop(large, mode):
     check_webshop(large, mode, step=1)
 

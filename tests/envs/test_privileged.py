@@ -1,5 +1,7 @@
 """What the environments that ship tell the critic alone: the way to success, from any state."""
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from steprl.envs.mini_shop import demonstrate as shop_expert
 from steprl.envs.mini_shop import mini_shop
 from steprl.envs.multihop.language import FIRST_ENTITY
 from steprl.envs.opening import open_game
+from steprl.envs.privileged import PrivilegedEnv
 from steprl.envs.tool_environment import ToolEnvironment
 from steprl.envs.wiki_search import demonstrate as search_expert
 from steprl.envs.wiki_search import wiki_search
@@ -119,3 +122,10 @@ def test_environments_of_functions_tell_what_a_function_says():
         assert not hasattr(env, "privileged")
     with pytest.raises(ValueError, match="privileged: 3 is no function"):
         FlowEnvironment(echo, ["hm"], privileged=3)
+
+
+def test_what_tells_goes_to_processes_as_any_environment():
+    env = PrivilegedEnv(household.Household())
+    again = pickle.loads(pickle.dumps(env))
+    (state, text), (other, same) = env.reset(2), again.reset(2)
+    assert text == same and state.text == other.text != ""

@@ -19,6 +19,7 @@ from steprl.models.pretrained import (
     save_pretrained,
 )
 from steprl.models.weights import Weight, place_parameters, transformers_name
+from steprl.ops import ValueSupport
 from steprl.sharding import make_mesh, state_shardings
 from tests.models.random_models import FAMILIES, assert_same_bits, random_parameters
 
@@ -67,9 +68,11 @@ def test_what_is_exported_comes_back_bitwise_and_says_the_same(config, tmp_path)
     assert np.array_equal(logits_of(config, params, tokens), logits_of(config, loaded, tokens))
 
 
-@pytest.mark.parametrize("kind", ["shared", "separate"])
-def test_the_value_head_lies_in_a_file_of_its_own(kind, tmp_path):
-    config = dataclasses.replace(LLAMA, value_head=kind)
+@pytest.mark.parametrize(
+    ("kind", "bins"), [("shared", None), ("shared", ValueSupport(0.0, 1.0, 9)), ("separate", None)]
+)
+def test_the_value_head_lies_in_a_file_of_its_own(kind, bins, tmp_path):
+    config = dataclasses.replace(LLAMA, value_head=kind, value_support=bins)
     params = random_parameters(config)
     save_pretrained(tmp_path / "out", config, params)
     names = load_file(tmp_path / "out" / "model.safetensors").keys()
@@ -81,6 +84,9 @@ def test_the_value_head_lies_in_a_file_of_its_own(kind, tmp_path):
     assert_same_bits(without, {"decoder": params["decoder"]})
     other = dataclasses.replace(LLAMA, value_head="separate" if kind == "shared" else "shared")
     with pytest.raises(ValueError, match=r"critic\.final_norm\.scale: (missing|unexpected)"):
+        load_pretrained(tmp_path / "out", other)
+    other = dataclasses.replace(config, value_support=ValueSupport(0.0, 1.0, 8))
+    with pytest.raises(ValueError, match=r"value\.out\.kernel: of shape .*, expected \(\d+, 8\)"):
         load_pretrained(tmp_path / "out", other)
 
 

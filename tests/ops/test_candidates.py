@@ -48,6 +48,7 @@ def test_arpo_asks_where_a_tool_has_just_answered(ids, expected):
     np.testing.assert_array_equal(jax.jit(arpo_candidates)(jnp.array(ids)), expected)
 
 
+@pytest.mark.slow
 def test_arpo_is_appo_without_future_values_at_these_tokens():
     """The most uncertain tool result is branched first, the best token elsewhere never."""
     ids = jnp.array([[-1, 0, 0, -1, 1, 1, -1, 2], [-1, 0, -1, 1, 1, 1, -1, 2]])

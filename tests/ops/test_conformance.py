@@ -49,7 +49,7 @@ QUICK = (
     "appo_advantage",
 )
 FAMILIES = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BUILT_HERE
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in BUILT_HERE
 ]
 
 needs_vectors = pytest.mark.skipif(

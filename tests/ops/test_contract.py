@@ -87,7 +87,7 @@ def test_vmap_equals_a_loop(name, jitted, vmapped):
     assert_same(jax.tree.map(lambda x: x[:3], vmapped[name]), loop, **CLOSE)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @by_name
 def test_pmap_equals_vmap(name, vmapped, pmapped):
     assert_same(pmapped[name], vmapped[name], **CLOSE)

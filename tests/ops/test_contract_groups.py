@@ -90,7 +90,7 @@ def test_vmap_equals_a_loop(name, loop, vmapped):
     assert_same(vmapped[name], loop[name], **CLOSE)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @by_name
 def test_pmap_equals_vmap(name, vmapped, pmapped):
     assert_same(pmapped[name], vmapped[name], **CLOSE)
@@ -118,6 +118,7 @@ def half():
     return in_one(batch._replace(**floats)), in_one(batch._replace(**widened))
 
 
+@pytest.mark.slow
 @by_name
 def test_bfloat16_is_taken_and_widened_before_use(name, half):
     ours, widened = half

@@ -78,6 +78,20 @@ def test_epsilon_is_added_to_the_standard_deviation():
     np.testing.assert_array_equal(ours, [-0.5, 0.5])
 
 
+def test_a_floor_under_the_deviation_leaves_small_differences_small():
+    score, groups = jnp.array([1.0, 0.0, 0.97, 0.99, 0.5, 0.5]), jnp.array([0, 0, 1, 1, 2, 2])
+    plain = ops.group_advantages(score, groups, 3, epsilon=0.0)
+    floored = ops.group_advantages(score, groups, 3, epsilon=0.0, min_std=0.1)
+    np.testing.assert_allclose(plain, np.array([1, -1, -1, 1, 0, 0]) / np.sqrt(2), rtol=1e-4)
+    np.testing.assert_allclose(floored[:2], plain[:2])  # its deviation is above the floor
+    np.testing.assert_allclose(floored[2:], [-0.1, 0.1, 0, 0], atol=1e-5)
+    returns, anchors = jnp.array([[1.0], [0.99]]), jnp.array([[0], [0]])
+    both = ops.gigpo_advantages(
+        jnp.array([1.0, 0.99]), jnp.array([0, 0]), 1, returns, anchors, 1, min_std=0.1
+    )
+    np.testing.assert_allclose(both[0, 0], 0.005 / 0.1 + 1 / np.sqrt(2), rtol=1e-3)
+
+
 @pytest.mark.parametrize("argument", [{"kind": "ppo"}, {"singleton": "mean"}, {"ddof": 2}])
 def test_unknown_names_are_refused(argument):
     with pytest.raises(ValueError, match=f"{next(iter(argument))}=.*allowed"):

@@ -100,6 +100,7 @@ def prompts(draw):
 
 @settings(max_examples=40, deadline=None)
 @given(tasks=prompts(), seed=st.integers(0, 99))
+@pytest.mark.slow
 def test_branpo_runs_the_calls_of_the_difficulty_table_until_a_pair_is_found(tasks, seed):
     """As many continuations, from the same places, and the same pair as `ops` decides."""
     rng = np.random.default_rng(seed)

@@ -131,6 +131,7 @@ def test_what_was_sampled_is_what_is_trained(form):
             assert a.fresh == b.fresh
 
 
+@pytest.mark.slow
 def test_a_row_of_contexts_says_what_each_context_says_alone():
     policy, params = decoder()
     found, _ = played("rebuild")

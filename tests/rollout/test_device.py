@@ -262,6 +262,7 @@ class Garbled:
         return (game, task), seen._replace(tokens=tokens)
 
 
+@pytest.mark.slow
 def test_tokens_that_are_none_are_a_fault_of_their_row_alone(model, batch):
     """An id outside the vocabulary had ended the run, where the text of the row was looked up."""
     run = jax.jit(functools.partial(rollout, model[0], Garbled()))

@@ -11,6 +11,8 @@ from steprl.rollout import BranchPoint, attempts, collate, trajectories
 from steprl.session import setup
 from tests.small import small_config
 
+pytestmark = pytest.mark.slow  # its programs are large; rollout/test_slots has the laws on the host
+
 KEY = jax.random.key(4)
 TASK, SAMPLE = attempts(0, 16, 2)
 
@@ -127,7 +129,6 @@ def test_limits_are_those_of_the_environment(found, branches):
         assert not any(s.terminated or s.truncated for s in one.steps[:-1])
 
 
-@pytest.mark.slow
 def test_few_branches_and_many_are_two_programs(session, params, found):
     for count in (1, 3, 8, 9, 32, 40):
         points = points_of(found)[:count]

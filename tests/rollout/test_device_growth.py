@@ -145,7 +145,7 @@ every_case = pytest.mark.parametrize(
     [
         pytest.param(world, method, told, id=f"{method}{', told' * told}, {world.name}", marks=marks)
         for world, method, told, marks in [
-            (CACHED, "branpo", False, pytest.mark.full), (WIDE, "branpo", False, ()),
+            (CACHED, "branpo", False, pytest.mark.full), (WIDE, "branpo", False, pytest.mark.slow),
             (CACHED, "appo", True, pytest.mark.slow), (WIDE, "appo", False, pytest.mark.full),
             (WIDE, "arpo", False, pytest.mark.slow),
         ]

@@ -111,6 +111,7 @@ def test_a_set_is_what_could_have_been_sampled(place, cut):
         assert len(set(sizes)) > 2
 
 
+@pytest.mark.slow
 def test_sets_are_those_of_the_sampling_distribution():
     batch = played("device", (0, 0.8))
     begin = ENV.prompt_width - 1  # the first action is predicted from the end of the prompt
@@ -122,6 +123,7 @@ def test_sets_are_those_of_the_sampling_distribution():
     )
 
 
+@pytest.mark.slow
 def test_greedy_play_could_have_sampled_one_token():
     batch = played("device", (0, 0.8), 0, 0.0)
     sampled = batch.step_ids_NT >= 0
@@ -133,7 +135,7 @@ def test_greedy_play_could_have_sampled_one_token():
     np.testing.assert_array_equal(batch.tokens_NT, whole.tokens_NT)
 
 
-@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("place", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_without_truncation_there_are_no_sets(place):
     assert played(place, (0, 1.0)).support_NTW is None
 
@@ -199,7 +201,7 @@ def test_gradients_are_finite_and_push_only_what_could_come():
 # ---------------------------------------------------------------- a run
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_with_a_truncated_rollout_trains(tmp_path):
     """On 8 devices, in micro-batches; the entropy teaches where no reward does."""
     session = setup(
@@ -226,7 +228,7 @@ def cut_off(batch):
     return np.any(batch.truncated_NS, axis=1)
 
 
-@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("place", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_the_final_value_is_that_of_the_state_after_all_that_was_seen(place):
     batch = played(place, (0, 1.0))
     final = scored(params(), batch, 1.0).final_value_N
@@ -240,6 +242,7 @@ def test_the_final_value_is_that_of_the_state_after_all_that_was_seen(place):
     assert np.ptp(final) > 0.1
 
 
+@pytest.mark.slow
 def test_host_and_device_read_the_same_final_values():
     one, other = played("device", (0, 1.0)), played("host", (0, 1.0))
     np.testing.assert_array_equal(cut_off(one), cut_off(other))

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 
 from steprl.models import DecoderConfig, make_policy, score, with_lora
-from steprl.ops import LEVELS, aggregation_weights, policy_loss
+from steprl.ops import LEVELS, ValueSupport, aggregation_weights, policy_loss
 from steprl.rollout.trees import collate_trees, share_prefixes, tree_widths
 from steprl.types import Trajectory
 from tests.rollout.groups import VOCAB, group, groups, random_step
 
 CONFIG = DecoderConfig(
     vocab_size=VOCAB, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24,
-    value_head="separate", attention_block=16,
+    value_head="separate", value_support=ValueSupport(-1.0, 1.0, 9), attention_block=16,
 )  # fmt: skip
 STEPS, LENGTH, ACTION, ROWS = 3, 32, 6, 3
 few = settings(max_examples=8, deadline=None)
@@ -32,7 +32,7 @@ def opinions():
     params = jax.jit(POLICY.init)(jax.random.key(0))
     params["decoder"]["embedding"]["embedding"] *= 10.0
     params["critic"]["embedding"]["embedding"] *= 10.0
-    params["value"]["out"]["kernel"] += 0.5
+    params["value"]["out"]["kernel"] += jax.random.normal(jax.random.key(1), (16, 9))
     lora = params["lora"]["decoder"]["layers"]["0"]["attention"]["query"]
     lora["lora_b"] += 0.1
     return params
@@ -99,7 +99,7 @@ def test_scores_are_those_of_the_rows_alone(played):
 
 @pytest.mark.parametrize(
     "widths",
-    [pytest.param((96,), marks=pytest.mark.full), (32,)],
+    [pytest.param((96,), marks=pytest.mark.full), pytest.param((32,), marks=pytest.mark.slow)],
     ids=["one block", "several blocks"],
 )
 def test_contexts_written_anew_share_what_they_begin_with(widths):
@@ -201,6 +201,7 @@ def test_each_token_stands_once_and_behind_those_it_sees(played):
         assert found == prefixes
 
 
+@pytest.mark.slow
 def test_blocks_hold_contexts_whole():
     rng = np.random.default_rng(5)
     played = [group(rng, 0, 3, rebuilt=True) for _ in range(2)]
@@ -214,6 +215,7 @@ def test_blocks_hold_contexts_whole():
     assert_close(scored(batch), scored(apart(batch)))
 
 
+@pytest.mark.slow
 def test_what_stands_at_masked_tokens_changes_no_score():
     rng = np.random.default_rng(6)
     batch = laid_out([group(rng, task, 2 + task, sets=True) for task in range(2)])
