@@ -55,7 +55,8 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.horizon} steps, density 1/{round(1 / self.density)}"
+        density = "1" if self.density == 1 else f"1/{round(1 / self.density)}"
+        return f"{self.horizon} steps, density {density}"
 
 
 CELLS = (
@@ -81,7 +82,7 @@ class Size(NamedTuple):
     samples: int = 1000  # of the bootstrap
 
 
-SIZES = {"full": Size(192, 2, 60, 4, 40), "quick": Size(12, 1, 2, 2, 2, 0.04, 200)}
+SIZES = {"full": Size(512, 2, 60, 4, 40), "quick": Size(12, 1, 2, 2, 2, 0.04, 200)}
 RATES = {"actor.lr": 1e-3, "critic.lr": 1e-3, "clip_fraction": 0.1}  # of learning curves
 WARM_KEY, CRITIC_KEY, GROUP_KEY, CURVE_KEY = range(4)
 

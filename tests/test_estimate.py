@@ -34,7 +34,7 @@ def test_what_the_settings_ask_for_is_known_before_anything_is_played(session):
     assert work.tokens == 12 * 16 * game.max_steps * game.action_width
     assert work.evaluations == 1 + 3  # before, after 5 and 10, and at the end
     assert work.evaluated == 2 * 10  # sampled and greedy
-    assert work.kept == 3 and work.sft_steps == 3 and not work.long
+    assert work.kept == 3 + 1 and work.sft_steps == 3 and not work.long
     line = described(work)
     for part in (
         "a warm start of 3 updates",
@@ -125,3 +125,13 @@ def test_what_is_left_is_said_after_the_second_iteration_of_a_process():
     for step in (0, 7, 8, 9):  # an evaluation before, and a run that goes on behind iteration 6
         watch(Event("rl", step, 9, {"rollout/success_rate": 0.5}))
     assert [line for line in out.getvalue().splitlines() if "left" in line] == ["left at 8"]
+
+
+@pytest.mark.parametrize(
+    ("save_freq", "test_freq"), [(0, 0), (2, 0), (0, 5), (2, 5), (4, 6), (3, 3), (20, 7)]
+)
+def test_checkpoints_are_those_that_are_due_the_best_and_the_last(save_freq, test_freq):
+    overrides = (f"trainer.save_freq={save_freq}", f"trainer.test_freq={test_freq}")
+    work = work_of(setup(small_config(*LONGER, *overrides, "trainer.max_to_keep=99")))
+    due = [i for f in (save_freq, test_freq) if f for i in range(f, 13, f)]
+    assert work.kept == len({*due, 12})

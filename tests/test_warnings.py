@@ -75,6 +75,8 @@ SOLVED = dict(critic__rewards__min=1.0, critic__rewards__mean=1.0, rollout__succ
          rows(15, critic__vf_explained_var=[-92344.0]), "-0.100", "model.value_head=separate"),
         ("blind_critic", rows(20, critic__vf_explained_var=0.0),
          rows(20, critic__vf_explained_var=0.0, critic__rewards__max=[0.0] * 4), "0.000", "grpo"),
+        ("blind_critic", rows(20, critic__vf_explained_var=0.0, critic__returns__equal=0.0),
+         rows(20, critic__vf_explained_var=0.0, critic__returns__equal=[1.0]), "0.000", "grpo"),
         ("logp_gap", rows(1, agree__logp_absmax=0.02), rows(1, agree__logp_absmax=5e-4),
          "up to 0.02 nats", "algorithm.rollout_is=token"),
         ("malformed", rows(9, env__parse_error_frac=[0.3, 0.4, 0.5]),

@@ -107,7 +107,9 @@ def products(gradients_gcp: np.ndarray) -> dict[str, np.ndarray]:
 
     So the noise of the continuations, which differ between halves, is in none of them on average.
     """
-    trajectory, critic, first, second = np.moveaxis(np.asarray(gradients_gcp, np.float64), 1, 0)
+    trajectory, critic, first, second = (
+        np.asarray(gradients_gcp[:, credit], np.float64) for credit in range(len(CREDITS))
+    )
     across = first @ second.T
     return {
         "trajectory": trajectory @ trajectory.T,

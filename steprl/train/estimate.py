@@ -40,7 +40,7 @@ class Work(NamedTuple):
     parameters: int
     trained: int
     checkpoint: int  # bytes of one
-    kept: int  # checkpoints at the end
+    kept: int  # checkpoints at the end, at most
 
     @property
     def tokens(self) -> int:
@@ -86,7 +86,8 @@ def work_of(session: Session, done: int = 0) -> Work:
         length = int(env.prompt_width) + steps * (action + int(env.observation_width))
     params = abstract_params(session)
     total = trainer.total_training_steps
-    saved = _times(total, trainer.save_freq, 0)
+    best = trainer.keep_best is not None
+    saved = _saved(total, trainer.save_freq, trainer.test_freq if best else 0)
     return Work(
         iterations=total - done,
         episodes=config.rollout.batch_size * config.rollout.n,
@@ -103,7 +104,7 @@ def work_of(session: Session, done: int = 0) -> Work:
         parameters=_size(params),
         trained=_size(split_trainable(params, config.model.freeze, config.model.train_layers)[0]),
         checkpoint=_bytes(abstract_state(session, params)),
-        kept=min(saved, trainer.max_to_keep),
+        kept=min(saved, trainer.max_to_keep + best),
     )
 
 
@@ -185,6 +186,15 @@ def _times(total: int, frequency: int, done: int) -> int:
     if not frequency:
         return 1
     return total // frequency - done // frequency + (total % frequency > 0)
+
+
+def _saved(total: int, save_freq: int, test_freq: int) -> int:
+    """Iterations that may be saved: those that are due, those that may be the best, and the last."""
+    often = [frequency for frequency in (save_freq, test_freq) if frequency]
+    count = sum(total // frequency for frequency in often)
+    if len(often) == 2:
+        count -= total // math.lcm(*often)
+    return count + all(total % frequency for frequency in often)
 
 
 def _episodes_of_evaluation(session: Session) -> int:

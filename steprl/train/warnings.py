@@ -118,6 +118,10 @@ def _differ(row: Row) -> bool:
     informative = row.get("rollout/informative_frac")
     if informative is not None:
         return bool(informative > 0)
+    return _rewards_vary(row)
+
+
+def _rewards_vary(row: Row) -> bool:
     return bool(row["critic/rewards/max"] > row["critic/rewards/min"])
 
 
@@ -143,8 +147,8 @@ def _entropy_rising(rows: Sequence[Row], config: Config, _: bool) -> Said:
     if not now >= max(_ENTROPY_FACTOR * lowest, lowest + _ENTROPY_RISE):
         return None
     return f"entropy rose from {lowest:.2f} to {now:.2f} nats a token: the policy comes apart", (
-        "Go back to a checkpoint before the rise with a lower actor.lr or with actor.use_kl_loss=true; "
-        "actor.lr_schedule=linear and fewer actor.ppo_epochs hold it as well"
+        "Go back to a checkpoint before the rise (trainer.keep_best keeps the best) with a lower actor.lr "
+        "or with actor.use_kl_loss=true; actor.lr_schedule=linear and fewer actor.ppo_epochs hold it as well"
     )
 
 
@@ -174,13 +178,14 @@ def _blind_critic(rows: Sequence[Row], config: Config, _: bool) -> Said:
         f"the critic explained {explained:.3f} of the variance of the returns in the last "
         f"{_CRITIC_WINDOW} iterations: it tells good states from bad ones no better than a constant"
     ), (
-        "Raise critic.lr to several times actor.lr, set model.value_head=separate, or take a method "
-        "without a critic, such as algorithm.name=grpo"
+        "Raise critic.lr to several times actor.lr, set critic.grad_clip, model.value_head=separate or "
+        "trainer.critic_warmup, or take a method without a critic, such as algorithm.name=grpo"
     )
 
 
 def _returns_vary(row: Row) -> bool:
-    return bool(row["critic/rewards/max"] > row["critic/rewards/min"])
+    equal = row.get("critic/returns/equal")
+    return not equal if equal is not None else _rewards_vary(row)
 
 
 def _logp_gap(rows: Sequence[Row], config: Config, _: bool) -> Said:
