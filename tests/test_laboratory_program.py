@@ -158,6 +158,7 @@ def lanes():
     return key, settings, jax.device_get(run(key, None, settings))
 
 
+@pytest.mark.slow
 def test_the_share_that_is_clipped_settles_at_what_is_wanted(lanes):
     _, settings, (_, metrics) = lanes
     for number in (0, 1):
@@ -172,6 +173,7 @@ def test_the_share_that_is_clipped_settles_at_what_is_wanted(lanes):
     ).all()  # as configured at first
 
 
+@pytest.mark.slow
 def test_a_budget_of_tokens_stops_a_run_and_no_other(lanes):
     key, settings, (params, metrics) = lanes
     total, decoded = metrics["token/total"], metrics["token/decoded"]
