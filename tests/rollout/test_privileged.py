@@ -106,7 +106,7 @@ def test_records_have_the_view_of_the_batch_that_they_are_of(of_device):
     """Read back and collated anew, the critic reads the same; the policy's rows do not hold it."""
     trajectories, _, batch = of_device
     again = collate(trajectories, 5, [LENGTH], 2)
-    one, other = (jax.device_get(critic_view(jax.tree.map(jnp.asarray, b))) for b in (batch, again))
+    one, other = (jax.device_get(jax.jit(critic_view)(b)) for b in (batch, again))
     width = min(one.tokens_BC.shape[1], other.tokens_BC.shape[1])
     for a, b in zip(one[:3], other[:3], strict=True):
         np.testing.assert_array_equal(a[:, :width], b[:, :width])
