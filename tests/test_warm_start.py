@@ -8,7 +8,7 @@ import steprl.sft
 from steprl.checkpoint import all_steps
 from steprl.config import ConfigError, load_config
 from steprl.metrics import STEP, read_metrics
-from steprl.session import setup
+from steprl.session import load_params, setup
 from steprl.sft import Panel, panel_of
 from steprl.train import run_warm_start
 from tests.small import SMALL, small_config
@@ -46,7 +46,9 @@ def rows_of(run):
 
 
 def test_it_stops_with_the_first_success_rate_that_is_high_enough(session, tmp_path, measured):
-    run_warm_start(session, tmp_path)
+    params = run_warm_start(session, tmp_path)
+    for kept in (load_params(session, tmp_path, "warm_start"), load_params(session, tmp_path)):
+        assert jax.tree.all(jax.tree.map(np.array_equal, kept, params))
     assert [(r[STEP], r["sft/success_rate"]) for r in rows_of(tmp_path)] == [
         (0, 0.1), (5, 0.2), (10, 0.5),
     ]  # fmt: skip
@@ -80,6 +82,13 @@ def test_a_kill_between_a_measurement_and_its_checkpoint_changes_nothing(
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(whole))
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
     assert all_steps(tmp_path / "killed" / "sft")[-1] == 10
+
+
+def test_a_run_without_a_warm_start_has_none_to_take(session, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        load_params(session, tmp_path, "warm_start")
+    with pytest.raises(ValueError, match="expected a number, 'best' or 'warm_start'"):
+        load_params(session, tmp_path, "last")
 
 
 def test_a_start_that_is_good_enough_is_not_trained(session, tmp_path, measured):

@@ -27,17 +27,20 @@ def add_step(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--step",
         type=_step,
-        metavar="N|best",
-        help="checkpoint of a run, or best: that of the best evaluation (default: the newest)",
+        metavar="N|best|warm_start",
+        help="checkpoint of a run; best: that of the best evaluation; warm_start: what training began "
+        "with (default: the newest)",
     )
 
 
 def _step(text: str) -> int | str:
     """Argparse shows the message of this error, and no other."""
     try:
-        return text if text == "best" else int(text)
+        return text if text in ("best", "warm_start") else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor best") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number nor best nor warm_start"
+        ) from None
 
 
 def open_source(options: argparse.Namespace, console: Console):  # type: ignore[no-untyped-def]

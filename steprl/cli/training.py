@@ -284,17 +284,37 @@ def _finish(session, run: Path, params, console: Console) -> None:  # type: igno
     """Before and after, a sample transcript, and the pictures."""
     import numpy as np
 
+    from steprl.checkpoint import begun
     from steprl.evaluation import inspect
     from steprl.metrics import read_metrics
     from steprl.report import plot_learning_curves
+    from steprl.session import load_params
+    from steprl.session.parameters import WARM_START
     from steprl.transcripts import draw_credit, pick, transcript
 
     config, rows = session.config, read_metrics(run / "metrics.jsonl")
     measured = [row for row in rows if "eval/success_rate" in row] or [{}]
     split = session.player.splits[1]
     tasks = np.arange(config.rollout.batch_size * config.rollout.n)
-    sample = pick(inspect(session, params, split, tasks)[:8])
-    console.print(transcript(sample, f"a sample: {split} task {sample.trajectory.task}"))
+    shown = inspect(session, params, split, tasks)[:8]
+    sample = pick(shown)
+    task = sample.trajectory.task
+    if session.player.explore is not None and begun(run / "sft"):
+        warm = load_params(session, run, WARM_START)
+        earlier = inspect(session, warm, split, tasks)[:8]
+        # A task that training has taught, if there is one.
+        learnt = [
+            now
+            for now, then in zip(shown, earlier, strict=True)
+            if now.trajectory.success and not then.trajectory.success
+        ]
+        sample = pick(learnt or [sample])
+        task = sample.trajectory.task
+        before = next(one for one in earlier if one.trajectory.task == task)
+        console.print(transcript(before, f"{split} task {task}, after the warm start"))
+        console.print(transcript(sample, f"{split} task {task}, after training"))
+    else:
+        console.print(transcript(sample, f"a sample: {split} task {task}"))
     title = f"{config.algorithm.name} on {config.env.name}"
     curves = plot_learning_curves(rows, run / "plots" / "learning_curves.png", title)
     credit = draw_credit(sample, run / "plots" / "credit.png", f"Credit of {title}")

@@ -28,6 +28,9 @@ from steprl.sharding import (
 )
 from steprl.types import Params, Policy
 
+WARM_START = "warm_start"
+"""In place of a number of a checkpoint: the parameters that the warm start of a run ended with."""
+
 
 class Opened(NamedTuple):
     """A policy to talk to: of a run or pretrained, adapters merged."""
@@ -101,7 +104,8 @@ def load_params(session: Session, run: Path, step: int | str | None = None) -> P
     """The newest parameters of a run: of its training, or else of its warm start.
 
     Args:
-        step: checkpoint to take; "best" is that of the best evaluation, by `trainer.keep_best`.
+        step: checkpoint to take; "best" is that of the best evaluation, by `trainer.keep_best`, and
+            "warm_start" what the warm start ended with.
 
     Raises:
         FileNotFoundError: the run holds no checkpoint, or none of that step.
@@ -121,22 +125,23 @@ def load_step(
 def _restore(
     policy: Policy, mesh: Mesh, run: Path, step: int | str | None, rules: Rules = PARAMETER_RULES
 ) -> tuple[Params, int | None]:
+    if isinstance(step, str) and step not in (BEST, WARM_START):
+        raise ValueError(f"step={step!r}: expected a number, {BEST!r} or {WARM_START!r}")
     folder = run / "checkpoints"
-    warm = step is None and not begun(folder)
+    warm = step == WARM_START or (step is None and not begun(folder))
     if warm:
-        folder = run / "sft"
+        folder, step = run / "sft", None if step == WARM_START else step
     if not begun(folder):
-        raise FileNotFoundError(f"{run} holds no checkpoint, neither in checkpoints/ nor in sft/")
+        where = "in sft/" if begun(run / "checkpoints") else "neither in checkpoints/ nor in sft/"
+        raise FileNotFoundError(f"{run} holds no checkpoint, {where}")
     wanted = {"params": _abstract_params(policy, mesh, rules)}
-    chosen = _ranked(run, step) if isinstance(step, str) else step
+    chosen = _ranked(run) if isinstance(step, str) else step
     restored = restore(folder, wanted, chosen, partial=True)
     return restored.state["params"], None if warm else restored.step
 
 
-def _ranked(run: Path, step: str) -> list[int]:
+def _ranked(run: Path) -> list[int]:
     """The steps of a run that were evaluated, the best first."""
-    if step != BEST:
-        raise ValueError(f"step={step!r}: expected a number, or {BEST!r}")
     trainer = saved_settings(run).trainer if is_run(run) else Config().trainer
     metric = trainer.keep_best or Config().trainer.keep_best or ""
     steps = best_steps(run / "checkpoints", metric)
@@ -153,7 +158,7 @@ def open_policy(path: str | Path, step: int | str | None = None, merge: bool = T
 
     Args:
         path: as of `steprl.session.sources.kind_of`; of a configuration, what its training begins with.
-        step: checkpoint of a run, None for the newest, "best" for that of the best evaluation.
+        step: checkpoint of a run, None for the newest, or a word, see `load_params`.
         merge: False keeps the adapters of a run apart, in `params["lora"]`.
 
     Raises:
