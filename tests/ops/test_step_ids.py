@@ -40,7 +40,7 @@ OF_BOTH = {
     "policy_loss": lambda ids: ops.policy_loss(like(ids), like(ids), like(ids), ids),
     "value_loss": lambda ids: ops.value_loss(like(ids), like(ids), like(ids), ids),
     "hl_gauss_loss": lambda ids: ops.hl_gauss_loss(
-        jnp.stack([like(ids)] * BINS.num_bins, axis=-1), like(ids), ids, BINS
+        jnp.stack([like(ids)] * BINS.bins, axis=-1), like(ids), ids, BINS
     ),
     "kl_penalty": lambda ids: ops.kl_penalty(like(ids), like(ids), step_ids_t=ids),
     "future_kl_weights": lambda ids: ops.future_kl_weights(like(ids), like(ids), ids),
