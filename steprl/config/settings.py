@@ -211,7 +211,7 @@ class ActorConfig:
     # Estimator of that KL; kl and k1 are refused, as their gradient is 0 on average.
     kl_loss_type: str = setting("low_var_kl", choices=KL_PENALTIES)
     # KL to the policy that sampled, over the tokens of a mini-batch, above which the rest of an update is
-    # left out; None = all of it is done.
+    # left out, that of a critic too unless it has passes of its own; None = all of it is done.
     target_kl: float | None = setting(None, 1e-8)
     ppo_epochs: int = setting(2, 1)  # times that a batch is trained on
     ppo_mini_batch_size: int = setting(64, 1)  # trajectories an optimiser step
