@@ -328,7 +328,8 @@ class TrainerConfig:
     # the last iteration among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token
     # and 10 a token read.
     save_trajectories: int | None = setting(None, 0)
-    init_from: str | None = None  # run directory whose newest parameters to start from
+    # Run directory whose newest parameters to start from; a critic of another form begins anew.
+    init_from: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
