@@ -211,7 +211,8 @@ def test_passes_apart_of_a_critic_in_units_of_its_returns_are_the_joint_ones_too
     assert other["critic/grad_norm"] == pytest.approx(one["critic/grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("size", [16, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [16, 8])
 def test_the_critic_takes_its_epochs_and_the_policy_its_own(size):
     """Of plain gradient steps on all rows; halves of them end nearby and not there."""
     joint = run()[0]

@@ -17,6 +17,7 @@ from steprl.models import init_lora, merge_lora
 from steprl.session import initial_params, load_params, setup
 from steprl.train import train
 from steprl.update import initial_state
+from tests.lock import LOCK, lab
 from tests.small import small_config
 from tests.test_update import KEY, same_bits
 
@@ -107,8 +108,8 @@ def test_a_run_may_begin_with_another_run_whatever_the_critics_of_both(overrides
 
 def test_the_laboratory_begins_with_that_copy_and_trains_it_so():
     """Nothing is computed but the first state: shapes and names are right."""
-    config = small_config(*COPIED, "critic.ppo_epochs=2", "trainer.critic_warmup=1")
-    program = make_program(config)
+    config = lab("algorithm.name=steppo", *COPIED, "critic.ppo_epochs=2", "trainer.critic_warmup=1")
+    program = make_program(config, env=LOCK)
     params = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(program.policy.init, KEY)
     )

@@ -242,8 +242,8 @@ class CriticConfig:
     # With a shared trunk, the critic's loss trains the head alone.
     detach_trunk: bool = False
     # Times that the critic is trained on a batch. Where this or critic.ppo_mini_batch_size is set, the
-    # critic is updated by itself, before the policy, and the other of the two is by default that of the
-    # actor. Both None = each optimiser step trains both.
+    # critic is updated by itself, before the policy, on trajectories that are not packed, and the other of
+    # the two is by default that of the actor. Both None = each optimiser step trains both.
     ppo_epochs: int | None = setting(None, 1)
     ppo_mini_batch_size: int | None = setting(None, 1)  # see critic.ppo_epochs
     # Learn returns in units of their running deviation (PopArt, arXiv 1602.07714), whatever the size of
