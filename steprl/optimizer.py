@@ -32,7 +32,8 @@ def learning_rate(
         updates: optimiser steps of the whole run.
         spent: [] share of a budget that may end the run before; the rate is then at least that far
             down.
-        skipped: how many of `updates` are not taken; the schedule goes through the rest of them.
+        skipped: how many of `updates`, the first ones, are not taken; the schedule goes through the rest
+            of them, and through what they leave of the budget.
     """
     end = peak * actor.min_lr_ratio
     rest = max(1, updates - actor.lr_warmup_steps)
@@ -42,16 +43,32 @@ def learning_rate(
         main = optax.cosine_decay_schedule(peak, rest, actor.min_lr_ratio)
     else:
         main = optax.constant_schedule(peak)
+    stretch: float | jax.Array = 1.0
     if not _is_zero(skipped):
         by_count, stretch = main, rest / jnp.maximum(1, rest - skipped)
         main = lambda count: by_count(count * stretch)  # noqa: E731
     if spent is not None:
-        by_updates, by_budget = main, spent * rest
-        main = lambda count: by_updates(jnp.maximum(count, by_budget))  # noqa: E731
+        by_updates = main
+        share = lambda count: _behind_skipped(spent, count + actor.lr_warmup_steps, skipped)  # noqa: E731
+        main = lambda count: by_updates(jnp.maximum(count, share(count) * (rest / stretch)))  # noqa: E731
     if actor.lr_warmup_steps == 0:
         return main
     warmup = optax.linear_schedule(0.0, peak, actor.lr_warmup_steps)
     return optax.join_schedules([warmup, main], [actor.lr_warmup_steps])
+
+
+def _behind_skipped(spent: jax.Array, taken: jax.Array, skipped: int | jax.Array) -> jax.Array:
+    """[] the share that is spent of what the skipped steps leave of a budget, if all spend the same.
+
+    Args:
+        spent: [] share of the whole budget.
+        taken: steps so far, those apart that are skipped.
+        skipped: steps before them.
+    """
+    if _is_zero(skipped):
+        return spent
+    share = spent * taken / jnp.maximum(1.0, taken + skipped * (1 - spent))
+    return jnp.where(jnp.asarray(skipped) > 0, share, spent)
 
 
 def make_optimizer(

@@ -131,6 +131,17 @@ def test_a_warm_up_leaves_every_bit_of_the_policy_and_its_moments():
 
 
 @pytest.mark.slow
+def test_a_target_kl_does_not_stop_a_warm_up():
+    """The policy that sampled differs from the one that is trained by more than the target."""
+    states, metrics = run(
+        "trainer.critic_warmup=1", "actor.target_kl=1e-5", "actor.ppo_mini_batch_size=8"
+    )
+    assert metrics["actor/approx_kl"] > 1e-5 and metrics["actor/kl_stopped"] == 0
+    before, after = (of("critic", state.params).values() for state in states)
+    assert differs(before, after)
+
+
+@pytest.mark.slow
 def test_the_critic_of_a_warm_up_goes_where_it_goes_beside_a_policy_of_rate_zero():
     still = run("actor.lr=0", "critic.grad_clip=0.01", optimizer=None, updates=2)[0][-1]
     warm = run("trainer.critic_warmup=2", "trainer.total_training_steps=3", "actor.grad_clip=0.01",
@@ -200,7 +211,8 @@ def test_passes_apart_of_a_critic_in_units_of_its_returns_are_the_joint_ones_too
     assert other["critic/grad_norm"] == pytest.approx(one["critic/grad_norm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("size", [16, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [16, 8])
 def test_the_critic_takes_its_epochs_and_the_policy_its_own(size):
     """Of plain gradient steps on all rows; halves of them end nearby and not there."""
     joint = run()[0]

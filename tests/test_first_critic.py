@@ -9,12 +9,15 @@ import numpy as np
 import optax
 import pytest
 
+from steprl.checkpoint import Checkpointer
+from steprl.config import save_config
 from steprl.laboratory import make_program
 from steprl.metrics import read_metrics
 from steprl.models import init_lora, merge_lora
-from steprl.session import load_params, setup
+from steprl.session import initial_params, load_params, setup
 from steprl.train import train
 from steprl.update import initial_state
+from tests.lock import LOCK, lab
 from tests.small import small_config
 from tests.test_update import KEY, same_bits
 
@@ -73,10 +76,40 @@ def test_a_policy_without_two_trunks_of_one_shape_has_nothing_to_copy():
         begun({"decoder": trunk(0), "value": {}}, *COPIED)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(("critic.head=hl_gauss",), marks=pytest.mark.slow, id="bins"),
+        pytest.param(COPIED, id="separate"),
+        pytest.param(
+            ("model.value_head=none", "algorithm.name=reinforce_pp"),
+            marks=pytest.mark.slow,
+            id="none",
+        ),
+    ],
+)
+def test_a_run_may_begin_with_another_run_whatever_the_critics_of_both(overrides, tmp_path, caplog):
+    """A critic of another form begins anew, beside the policy that there was."""
+    plain = setup(small_config())
+    before = jax.tree.map(lambda x: x + 0.5, initial_params(plain))
+    save_config(plain.config, tmp_path / "config.resolved.yaml")
+    with Checkpointer(tmp_path / "checkpoints") as saver:
+        saver.save(1, {"params": before})
+    session = setup(small_config(*overrides, f"trainer.init_from={tmp_path}"))
+    start = initial_params(session)
+    same_bits(start["decoder"], before["decoder"])
+    new = initial_params(setup(small_config(*overrides)))
+    assert start.keys() == new.keys()
+    same_bits(*({k: x for k, x in tree.items() if k != "decoder"} for tree in (start, new)))
+    assert ("so a new one begins" in caplog.text) == ("value" in start)
+    same = setup(small_config(f"trainer.init_from={tmp_path}"))
+    same_bits(initial_params(same), before)
+
+
 def test_the_laboratory_begins_with_that_copy_and_trains_it_so():
     """Nothing is computed but the first state: shapes and names are right."""
-    config = small_config(*COPIED, "critic.ppo_epochs=2", "trainer.critic_warmup=1")
-    program = make_program(config)
+    config = lab("algorithm.name=steppo", *COPIED, "critic.ppo_epochs=2", "trainer.critic_warmup=1")
+    program = make_program(config, env=LOCK)
     params = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(program.policy.init, KEY)
     )

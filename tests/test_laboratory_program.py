@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from steprl.algorithms import ALGORITHMS
+from steprl.config import LoraConfig
 from steprl.laboratory import TRACED, make_program, make_train, next_clip
 from steprl.metrics import CompilationCounter
 from tests.lock import (
@@ -258,6 +259,11 @@ def replaced(config, section, **values):
     [
         ("env", {"name": "household"}, "env.name=household runs on the host; .* multihop, errand"),
         ("model", {"path": "somewhere"}, "model.path: games have a language of their own"),
+        (
+            "model",
+            {"lora": LoraConfig(rank=2)},
+            "model.lora.rank=2: one program trains the param.* at 0",
+        ),
         ("rollout", {"top_p": 0.9}, "rollout.top_p: one program samples from all tokens.* at 1.0"),
         ("rollout", {"top_k": 5}, "rollout.top_k: one program samples from all tokens.* at 0"),
         ("actor", {"ppo_mini_batch_size": 5}, "ppo_mini_batch_size=5 must divide the 12 attempts"),

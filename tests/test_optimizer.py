@@ -201,6 +201,23 @@ def test_the_rate_falls_with_updates_or_budget_whichever_is_further(schedule, sp
     assert float(got) == pytest.approx(float(learning_rate(actor, 1.0, 10)(place)), rel=1e-6)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("total", [30, 20], ids=["a budget for all steps", "a smaller budget"])
+def test_what_a_warm_up_of_the_critic_spends_of_a_budget_does_not_lower_the_rate(total, traced):
+    """10 of 30 steps train the critic alone, and each spends the same of a budget for `total` steps."""
+    actor = ActorConfig(lr_schedule="linear")
+    skipped = jnp.float32(10) if traced else 10
+
+    def rate(step):
+        spent = jnp.float32(step / total)
+        return float(learning_rate(actor, 1.0, 30, spent, skipped)(step - 10))
+
+    rates = [rate(step) for step in range(10, total + 1)]
+    assert rates[0] == 1 and rates[-1] == pytest.approx(0, abs=1e-6)
+    assert np.all(np.diff(rates) < 0)
+    assert rates[len(rates) // 2] == pytest.approx(0.5)
+
+
 def test_a_budget_does_not_shorten_the_warm_up():
     actor = ActorConfig(lr_schedule="linear", lr_warmup_steps=4)
     assert float(learning_rate(actor, 1.0, 10, jnp.float32(0.5))(2)) == pytest.approx(0.5)

@@ -114,10 +114,16 @@ def learner(*overrides):
     return policy, state, jax.jit(make_update(policy, method, optimizer, config))
 
 
+@functools.cache
+def scoring(policy):
+    return jax.jit(functools.partial(score, policy))
+
+
 def values(policy, params):
     """What the critic says before the steps of the example."""
     batch = example()[1]
-    return np.asarray(score(policy, params, batch).value_NT)[np.asarray(batch.step_ids_NT) >= 0]
+    value_NT = scoring(policy)(params, batch).value_NT
+    return np.asarray(value_NT)[np.asarray(batch.step_ids_NT) >= 0]
 
 
 def times(batch, factor):
@@ -181,7 +187,7 @@ def test_values_are_the_means_of_what_is_scored_and_nothing_stands_between_steps
     params = jax.tree.map(lambda x: x, state.params)
     params["value"]["out"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 31))
     batch = example()[1]
-    scores = score(policy, params, batch)
+    scores = scoring(policy)(params, batch)
     there_NT = np.asarray(batch.step_ids_NT) >= 0
     assert scores.value_logits_NTZ.shape == (*there_NT.shape, 31)
     means_NT = hl_gauss_mean(scores.value_logits_NTZ, BINS)

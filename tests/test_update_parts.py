@@ -130,6 +130,11 @@ def test_a_step_too_far_from_the_policy_that_sampled_is_not_taken():
         stopped.append(float(metrics["actor/kl_stopped"]))
     assert stopped == [0, 0, 0, 1, 1]
     assert float(trained.params["w"]) == float(trained.opt_state["m"]) == 3
+    # A policy that stands still does not move away: what is left of its distance stops no critic.
+    _, metrics = within_kl(step, 0.25, {"actor": jnp.ones((), bool)})(trained, None)
+    assert metrics["actor/kl_stopped"] == 0
+    _, metrics = within_kl(step, 0.25, {"critic": True})(trained, None)
+    assert metrics["actor/kl_stopped"] == 1
 
 
 def test_an_update_takes_no_step_of_a_policy_that_is_too_far_from_the_one_that_sampled():

@@ -211,7 +211,7 @@ class ActorConfig:
     # Estimator of that KL; kl and k1 are refused, as their gradient is 0 on average.
     kl_loss_type: str = setting("low_var_kl", choices=KL_PENALTIES)
     # KL to the policy that sampled, over the tokens of a mini-batch, above which the rest of an update is
-    # left out; None = all of it is done.
+    # left out, that of a critic too unless it has passes of its own; None = all of it is done.
     target_kl: float | None = setting(None, 1e-8)
     ppo_epochs: int = setting(2, 1)  # times that a batch is trained on
     ppo_mini_batch_size: int = setting(64, 1)  # trajectories an optimiser step
@@ -242,8 +242,8 @@ class CriticConfig:
     # With a shared trunk, the critic's loss trains the head alone.
     detach_trunk: bool = False
     # Times that the critic is trained on a batch. Where this or critic.ppo_mini_batch_size is set, the
-    # critic is updated by itself, before the policy, and the other of the two is by default that of the
-    # actor. Both None = each optimiser step trains both.
+    # critic is updated by itself, before the policy, on trajectories that are not packed, and the other of
+    # the two is by default that of the actor. Both None = each optimiser step trains both.
     ppo_epochs: int | None = setting(None, 1)
     ppo_mini_batch_size: int | None = setting(None, 1)  # see critic.ppo_epochs
     # Learn returns in units of their running deviation (PopArt, arXiv 1602.07714), whatever the size of
@@ -328,7 +328,8 @@ class TrainerConfig:
     # the last iteration among them, of up to 64 attempts each: about 500 bytes a step, 50 a sampled token
     # and 10 a token read.
     save_trajectories: int | None = setting(None, 0)
-    init_from: str | None = None  # run directory whose newest parameters to start from
+    # Run directory whose newest parameters to start from; a critic of another form begins anew.
+    init_from: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -243,6 +243,11 @@ def _check(config: Config) -> None:
         )
     if config.model.path is not None:
         raise ValueError("model.path: games have a language of their own; leave it out")
+    if config.model.lora.rank:
+        raise ValueError(
+            f"model.lora.rank={config.model.lora.rank}: one program trains the parameters themselves; "
+            "leave it at 0"
+        )
     for name, off in (("top_k", 0), ("top_p", 1.0)):
         if getattr(config.rollout, name) != off:
             raise ValueError(

@@ -14,7 +14,7 @@ from steprl.branching import ByScore, Contrast
 from steprl.config import Config
 from steprl.config.environments import ENVIRONMENTS
 from steprl.config.settings import setting_values
-from steprl.optimizer import critic_passes
+from steprl.optimizer import critic_passes, has_own_passes
 from steprl.session.session import Session
 
 
@@ -124,6 +124,9 @@ RULES: tuple[Rule, ...] = (
     Rule(("actor.ppo_max_token_len",),
          lambda run: _on_device(run) or run.config.actor.ppo_micro_batch_size > 0,
          "micro-batches are counted in trajectories"),
+    Rule(("actor.ppo_max_token_len",),
+         lambda run: "critic" in run.method.needs and has_own_passes(run.config.critic),
+         "a critic with passes of its own takes trajectories that are not packed"),
     # --- warm start
     Rule(("sft.[!s]*", "sft.save_freq"), lambda run: run.config.sft.steps == 0, "sft.steps=0"),
     Rule(("sft.test_*",), lambda run: run.config.sft.until is None, "sft.until is not set"),

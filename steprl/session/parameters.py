@@ -1,5 +1,7 @@
 """Parameters of a run: abstract, initial, saved, and ready to be talked to."""
 
+import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ from steprl.models import (
     make_policy,
 )
 from steprl.models.chat import set_variables
+from steprl.models.values import value_support
+from steprl.optimizer import CRITIC_PARTS
 from steprl.run_directory import is_run, saved_settings
 from steprl.session.language import decoder_policy, language_of
 from steprl.session.session import Session
@@ -27,6 +31,8 @@ from steprl.sharding import (
     state_shardings,
 )
 from steprl.types import Params, Policy
+
+_LOG = logging.getLogger("steprl")
 
 WARM_START = "warm_start"
 """In place of a number of a checkpoint: the parameters that the warm start of a run ended with."""
@@ -57,6 +63,11 @@ def initial_params(session: Session) -> Params:
     key = jax.random.key(session.config.trainer.seed)
     if session.config.trainer.init_from is not None:
         return _params_of_run(session, Path(session.config.trainer.init_from), key)
+    return _new_params(session, key)
+
+
+def _new_params(session: Session, key: jax.Array) -> Params:
+    """The pretrained parameters, or random ones."""
     if session.load is not None:
         params = session.load(mesh=session.mesh, key=key)
         return _placed(session, params, key)
@@ -91,13 +102,35 @@ def _placed(session: Session, params: Params, key: jax.Array) -> Params:
 
 
 def _params_of_run(session: Session, run: Path, key: jax.Array) -> Params:
-    """Adapters stay where that run had the same; else they are merged, and new ones begin."""
-    before = saved_settings(run) if is_run(run) else session.config
-    if session.model is None or before.model.lora == session.config.model.lora:
+    """Adapters stay where that run had the same; else they are merged, and new ones begin.
+
+    So does a critic: one with another trunk, head or bins begins anew.
+    """
+    before, now = saved_settings(run) if is_run(run) else session.config, session.config
+    same_lora, same_critic = before.model.lora == now.model.lora, _form(before) == _form(now)
+    if session.model is None or (same_lora and same_critic):
         return load_params(session, run)
-    policy = decoder_policy(before, session.model)
-    params, _ = _restore(policy, session.mesh, run, None)
-    return _placed(session, policy.prepare(params), key)
+    model = session.model
+    if not same_critic:
+        model = dataclasses.replace(model, value_head="none", value_support=None)
+    policy = decoder_policy(before, model)
+    params, _ = _restore(policy, session.mesh, run, None, session.rules)
+    if not same_lora:
+        params = _placed(session, policy.prepare(params), key)
+    if same_critic:
+        return params
+    if "critic" in session.method.needs:
+        _LOG.warning(
+            "trainer.init_from=%s: that run has another critic (model.value_head, critic.head or its bins), "
+            "so a new one begins", run,
+        )  # fmt: skip
+    new = _new_params(session, key)
+    return params | {name: new[name] for name in CRITIC_PARTS if name in new}
+
+
+def _form(config: Config) -> Any:
+    """What the parameters of a critic are made for."""
+    return config.model.value_head, value_support(config.critic)
 
 
 def load_params(session: Session, run: Path, step: int | str | None = None) -> Params:

@@ -187,7 +187,7 @@ def make_update(
             )  # fmt: skip
         still = warming | {CRITIC: True} if apart else warming
         step = step_of(ACTOR if apart else None, still, first_pass=one_step)
-        taken = step if actor.target_kl is None else within_kl(step, actor.target_kl)
+        taken = step if actor.target_kl is None else within_kl(step, actor.target_kl, still)
         if one_step:
             after, metrics = step(after, sample)
         elif packing is not None:

@@ -101,16 +101,18 @@ def of_owner(
     return gradient_of_all
 
 
-def within_kl(step: Step, target_kl: float | jax.Array) -> Step:
+def within_kl(step: Step, target_kl: float | jax.Array, still: Still | None = None) -> Step:
     """The step, not taken on a mini-batch whose `actor/approx_kl` to the sampling policy is above the target.
 
-    What is not taken changes neither parameters nor moments, so once the policy has come that far, an
-    update stays there. `actor/kl_stopped` is 1 where it was not taken.
+    What is not taken changes neither parameters nor moments, of a critic in the same step too, so once
+    the policy has come that far, an update stays there. `actor/kl_stopped` is 1 where it was not taken.
+    A policy that is to be `still` comes no further, and is not stopped.
     """
+    stands = (still or {}).get(ACTOR, False)
 
     def step_within(trained: Trained, *sample: Any) -> tuple[Trained, Metrics]:
         new, metrics = step(trained, *sample)
-        near = metrics["actor/approx_kl"] <= target_kl
+        near = (metrics["actor/approx_kl"] <= target_kl) | stands
         kept = jax.tree.map(lambda new, old: jnp.where(near, new, old), new, trained)
         return kept, metrics | {"actor/kl_stopped": (~near).astype(jnp.float32)}
 

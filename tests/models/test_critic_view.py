@@ -159,7 +159,9 @@ def test_what_is_told_is_known_from_its_step_on(scored):
         assert told_here.any() and (moved > 1e-4).all()
 
 
-@pytest.mark.parametrize("config", [SHAPE, BINS], ids=["values", "bins"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(SHAPE, marks=pytest.mark.slow), BINS], ids=["values", "bins"]
+)
 def test_rows_that_share_tokens_have_the_values_of_rows_apart(config):
     """The critic is told other things in them, so it reads each row on its own."""
     real = np.asarray(BATCH.segment_ids_NT) > 0
