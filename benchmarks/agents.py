@@ -30,6 +30,7 @@ from rich.console import Console
 
 from steprl.config import Config, load_config
 from steprl.evaluation import PANEL_KEY, evaluate_all
+from steprl.interrupts import interrupts
 from steprl.metrics import read_metrics
 from steprl.report import plot_learning_curves
 from steprl.run_directory import open_run
@@ -116,7 +117,8 @@ def measure(stage: str, config: Config, folder: Path, tasks: int) -> dict[str, A
     run = open_run(config, "auto")
     clock = _Clock(folder / f"{stage}.seconds")
     if stage == WARM_START:
-        params = run_warm_start(session, run, clock.watch)
+        with interrupts() as interrupted:
+            params = run_warm_start(session, run, clock.watch, interrupted)
     else:
         params, _ = train(session, run, clock.watch)
     minutes = clock.minutes()

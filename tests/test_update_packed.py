@@ -64,7 +64,7 @@ def config_of(*overrides):
 
 @functools.cache
 def compiled(policy, overrides, mesh=None):
-    config, optimizer = config_of(*overrides), optax.sgd(1.0)
+    config, optimizer = config_of(*overrides), optax.sgd(1.0, momentum=0.0)
     method = algorithm(config.algorithm.name)
     state = initial_state(opinions(policy), optimizer, config)
     update = jax.jit(make_update(policy, method, optimizer, config, mesh))
@@ -80,12 +80,13 @@ def both(batch, *overrides, policy=PLAIN, width=40):
     return update(batch, packed.packing), update(batch), packed
 
 
-def assert_same(got, want, before, atol=1e-6):
-    """Changes of parameters, of which SGD makes gradients, and the metrics."""
+def assert_same(got, want, before, atol=3e-6):  # sums in another order: 1e-6 is usual
+    """The last gradient, changes of parameters, of which SGD makes gradients, and the metrics."""
+    flat = lambda tree: np.concatenate([x.ravel() for x in jax.tree.leaves(tree)])  # noqa: E731
+    one, other = (flat(state.opt_state) for state, _ in (got, want))
+    assert np.linalg.norm(one - other) <= atol * np.linalg.norm(other)
     change = lambda state: jax.tree.map(lambda a, b: a - b, state.params, before)  # noqa: E731
-    one, other = (
-        np.concatenate([x.ravel() for x in jax.tree.leaves(change(s[0]))]) for s in (got, want)
-    )
+    one, other = (flat(change(state)) for state, _ in (got, want))
     assert np.linalg.norm(other) > 1e-3
     assert np.linalg.norm(one - other) <= atol * np.linalg.norm(other)
     assert got[1].keys() == want[1].keys()

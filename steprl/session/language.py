@@ -39,7 +39,8 @@ def own_policy(config: Config, policy: Any, vocab_size: int) -> Policy:
         source = ""
     user_policy = _in_context(source, lambda: as_policy(policy))
     # The settings say what its critic gives, numbers or logits of bins.
-    user_policy = user_policy._replace(support=value_support(config.critic))
+    if user_policy.support != value_support(config.critic):
+        user_policy = user_policy._replace(support=value_support(config.critic))
     _in_context(source, lambda: check_policy(user_policy, vocab_size))
     return user_policy
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -261,8 +262,7 @@ def test_a_set_of_everything_and_no_set_are_the_whole_vocabulary(model, scored, 
     for keep in (True, False):
         words = np.asarray(pack_support(np.full((*holed.tokens_NT.shape, VOCAB), keep)))
         same = scored(dataclasses.replace(holed, support_NTW=words), 0.7)
-        for one, other in zip(same, whole, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(same, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_sets_of_another_vocabulary_are_refused(model, holed):
@@ -309,7 +309,7 @@ def test_logits_of_a_chunk_at_most_exist_at_a_time(model, chunk_tokens, backward
 
     def loss(params, batch, chunk):
         scores = score(policy, params, batch, chunk_tokens=chunk)
-        return sum(jnp.sum(x) for x in scores)
+        return sum(jnp.sum(x) for x in jax.tree.leaves(scores))
 
     program = jax.grad(loss) if backward else loss
     found = most_tokens_with_a_vocabulary(lambda p, b: program(p, b, chunk_tokens), params, batch)

@@ -15,6 +15,7 @@ ROW = jnp.linspace(-2.0, -1.0, T)
 MASK = np.array([0, 0, 1, 1, 0, 1, 1])
 
 # Every function that takes ids, with them as its only argument.
+BINS = ops.ValueSupport(0.0, 1.0, 12, 0.75)
 OF_A_ROW = {
     "step_starts": ops.step_starts,
     "reduce_steps": lambda ids: ops.reduce_steps(ROW, ids, T),
@@ -38,6 +39,9 @@ OF_BOTH = {
     "log_ratio": lambda ids: ops.log_ratio(like(ids), like(ids), ids),
     "policy_loss": lambda ids: ops.policy_loss(like(ids), like(ids), like(ids), ids),
     "value_loss": lambda ids: ops.value_loss(like(ids), like(ids), like(ids), ids),
+    "hl_gauss_loss": lambda ids: ops.hl_gauss_loss(
+        jnp.stack([like(ids)] * BINS.bins, axis=-1), like(ids), ids, BINS
+    ),
     "kl_penalty": lambda ids: ops.kl_penalty(like(ids), like(ids), step_ids_t=ids),
     "future_kl_weights": lambda ids: ops.future_kl_weights(like(ids), like(ids), ids),
     "future_kl_policy_loss": lambda ids: ops.future_kl_policy_loss(
