@@ -16,7 +16,7 @@ import numpy as np
 from steprl.rollout.trees import Tokens, host_tokens, lay_out, sorted_contexts
 from steprl.types import StepBatch, TreeLayout
 
-_NARROWEST = 128
+_NARROWEST = 256
 """Tokens of a block below which no narrower one is worth a program of its own."""
 
 
