@@ -258,7 +258,7 @@ def test_pictures_that_cannot_be_written_leave_a_run_that_is_complete(home, caps
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "plots/credit.png")
 
-    monkeypatch.setattr("steprl.cli.training._finish", refuse)
+    monkeypatch.setattr("steprl.cli.training.print_outcome", refuse)
     assert main(["train", *words(home, "trainer.experiment_name=plots")]) == 1
     line = capsys.readouterr().out.strip().splitlines()[-1]
     assert line.startswith("error: ") and "plots/credit.png" in line

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from steprl.cli.options import EXIT_ERROR, config_of, exit_code, session_of
+from steprl.cli.outcome import print_outcome
 from steprl.cli.progress import Watch, fewer_tasks, print_results
 from steprl.cli.report import report_of_run
 from steprl.config.environments import NO_ENVIRONMENT
@@ -81,7 +82,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         except WriteError as error:
             return _not_written(options, run, console, error)
     try:
-        _finish(session, run, params, console)
+        print_outcome(session, run, params, console)
     except OSError as error:
         console.print(
             f"[bold red]error:[/] {escape(str(error))}; the run itself is complete and saved"
@@ -258,74 +259,3 @@ def _last_saved(run: Path) -> str:
 def _resume_command(options: argparse.Namespace) -> str:
     words = ["steprl", options.command_name, str(options.config), *options.overrides]
     return shlex.join([*words, "--resume", options.resume or "auto"])
-
-
-def _best_line(metric: str | None, rows: list[dict[str, float]], run: Path) -> str | None:
-    """Where the last evaluation is not the best, which one was, and how to use its checkpoint."""
-    from steprl.checkpoint import best_steps
-    from steprl.metrics import STEP
-
-    if metric is None:
-        return None
-    measured = [row for row in rows if metric in row]
-    steps = best_steps(run / "checkpoints", metric)
-    if not steps or not measured or steps[0] == measured[-1][STEP]:
-        return None
-    value = {row[STEP]: row[metric] for row in measured}
-    step, last = steps[0], int(measured[-1][STEP])
-    command = shlex.join(["steprl", "eval", str(run), "--step", "best"])
-    return (
-        f"iteration {step} was the best, {metric} {value.get(step, float('nan')):.3f}, and the last, {last}, "
-        f"has {value[last]:.3f}: --step best takes it, as in {command}"
-    )
-
-
-def _finish(session, run: Path, params, console: Console) -> None:  # type: ignore[no-untyped-def]
-    """Before and after, a sample transcript, and the pictures."""
-    import numpy as np
-
-    from steprl.checkpoint import begun
-    from steprl.evaluation import inspect
-    from steprl.metrics import read_metrics
-    from steprl.report import plot_learning_curves
-    from steprl.session import load_params
-    from steprl.session.parameters import WARM_START
-    from steprl.transcripts import draw_credit, pick, transcript
-
-    config, rows = session.config, read_metrics(run / "metrics.jsonl")
-    measured = [row for row in rows if "eval/success_rate" in row] or [{}]
-    split = session.player.splits[1]
-    tasks = np.arange(config.rollout.batch_size * config.rollout.n)
-    shown = inspect(session, params, split, tasks)[:8]
-    sample = pick(shown)
-    task = sample.trajectory.task
-    if session.player.explore is not None and begun(run / "sft"):
-        warm = load_params(session, run, WARM_START)
-        earlier = inspect(session, warm, split, tasks)[:8]
-        # A task that training has taught, if there is one.
-        learnt = [
-            now
-            for now, then in zip(shown, earlier, strict=True)
-            if now.trajectory.success and not then.trajectory.success
-        ]
-        sample = pick(learnt or [sample])
-        task = sample.trajectory.task
-        before = next(one for one in earlier if one.trajectory.task == task)
-        console.print(transcript(before, f"{split} task {task}, after the warm start"))
-        console.print(transcript(sample, f"{split} task {task}, after training"))
-    else:
-        console.print(transcript(sample, f"a sample: {split} task {task}"))
-    title = f"{config.algorithm.name} on {config.env.name}"
-    curves = plot_learning_curves(rows, run / "plots" / "learning_curves.png", title)
-    credit = draw_credit(sample, run / "plots" / "credit.png", f"Credit of {title}")
-    for name in [key for key in measured[-1] if "success_rate" in key and "rollout" not in key]:
-        if not name.endswith(("_low", "_high")) and "_low_" not in name and "_high_" not in name:
-            first, last = measured[0].get(name), measured[-1][name]
-            before = f"{first:.3f}" if first is not None else "  -  "
-            console.print(f"{escape(f'{name:40s}')} before {before}   after [bold]{last:.3f}[/]")
-    console.print(f"pictures: {curves} and {credit}", markup=False)
-    if line := _best_line(config.trainer.keep_best, rows, run):
-        console.print(escape(line))
-    report_of_run(run, console)
-    more = shlex.join(["steprl", "rollout", str(run), "--tasks", "3"])
-    console.print(f"look at more with: [bold]{escape(more)}[/]")

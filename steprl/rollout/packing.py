@@ -16,6 +16,9 @@ import numpy as np
 from steprl.rollout.trees import Tokens, host_tokens, lay_out, sorted_contexts
 from steprl.types import StepBatch, TreeLayout
 
+_NARROWEST = 256
+"""Tokens of a block below which no narrower one is worth a program of its own."""
+
 
 class Packing(NamedTuple):
     """How the model is run on a batch in an update, for each pass over it.
@@ -73,7 +76,7 @@ def pack_rows(
         for b, block in enumerate(blocks):
             place[m, b, : len(block)] = block
             row[m, b, : len(block)] = rows[block]
-    laid_out = lay_out(_taken(flat, row.reshape(-1)), room, [width], fractions=8)
+    laid_out = lay_out(_taken(flat, row.reshape(-1)), room, [width])
     row_BR = row.reshape(-1, room)
     prefix = _numbers_of_blocks(laid_out.place_NT, number_NT, row_BR, width)
     shape = (passes, parts, count)
@@ -97,9 +100,9 @@ def pack_rows(
 
 
 def block_widths(most_tokens: int, largest_row: int, least: int) -> list[int]:
-    """Tokens that a block may have, descending, few so that few programs are ever compiled.
+    """Tokens that a block may have, descending; few, as each is a program that takes long to compile.
 
-    Thirty-second parts of `most_tokens`, or multiples of 64 tokens if that is more, from half of it up.
+    Eight from `most_tokens` to half of it, then four from one half to the next.
 
     Args:
         most_tokens: of a block, unless a row needs more: then so many halves of it as the row needs.
@@ -107,14 +110,12 @@ def block_widths(most_tokens: int, largest_row: int, least: int) -> list[int]:
         least: tokens of the largest mini-batch: where they are few, narrower ones too.
     """
     half = -(-most_tokens // 2)
-    most = max(most_tokens, half * -(-largest_row // half))
+    scale = most = max(most_tokens, half * -(-largest_row // half))
     widths: list[int] = []
-    scale = most
-    while True:
-        widths += range(scale, scale // 2, -max(64, most // 32))
+    while scale >= max(_NARROWEST, least // 2) or not widths:
+        steps = 8 if scale == most else 4
+        widths += range(scale, scale // 2, -max(_NARROWEST // 2, -(-scale // (2 * steps))))
         scale = -(-scale // 2)
-        if scale < max(64, least // 2):
-            break
     return [width for width in widths if width >= max(1, largest_row)]
 
 
@@ -154,7 +155,7 @@ def _best_width(
         blocks = [_fit(rows, width) for rows in mini_batches]
         found.append((width * sum(map(len, blocks)), width, blocks))
     fewest = min(slots for slots, _, _ in found)
-    return next((width, blocks) for slots, width, blocks in found if slots <= 1.02 * fewest)
+    return next((width, blocks) for slots, width, blocks in found if slots <= 1.05 * fewest)
 
 
 def _fit(rows: _Rows, width: int) -> list[list[int]]:

@@ -120,14 +120,12 @@ def host_tokens(batch: StepBatch) -> Tokens:
     )
 
 
-def lay_out(flat: Tokens, rows: int, widths: Sequence[int], fractions: int = 4) -> LaidOut:
+def lay_out(flat: Tokens, rows: int, widths: Sequence[int]) -> LaidOut:
     """The tree of `share_prefixes`, for tokens on the host.
 
     Args:
         flat: N rows.
         rows, widths: see `share_prefixes`.
-        fractions: the room for scored tokens is a multiple of that part of a group's tokens, so
-            that few shapes are ever compiled.
 
     Raises:
         ValueError: as of `share_prefixes`.
@@ -154,7 +152,7 @@ def lay_out(flat: Tokens, rows: int, widths: Sequence[int], fractions: int = 4) 
         _lay_out(group, block, {name: x[m] for name, x in token_MGU.items()}, place_NT)
     real_NT = flat.segment_ids_NT > 0
     arrays: dict[str, Any] = {f"{name}_MGU": x for name, x in token_MGU.items()}
-    arrays |= _scored(flat, place_NT, rows, number * width, fractions)
+    arrays |= _scored(flat, place_NT, rows, number * width)
     return LaidOut(TreeLayout(**arrays, last_N=_last(real_NT, place_NT)), place_NT)
 
 
@@ -235,10 +233,11 @@ def _lay_out(
     close(0)
 
 
-def _scored(
-    flat: Tokens, place_NT: np.ndarray, rows: int, size: int, fractions: int
-) -> dict[str, Any]:
-    """The different sampled tokens of each group, with what they were predicted and drawn from."""
+def _scored(flat: Tokens, place_NT: np.ndarray, rows: int, size: int) -> dict[str, Any]:
+    """The different sampled tokens of each group, with what they were predicted and drawn from.
+
+    The room for them is so many quarters of a group's tokens, so that few shapes are ever compiled.
+    """
     count, length = place_NT.shape
     before_NT = np.maximum.accumulate(np.where(place_NT >= 0, np.arange(length), -1), axis=1)
     before_NT = np.pad(before_NT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
@@ -257,7 +256,7 @@ def _scored(
         different, index = np.unique(of_token, axis=0, return_inverse=True)
         scored_NT[row, column] = index.reshape(-1)
         distinct_tokens.append(different)
-    part = -(-size // fractions)
+    part = -(-size // 4)
     room = part * max(1, -(-max(map(len, distinct_tokens)) // part))
     padded = np.zeros((len(distinct_tokens), room, distinct_tokens[0].shape[1]), np.int64)
     padded[:, :, 0] = size
