@@ -180,7 +180,7 @@ def evaluate_all(
     num_tasks: int | None = None,
     rows: int | None = None,
 ) -> dict[str, float]:
-    """All splits, sampled and greedy, by the names of metrics.
+    """The splits of `eval.splits`, sampled and greedy, by the names of metrics.
 
     The main split is `eval/success_rate` (sampled) and `eval/success_rate_greedy`; another split S
     is `eval/S/success_rate`.
@@ -194,8 +194,8 @@ def evaluate_all(
         config.eval if num_tasks is None else dataclasses.replace(config.eval, num_tasks=num_tasks)
     )
     metrics: dict[str, float] = {}
-    for index, split in enumerate(player.splits[1:]):
-        prefix = "eval/" if index == 0 else f"eval/{split}/"
+    for split in splits_of(player, config.eval):
+        prefix = "eval/" if split == player.splits[1] else f"eval/{split}/"
         temperatures = {"": settings.temperature} | ({"_greedy": 0.0} if settings.greedy else {})
         played: dict[float, dict[str, float]] = {}  # at temperature 0, sampled is greedy
         for suffix, temperature in temperatures.items():
@@ -204,6 +204,12 @@ def evaluate_all(
             result = played[temperature]
             metrics |= {f"{prefix}{name}{suffix}": value for name, value in result.items()}
     return metrics
+
+
+def splits_of(player: Player, config: EvalConfig) -> tuple[str, ...]:
+    """The splits to evaluate on, in the order of the environment."""
+    heldout = player.splits[1:]
+    return tuple(split for split in heldout if not config.splits or split in config.splits)
 
 
 class Inspected(NamedTuple):

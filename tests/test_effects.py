@@ -34,7 +34,7 @@ ALWAYS = {
     "actor.entropy_coeff", "actor.use_kl_loss", "actor.ppo_epochs", "actor.ppo_mini_batch_size",
     "actor.ppo_micro_batch_size",
     "rollout.batch_size", "rollout.n", "rollout.temperature", "rollout.top_*",
-    "eval.num_tasks", "eval.temperature", "eval.greedy", "trainer.*", "mesh.*",
+    "eval.num_tasks", "eval.splits", "eval.temperature", "eval.greedy", "trainer.*", "mesh.*",
 }  # fmt: skip
 NAMES = tuple(setting_values(Config()))
 

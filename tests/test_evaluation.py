@@ -18,7 +18,9 @@ from steprl.evaluation import evaluate, evaluate_all
 from steprl.metrics import mean_interval, pass_at_k
 from steprl.rollout import Player, Rollouts, Usage, collate
 from steprl.sampling import Sampling
+from steprl.session import setup
 from steprl.types import Step, Trajectory
+from tests.small import small_config
 
 
 def trajectory(task, sample, success, f1, steps=1):
@@ -229,3 +231,25 @@ def test_at_temperature_0_the_greedy_evaluation_is_the_sampled_one_and_played_on
     found = evaluate_all(one, {}, config)
     assert len(calls) == 1
     assert found["eval/success_rate"] == found["eval/success_rate_greedy"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "measured"),
+    [
+        ("[]", {"eval/success_rate", "eval/far/success_rate"}),
+        ("[far]", {"eval/far/success_rate"}),
+        ("[held]", {"eval/success_rate"}),
+    ],
+)
+def test_splits_can_be_chosen_and_keep_their_names(splits, measured):
+    one, calls = player({"held": 2, "far": 2})
+    one = one._replace(splits=("train", "held", "far"))
+    config = load_config(None, [f"eval.splits={splits}", "eval.greedy=false"])
+    found = evaluate_all(one, {}, config, rows=2)
+    assert {name for name in found if name.endswith("success_rate")} == measured
+    assert len(calls) == len(measured)
+
+
+def test_a_split_that_is_none_to_evaluate_on_is_refused():
+    with pytest.raises(ValueError, match="eval.splits: 'train' is no split.*has heldout"):
+        setup(small_config("eval.splits=[train]"))

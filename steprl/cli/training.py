@@ -188,6 +188,7 @@ def _parameters(tree) -> int:  # type: ignore[no-untyped-def]
 
 
 def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-untyped-def]
+    from steprl.evaluation import splits_of
     from steprl.session import abstract_params, notice_idle
 
     config, devices = session.config, session.mesh.devices.flatten()
@@ -202,7 +203,7 @@ def _announce(session, run: Path, console: Console) -> None:  # type: ignore[no-
     if notice := notice_idle(session):
         console.print(f"[dim]{escape(notice)}[/]")
     for split, size in session.player.sizes.items():
-        if split in session.player.splits[1:] and size < config.eval.num_tasks:
+        if split in splits_of(session.player, config.eval) and size < config.eval.num_tasks:
             line = fewer_tasks(f"split {split}", size, config.eval.num_tasks)
             console.print(line, style="dim", markup=False)
 

@@ -292,6 +292,8 @@ class RolloutConfig:
 class EvalConfig:
     """How success is measured: during training, and by `steprl eval`."""
 
+    # Names of the splits, such as [valid_unseen]; none = all that the environment holds out.
+    splits: list[str] = dataclasses.field(default_factory=list)
     num_tasks: int = setting(1024, 1)  # of each split, at most; eval.n is how often each is tried
     temperature: float = setting(1.0, 0.0)  # of sampling, 0 = greedy
     top_k: int = setting(0, 0)  # as rollout.top_k

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from steprl.algorithms import Algorithm, check_needs, future_kl_loss
 from steprl.branching import initial_attempts, keeps_groups
 from steprl.config import Config
+from steprl.config.checks import shown
 from steprl.config.environments import NO_ENVIRONMENT
 from steprl.envs.nothing import REFUSAL
 from steprl.envs.suite import Suite
@@ -70,6 +71,12 @@ def check_plays(config: Config) -> None:
 
 
 def check_player(config: Config, suite: Suite, player: Player) -> None:
+    heldout = player.splits[1:]
+    if strangers := [split for split in config.eval.splits if split not in heldout]:
+        raise ValueError(
+            f"eval.splits: {shown(strangers[0])} is no split to evaluate on; env.name={config.env.name} has "
+            f"{', '.join(dict.fromkeys(heldout))}"
+        )
     if config.sft.steps and config.sft.data is None and player.demonstrate is None:
         raise ValueError(
             f"sft.steps={config.sft.steps}: env.name={config.env.name} shows no demonstrations; set "

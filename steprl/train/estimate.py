@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from steprl.config import Config
+from steprl.evaluation import splits_of
 from steprl.optimizer import split_trainable
 from steprl.session import Session, abstract_params
 from steprl.train.begin import abstract_state
@@ -202,7 +203,9 @@ def _episodes_of_evaluation(session: Session) -> int:
     attempts = settings.n if settings.temperature else 1
     attempts += settings.greedy and settings.temperature > 0
     most = settings.num_tasks
-    return attempts * sum(min(most, player.sizes.get(split, most)) for split in player.splits[1:])
+    return attempts * sum(
+        min(most, player.sizes.get(split, most)) for split in splits_of(player, settings)
+    )
 
 
 def _short(x: float) -> str:
