@@ -9,6 +9,7 @@ from rich.console import Console
 
 import steprl.evaluation
 import steprl.session
+from steprl.checkpoint import DamagedCheckpoint
 from steprl.cli import outcome
 from steprl.evaluation import Inspected
 from steprl.types import Step, Trajectory
@@ -31,7 +32,7 @@ def attempt(params, task):
 def printed(tmp_path, monkeypatch):
     """Prints the sample of a run; returns it, the tasks that were played for it, and the text."""
 
-    def of(is_text, warm_started=True):
+    def of(is_text, warm_started=True, load=lambda *_: "before"):
         asked = []
 
         def inspect(session, params, split, task_N):
@@ -39,7 +40,7 @@ def printed(tmp_path, monkeypatch):
             return [attempt(params, int(task)) for task in task_N]
 
         monkeypatch.setattr(steprl.evaluation, "inspect", inspect)
-        monkeypatch.setattr(steprl.session, "load_params", lambda *_: "before")
+        monkeypatch.setattr(steprl.session, "load_params", load)
         if warm_started:
             (tmp_path / "sft" / "10").mkdir(parents=True)
         player = SimpleNamespace(explore=print if is_text else None, splits=("train", "heldout"))
@@ -66,3 +67,11 @@ def test_without_a_warm_start_and_of_games_a_sample_is_shown(printed, is_text, t
     _, asked, text = printed(is_text, warm_started=not is_text)
     assert asked == [("after", tasks)]
     assert "a sample: heldout task 0" in text
+
+
+def test_a_run_whose_warm_start_is_damaged_is_complete_all_the_same(printed):
+    def damaged(*_):
+        raise DamagedCheckpoint("sft/10: bytes differ")
+
+    _, asked, text = printed(is_text=True, load=damaged)
+    assert asked == [("after", 8)] and "a sample: heldout task 0" in text

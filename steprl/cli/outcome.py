@@ -42,10 +42,7 @@ def _print_sample(session: Any, run: Path, params: Any, console: Console) -> Any
     """A held-out task, in text environments after the warm start as well; what came of it."""
     import numpy as np
 
-    from steprl.checkpoint import begun
     from steprl.evaluation import inspect
-    from steprl.session import load_params
-    from steprl.session.parameters import WARM_START
     from steprl.transcripts import pick, transcript
 
     rollout, split = session.config.rollout, session.player.splits[1]
@@ -53,12 +50,12 @@ def _print_sample(session: Any, run: Path, params: Any, console: Console) -> Any
     # A game on the device has a program for a whole batch already; in text, each task takes its time.
     tasks = np.arange(_SHOWN if is_text else rollout.batch_size * rollout.n)
     shown = inspect(session, params, split, tasks)[:_SHOWN]
-    if not is_text or not begun(run / "sft"):
+    warm = _warm_start(session, run) if is_text else None
+    if warm is None:
         sample = pick(shown)
         task = sample.trajectory.task
         console.print(transcript(sample, f"a sample: {split} task {task}"))
         return sample
-    warm = load_params(session, run, WARM_START)
     pairs = list(zip(inspect(session, warm, split, tasks)[:_SHOWN], shown, strict=True))
     sample = pick(_learnt(pairs) or shown)
     before = next(then for then, now in pairs if now is sample)
@@ -66,6 +63,18 @@ def _print_sample(session: Any, run: Path, params: Any, console: Console) -> Any
     console.print(transcript(before, f"{split} task {task}, after the warm start"))
     console.print(transcript(sample, f"{split} task {task}, after training"))
     return sample
+
+
+def _warm_start(session: Any, run: Path) -> Any:
+    """Its parameters; None where the run had none, or nothing of it can be read any more."""
+    from steprl.checkpoint import DamagedCheckpoint, begun
+    from steprl.session import load_params
+    from steprl.session.parameters import WARM_START
+
+    try:
+        return load_params(session, run, WARM_START) if begun(run / "sft") else None
+    except DamagedCheckpoint:  # the run is complete all the same
+        return None
 
 
 def _learnt(pairs: list[tuple[Any, Any]]) -> list[Any]:
