@@ -71,7 +71,7 @@ def test_without_a_warm_start_and_of_games_a_sample_is_shown(printed, is_text, t
 
 def test_a_run_whose_warm_start_is_damaged_is_complete_all_the_same(printed):
     def damaged(*_):
-        raise DamagedCheckpoint("sft/10: bytes differ")
+        raise DamagedCheckpoint("sft/10", "bytes differ")
 
     _, asked, text = printed(is_text=True, load=damaged)
     assert asked == [("after", 8)] and "a sample: heldout task 0" in text
