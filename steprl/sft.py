@@ -102,7 +102,12 @@ def measure(session: Session, params: Params, panel: Panel) -> dict[str, float]:
     """
     config, player = session.config, session.player
     rollout, devices = config.rollout, session.mesh.size
-    sampled = EvalConfig(panel.size, rollout.temperature, rollout.top_k, rollout.top_p)
+    sampled = EvalConfig(
+        num_tasks=panel.size,
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+    )
     rows = min(-(-panel.size // devices) * devices, rollout.batch_size * rollout.n)
     found = evaluate(
         player, params, sampled, player.splits[0], rows, rollout.temperature, panel.first

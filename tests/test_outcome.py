@@ -43,8 +43,11 @@ def printed(tmp_path, monkeypatch):
         monkeypatch.setattr(steprl.session, "load_params", load)
         if warm_started:
             (tmp_path / "sft" / "10").mkdir(parents=True)
-        player = SimpleNamespace(explore=print if is_text else None, splits=("train", "heldout"))
-        session = SimpleNamespace(config=small_config("rollout.batch_size=16"), player=player)
+        session = SimpleNamespace(
+            config=small_config("rollout.batch_size=16"),
+            suite=SimpleNamespace(game=None if is_text else "a game"),
+            player=SimpleNamespace(splits=("train", "heldout")),
+        )
         console = Console(width=80, record=True, file=io.StringIO())
         sample = outcome._print_sample(session, tmp_path, "after", console)
         return sample, asked, console.export_text()

@@ -46,7 +46,7 @@ def _print_sample(session: Any, run: Path, params: Any, console: Console) -> Any
     from steprl.transcripts import pick, transcript
 
     rollout, split = session.config.rollout, session.player.splits[1]
-    is_text = session.player.explore is not None
+    is_text = session.suite.game is None
     # A game on the device has a program for a whole batch already; in text, each task takes its time.
     tasks = np.arange(_SHOWN if is_text else rollout.batch_size * rollout.n)
     shown = inspect(session, params, split, tasks)[:_SHOWN]
